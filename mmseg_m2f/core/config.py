@@ -1,0 +1,96 @@
+"""Settings of the core, one frozen dataclass per part. Defaults are the paper's (arXiv:2112.01527).
+
+The official yaml files set these values; the class defaults of the official Python code differ
+(``mask2former/config.py``) and are not used by any published model.
+"""
+
+from dataclasses import dataclass
+
+POINT_MODES = ('shared', 'per_prediction')
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelDecoderConfig:
+    """Multi-scale deformable attention pixel decoder (paper section 3.2.2, appendix).
+
+    ``num_levels`` feature maps, from the coarsest, go through the encoder; the finer ones are
+    added by a feature pyramid. ``ffn_dim`` is 1024 in the official code whatever its yaml says.
+    """
+
+    channels: int = 256
+    num_layers: int = 6
+    num_heads: int = 8
+    num_points: int = 4
+    num_levels: int = 3
+    ffn_dim: int = 1024
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ('channels', 'num_heads', 'num_points', 'num_levels', 'ffn_dim', 'norm_groups'):
+            value = getattr(self, name)
+            _require(value > 0, f'pixel_decoder.{name} must be positive, got {value}')
+        _require(
+            self.num_layers >= 0,
+            f'pixel_decoder.num_layers must not be negative, got {self.num_layers}',
+        )
+        _require(
+            self.channels % (2 * self.num_heads) == 0 and self.channels % self.norm_groups == 0,
+            f'pixel_decoder.channels must be a multiple of 2*num_heads ({2 * self.num_heads}) and '
+            f'of norm_groups ({self.norm_groups}), got {self.channels}',
+        )
+        _require(self.channels % 4 == 0, f'channels must be a multiple of 4, got {self.channels}')
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Masked-attention transformer decoder (paper section 3.2): nine layers, ten predictions."""
+
+    num_classes: int
+    channels: int = 256
+    num_queries: int = 100
+    num_layers: int = 9
+    num_heads: int = 8
+    num_levels: int = 3
+    ffn_dim: int = 2048
+
+    def __post_init__(self) -> None:
+        for name in ('num_classes', 'channels', 'num_queries', 'num_heads', 'num_levels', 'ffn_dim'):
+            value = getattr(self, name)
+            _require(value > 0, f'{name} must be positive, got {value}')
+        _require(
+            self.num_layers >= 0, f'decoder.num_layers must not be negative, got {self.num_layers}'
+        )
+        _require(
+            self.channels % self.num_heads == 0,
+            f'decoder.channels must be a multiple of num_heads ({self.num_heads}), '
+            f'got {self.channels}',
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointConfig:
+    """How the points of the mask losses are drawn (paper section 3.3, PointRend).
+
+    ``oversample_ratio * num_points`` candidates are drawn, ``importance_ratio * num_points`` of
+    them kept where the prediction is least certain, and the rest drawn anew.
+    """
+
+    num_points: int = 12544
+    oversample_ratio: float = 3.0
+    importance_ratio: float = 0.75
+
+    def __post_init__(self) -> None:
+        _require(self.num_points > 0, f'num_points must be positive, got {self.num_points}')
+        _require(
+            self.oversample_ratio >= 1,
+            f'oversample_ratio must be at least 1, got {self.oversample_ratio}',
+        )
+        _require(
+            0 <= self.importance_ratio <= 1,
+            f'importance_ratio must lie in [0, 1], got {self.importance_ratio}',
+        )

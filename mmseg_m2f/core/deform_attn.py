@@ -1,0 +1,106 @@
+"""Multi-scale deformable self-attention (Deformable DETR, arXiv:2010.04159)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmseg_m2f.core.structures import at_least_float32
+from mmseg_m2f.ops import ms_deform_attn
+
+LevelShapes = Sequence[tuple[int, int]]
+
+
+class MSDeformAttn(nn.Module):
+    """Each query looks at ``num_points`` learnt offsets per head and level.
+
+    ``backend`` names the operator's back end (``ops.ms_deform_attn``); ``'auto'`` chooses.
+    """
+
+    def __init__(
+        self,
+        channels: int = 256,
+        num_heads: int = 8,
+        num_levels: int = 3,
+        num_points: int = 4,
+        backend: str = 'auto',
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        self.backend = backend
+        num_samples = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(channels, 2 * num_samples)
+        self.attention_weights = nn.Linear(channels, num_samples)
+        self.value_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Point p of head h starts p + 1 steps away in direction h; all weights are equal.
+
+        Source: official ``pixel_decoder/ops/modules/ms_deform_attn.py``.
+        """
+        for linear in (self.sampling_offsets, self.attention_weights):
+            nn.init.zeros_(linear.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
+        direction = direction / direction.abs().amax(dim=-1, keepdim=True)
+        steps = torch.arange(1, self.num_points + 1)
+        offsets = direction[:, None, None] * steps[None, None, :, None]  # (heads, 1, P, 2)
+        with torch.no_grad():
+            bias = offsets.expand(-1, self.num_levels, -1, -1).flatten()
+            self.sampling_offsets.bias.copy_(bias)
+        for linear in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self,
+        query: Float[Tensor, 'B S C'],
+        value: Float[Tensor, 'B S C'],
+        reference_points: Float[Tensor, 'S 2'],
+        level_shapes: LevelShapes,
+    ) -> Float[Tensor, 'B S C']:
+        """Attend from ``query`` (with positions) to ``value`` (without).
+
+        Args:
+            query: one per token of all levels, coarsest level first.
+            value: the tokens themselves.
+            reference_points: ``(x, y)`` in [0, 1] of each query, the same for all levels.
+            level_shapes: ``(height, width)`` of each level.
+        """
+        locations = reference_points[:, None, None, None] + self._offsets(query, level_shapes)
+        weights = self.attention_weights(query)
+        weights = weights.unflatten(-1, (self.num_heads, self.num_levels * self.num_points))
+        weights = at_least_float32(weights).softmax(-1)
+        weights = weights.unflatten(-1, (self.num_levels, self.num_points))
+        projected = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
+        out = ms_deform_attn(projected, level_shapes, locations, weights, self.backend)
+        return self.output_proj(out)
+
+    def _offsets(
+        self, query: Float[Tensor, 'B S C'], level_shapes: LevelShapes
+    ) -> Float[Tensor, 'B S heads L P 2']:
+        """Learnt offsets, in pixels of each level, as a share of the level's extent."""
+        offsets = at_least_float32(self.sampling_offsets(query))
+        shape = (self.num_heads, self.num_levels, self.num_points, 2)
+        extent = offsets.new_tensor([(width, height) for height, width in level_shapes])
+        return offsets.unflatten(-1, shape) / extent[:, None]
+
+
+def pixel_centres(
+    level_shapes: LevelShapes, *, device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, 'S 2']:
+    """Centres ``(x, y)`` in (0, 1) of every token of every level, in token order."""
+    return torch.cat([_centres(*shape, device, dtype) for shape in level_shapes])
+
+
+def _centres(
+    height: int, width: int, device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, 'S 2']:
+    y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
+    x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
+    return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=-1)

@@ -1,0 +1,128 @@
+"""Attention, feed-forward, position encoding and the official initialisers."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose boolean mask is shared by the heads.
+
+    Parameters are named and laid out as in ``nn.MultiheadAttention`` (one fused ``in_proj``), but
+    the product runs through ``scaled_dot_product_attention`` and no weights are returned, so that
+    no ``(B * heads, Q, S)`` float mask or probability tensor has to exist.
+    """
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
+        self.out_proj = nn.Linear(channels, channels)
+        # The official code treats q, k, v as ONE 3C x C matrix: the Xavier bound uses fan-out 3C.
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self,
+        query: Float[Tensor, 'B Q C'],
+        key: Float[Tensor, 'B S C'],
+        value: Float[Tensor, 'B S C'],
+        may_attend: Bool[Tensor, 'B 1 Q S'] | None = None,
+    ) -> Float[Tensor, 'B Q C']:
+        """Attend from ``query`` to ``value``; ``may_attend`` is True where attention is allowed."""
+        weights = self.in_proj_weight.chunk(3)
+        biases = self.in_proj_bias.chunk(3)
+        q, k, v = (
+            self._split_heads(F.linear(x, weight, bias))
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, x: Float[Tensor, 'B S C']) -> Float[Tensor, 'B heads S D']:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Linear, ReLU, linear; the residual and the norm belong to the layer that owns it.
+
+    Weights are Xavier-uniform; biases keep PyTorch's default, as in the official code.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(channels, hidden)
+        self.linear2 = nn.Linear(hidden, channels)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(self, x: Float[Tensor, '*batch C']) -> Float[Tensor, '*batch C']:
+        """Position-wise: ``x`` and the result have shape ``(..., C)``."""
+        return self.linear2(F.relu(self.linear1(x)))
+
+
+class ConvNorm(nn.Module):
+    """Convolution, group norm and, if asked, ReLU; padding keeps the size."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        kernel_size: int = 1,
+        *,
+        norm_groups: int = 32,
+        bias: bool = False,
+        activate: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, channels, kernel_size, padding=kernel_size // 2, bias=bias
+        )
+        self.norm = nn.GroupNorm(norm_groups, channels)
+        self.activate = activate
+
+    def forward(self, x: Float[Tensor, 'B C h w']) -> Float[Tensor, 'B C2 h w']:
+        """Map ``(B, in_channels, h, w)`` to ``(B, channels, h, w)``."""
+        x = self.norm(self.conv(x))
+        return F.relu(x) if self.activate else x
+
+
+def sine_encoding(
+    size: tuple[int, int], channels: int, *, device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, 'C h w']:
+    """Two-dimensional sine position encoding, normalised to ``(0, 2 pi]``.
+
+    The first half of the channels encodes y, the second x; sine and cosine interleave. Computed in
+    float32 at least, because 10000 to the power of 1 is out of reach for half types' precision.
+
+    Source: DETR; official ``transformer_decoder/position_encoding.py`` (eps 1e-6, temperature 1e4).
+    """
+    exact = torch.promote_types(dtype, torch.float32)
+    y, x = (_axis_encoding(n, channels // 2, device=device, dtype=exact) for n in size)
+    height, width = size
+    y = y[:, :, None].expand(-1, -1, width)
+    x = x[:, None, :].expand(-1, height, -1)
+    return torch.cat([y, x]).to(dtype)
+
+
+def _axis_encoding(
+    num_steps: int, channels: int, *, device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, 'C S']:
+    position = torch.arange(1, num_steps + 1, device=device, dtype=dtype)
+    position = position / (num_steps + 1e-6) * (2 * math.pi)
+    index = torch.arange(channels, device=device)
+    exponent = 2 * index.div(2, rounding_mode='floor') / channels
+    angle = position / 10000 ** exponent.to(dtype)[:, None]
+    return torch.where((index % 2 == 0)[:, None], angle.sin(), angle.cos())
+
+
+def init_c2_xavier(conv: nn.Conv2d) -> None:
+    """Detectron2's ``c2_xavier_fill``: Kaiming-uniform with a = 1 (fan-in), zero bias."""
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)

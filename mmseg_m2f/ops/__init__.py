@@ -1,0 +1,6 @@
+"""Operators: a contract, a readable reference and faster back ends for each."""
+
+from mmseg_m2f.ops.assignment import linear_sum_assignment
+from mmseg_m2f.ops.ms_deform_attn import ms_deform_attn
+
+__all__ = ['linear_sum_assignment', 'ms_deform_attn']

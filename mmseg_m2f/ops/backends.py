@@ -1,0 +1,70 @@
+"""Back ends of an operator: named functions that can say why they cannot run.
+
+``choose('auto', ...)`` takes the first back end without an objection and logs its name once; a
+back end asked for by name that cannot run raises ``ValueError`` with its objection. Nothing is
+read from the environment and nothing falls back in silence.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+logger = logging.getLogger('mmseg_m2f')
+
+
+class Backend(NamedTuple):
+    """``why_not(*args)`` returns None if ``function(*args)`` can run, else the reason.
+
+    The answer may depend on the device, dtype and shape of the arguments only.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    why_not: Callable[..., str | None]
+
+
+class BackendTable:
+    """The back ends of one operator in order of preference; the reference stands last."""
+
+    def __init__(self, operator: str, reference: Backend) -> None:
+        self.operator = operator
+        self._backends = [reference]
+        self._logged: set[str] = set()
+
+    @property
+    def names(self) -> list[str]:
+        """Names in order of preference."""
+        return [backend.name for backend in self._backends]
+
+    def register(self, backend: Backend) -> None:
+        """Put ``backend`` before all others; one of the same name is replaced."""
+        self._backends = [backend] + [b for b in self._backends if b.name != backend.name]
+
+    def choose(self, name: str, *args: Any) -> Backend:
+        """The back end ``name``, or for ``'auto'`` the first that can run on ``args``.
+
+        Raises:
+            ValueError: the name is unknown, or the named back end cannot run on ``args``.
+        """
+        if name == 'auto':
+            return self._first(*args)
+        for backend in self._backends:
+            if backend.name == name:
+                objection = backend.why_not(*args)
+                if objection is not None:
+                    raise ValueError(f'{self.operator}: back end {name!r} cannot run: {objection}')
+                return backend
+        known = ', '.join(repr(known) for known in ['auto', *self.names])
+        raise ValueError(f'{self.operator}: unknown back end {name!r}; known: {known}')
+
+    def _first(self, *args: Any) -> Backend:
+        for backend in self._backends:
+            if backend.why_not(*args) is None:
+                self._log_once(backend.name)
+                return backend
+        raise AssertionError(f'{self.operator}: the reference back end must always run')
+
+    def _log_once(self, name: str) -> None:
+        if name not in self._logged:
+            self._logged.add(name)
+            logger.info('%s runs on back end %r', self.operator, name)

@@ -1,0 +1,32 @@
+"""The readable reference in plain PyTorch: the CPU path, and the judge of every other back end."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def ms_deform_attn_reference(
+    value: Float[Tensor, 'B S heads D'],
+    level_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Float[Tensor, 'B Q heads L P 2'],
+    attention_weights: Float[Tensor, 'B Q heads L P'],
+) -> Float[Tensor, 'B Q C']:
+    """See ``ops.ms_deform_attn``. Half types are computed in float32 and cast back at the end."""
+    batch, _, num_heads, head_dim = value.shape
+    exact = torch.promote_types(value.dtype, torch.float32)
+    maps = value.to(exact).permute(0, 2, 3, 1).flatten(0, 1)  # (B heads, D, S)
+    grid = (2 * sampling_locations.to(exact) - 1).transpose(1, 2).flatten(0, 1)
+    weights = attention_weights.to(exact).transpose(1, 2).flatten(0, 1)  # (B heads, Q, L, P)
+
+    out = maps.new_zeros(())
+    areas = [height * width for height, width in level_shapes]
+    for level, tokens in enumerate(maps.split(areas, dim=-1)):
+        samples = F.grid_sample(
+            tokens.unflatten(-1, level_shapes[level]), grid[:, :, level], align_corners=False
+        )
+        out = out + torch.einsum('ndqp,nqp->nqd', samples, weights[:, :, level])
+    out = out.view(batch, num_heads, -1, head_dim).transpose(1, 2).flatten(2)
+    return out.to(value.dtype)
