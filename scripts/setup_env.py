@@ -3,7 +3,8 @@
     python3 scripts/setup_env.py --stack onedl --venv .venv --torch 'torch==2.13.0'
 
 Every step first looks at what is there, so an interrupted set-up resumes. A stamp in the
-environment makes the next call return at once. What is missing is said in one sentence, with exit status 1.
+environment makes the next call return at once. What is missing is said in one sentence, with
+exit status 1.
 """
 
 import argparse
