@@ -25,6 +25,7 @@ from mmseg_m2f.core.structures import (
     MaskTarget,
     Match,
     PixelFeatures,
+    at_least_float32,
     mask_logits,
 )
 from mmseg_m2f.core.targets import label_map_target
@@ -51,6 +52,7 @@ __all__ = [
     'PointMaskCost',
     'PointMaskLoss',
     'PointSampler',
+    'at_least_float32',
     'label_map_target',
     'mask_logits',
     'semantic_scores',

@@ -59,7 +59,14 @@ class DecoderConfig:
     ffn_dim: int = 2048
 
     def __post_init__(self) -> None:
-        for name in ('num_classes', 'channels', 'num_queries', 'num_heads', 'num_levels', 'ffn_dim'):
+        for name in (
+            'num_classes',
+            'channels',
+            'num_queries',
+            'num_heads',
+            'num_levels',
+            'ffn_dim',
+        ):
             value = getattr(self, name)
             _require(value > 0, f'{name} must be positive, got {value}')
         _require(

@@ -179,8 +179,9 @@ class HungarianMatcher:
         points = self.sample_points(num_draws, self.num_points, features.device, features.dtype)
         if num_draws == 1 and self.is_row_wise:
             point_logits, point_targets = self._at_points(mask_embed, features, target, points)
-            cost = self._cost(class_logits.flatten(0, 1), point_logits.flatten(0, 1), target.labels,
-                              point_targets)
+            cost = self._cost(
+                class_logits.flatten(0, 1), point_logits.flatten(0, 1), target.labels, point_targets
+            )
             return cost.unflatten(0, (num_predictions, -1))
         return torch.stack(
             [
@@ -232,6 +233,4 @@ def _to_device(solved: Sequence[np.ndarray], device: torch.device) -> list[Match
     """All indices in one host-to-device copy."""
     flat = torch.from_numpy(np.concatenate([pairs.ravel() for pairs in solved])).to(device)
     parts = flat.split([pairs.size for pairs in solved])
-    return [
-        Match(*part.view(pairs.shape)) for part, pairs in zip(parts, solved, strict=True)
-    ]
+    return [Match(*part.view(pairs.shape)) for part, pairs in zip(parts, solved, strict=True)]

@@ -67,6 +67,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 f'{len(in_channels)} maps: {list(in_channels)}'
             )
         self.config = config
+        self.channels, self.num_levels = config.channels, config.num_levels
         self.in_channels = tuple(in_channels)
         num_lateral = len(in_channels) - config.num_levels
         coarse_first = list(reversed(in_channels))
@@ -82,8 +83,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         # lateral[j] and output[j] belong to in_channels[j]: the finest map has index 0.
         self.lateral = nn.ModuleList(self._project(c) for c in in_channels[:num_lateral])
         self.output = nn.ModuleList(
-            self._project(config.channels, kernel_size=3, activate=True)
-            for _ in range(num_lateral)
+            self._project(config.channels, kernel_size=3, activate=True) for _ in range(num_lateral)
         )
         self.mask_proj = nn.Conv2d(config.channels, config.channels, 1)
         self._init_convolutions()

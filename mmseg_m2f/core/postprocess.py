@@ -1,6 +1,5 @@
 """The last prediction of one picture to what people ask for (spec: official order of operations)."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F

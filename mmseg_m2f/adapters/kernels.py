@@ -1,0 +1,123 @@
+"""mmcv's deformable attention: its CUDA operator as a back end, its module as a part by type."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmseg_m2f.ops.backends import Backend
+from mmseg_m2f.ops.ms_deform_attn import BACKENDS
+
+MMCV_ATTENTION = 'MultiScaleDeformableAttention'
+
+
+@functools.cache
+def _import_operator() -> tuple[Any, str | None]:
+    """Mmcv's autograd function, or the reason why it cannot be had."""
+    try:
+        from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+    except ImportError as error:
+        return None, f'mmcv has no compiled operators here ({error})'
+    return MultiScaleDeformableAttnFunction, None
+
+
+def _why_not(
+    value: Tensor,
+    level_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> str | None:
+    if value.device.type != 'cuda':
+        return f'it needs CUDA tensors, got {value.device.type}'
+    if not value.dtype == sampling_locations.dtype == attention_weights.dtype:
+        # mmcv would round the locations to the half type of the value: up to a quarter pixel.
+        return 'it needs value, locations and weights of one dtype'
+    if value.dtype not in (torch.float32, torch.float64):
+        return f'it is used for float32 and float64 only, got {value.dtype}'
+    return _import_operator()[1]
+
+
+def _run(
+    value: Tensor,
+    level_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    operator, _ = _import_operator()
+    shapes, starts = _shape_tensors(tuple(level_shapes), value.device)
+    # im2col_step splits the batch; the whole batch at once is always a divisor of itself.
+    return operator.apply(
+        value.contiguous(),
+        shapes,
+        starts,
+        sampling_locations.contiguous(),
+        attention_weights.contiguous(),
+        value.shape[0],
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _shape_tensors(
+    level_shapes: tuple[tuple[int, int], ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """``(L, 2)`` sizes and ``(L,)`` first tokens; cached, so no step waits for a copy."""
+    shapes = torch.tensor(level_shapes, device=device)
+    areas = shapes.prod(dim=1)
+    return shapes, areas.cumsum(0) - areas
+
+
+def offer_mmcv_operator() -> None:
+    """Put mmcv's operator before the reference; it objects by itself wherever it cannot run."""
+    BACKENDS.register(Backend('mmcv', _run, _why_not))
+
+
+def is_mmcv_attention(type_name: object) -> bool:
+    """True for the name of mmcv's module, with or without a scope."""
+    return isinstance(type_name, str) and type_name.rpartition('.')[2] == MMCV_ATTENTION
+
+
+@functools.cache
+def _mmcv_attention_class() -> type[nn.Module]:
+    from mmcv.ops import MultiScaleDeformableAttention
+
+    class MMCVDeformAttn(MultiScaleDeformableAttention):
+        """mmcv's module behind the call signature of ``core.MSDeformAttn``."""
+
+        def forward(
+            self,
+            query: Tensor,
+            value: Tensor,
+            reference_points: Tensor,
+            level_shapes: Sequence[tuple[int, int]],
+        ) -> Tensor:
+            shapes, starts = _shape_tensors(tuple(level_shapes), query.device)
+            points = reference_points[None, :, None].expand(len(query), -1, len(shapes), -1)
+            return super().forward(
+                query,
+                value=value,
+                identity=query.new_zeros(()),  # the residual belongs to our encoder layer
+                reference_points=points,
+                spatial_shapes=shapes,
+                level_start_index=starts,
+            )
+
+    return MMCVDeformAttn
+
+
+def build_mmcv_attention(
+    channels: int, num_heads: int, num_levels: int, num_points: int, **options: Any
+) -> nn.Module:
+    """Mmcv's ``MultiScaleDeformableAttention`` with the parameter names of ``MSDeformAttn``.
+
+    ``options`` are mmcv's own (``im2col_step``, ``dropout``, ...); dropout is 0 unless given.
+    """
+    return _mmcv_attention_class()(
+        embed_dims=channels,
+        num_heads=num_heads,
+        num_levels=num_levels,
+        num_points=num_points,
+        batch_first=True,
+        **{'dropout': 0.0, **options},
+    )

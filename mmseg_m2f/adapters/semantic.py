@@ -1,0 +1,174 @@
+"""Mask2Former as a decode head of MMSegmentation's ``EncoderDecoder``.
+
+The head keeps mmseg's protocol without inheriting from mmseg or mmdet: the segmentor calls
+``loss``, ``predict`` and ``forward`` and reads ``num_classes``, ``out_channels``,
+``align_corners`` and ``threshold``.
+"""
+
+import copy
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.logging import MessageHub
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from mmseg_m2f import core
+from mmseg_m2f.adapters.assembly import HeadConfig, assemble
+from mmseg_m2f.adapters.parts import PartConfig
+from mmseg_m2f.registry import MODELS
+
+
+@MODELS.register_module()
+class Mask2FormerHead(BaseModule):
+    """Pixel decoder, decoder, matcher and losses, each replaceable from the config.
+
+    Args:
+        num_classes: K, without no-object.
+        in_channels: channels of the backbone's maps, stride 4 first.
+        num_queries: Q.
+        pixel_decoder, decoder, matcher: settings of the parts; ``type`` replaces a part.
+        losses: ``cls``, ``mask``, ``dice`` and ``points``, each the settings of a part. The
+            matcher's costs and points follow the losses unless set.
+        class_weight: K numbers, or K + 1 with no-object last; default all 1.
+        no_object_weight: weight of no-object in the class loss.
+        ignore_index: label of pixels that belong to no class.
+        align_corners: of the segmentor's final resize; the official code uses False throughout.
+        init_cfg: MMEngine's; the parts initialise themselves as the official code does.
+
+    Raises:
+        ValueError: a key that no part knows, or sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: Sequence[int],
+        num_queries: int = 100,
+        pixel_decoder: PartConfig | None = None,
+        decoder: PartConfig | None = None,
+        matcher: PartConfig | None = None,
+        losses: Mapping[str, PartConfig] | None = None,
+        class_weight: Sequence[float] | None = None,
+        no_object_weight: float = 0.1,
+        ignore_index: int = 255,
+        align_corners: bool = False,
+        init_cfg: dict | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__(init_cfg)
+        _reject(unknown)
+        self.num_classes = self.out_channels = num_classes
+        self.ignore_index, self.align_corners = ignore_index, align_corners
+        # The segmentor compares sigmoid(score) with this for a single class: score > 1/2.
+        self.threshold = 1 / (1 + math.exp(-0.5))
+        config = HeadConfig(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            num_queries=num_queries,
+            pixel_decoder=pixel_decoder or {},
+            decoder=decoder or {},
+            matcher=matcher or {},
+            losses=losses or {},
+            class_weight=class_weight,
+            no_object_weight=no_object_weight,
+        )
+        self.pixel_decoder, self.decoder, self.matcher, self.criterion, self._config = assemble(
+            config
+        )
+        self._config |= {'ignore_index': ignore_index, 'align_corners': align_corners}
+
+    def resolved_config(self) -> dict[str, Any]:
+        """The head's configuration with every default filled in, as plain Python values."""
+        return copy.deepcopy(self._config)
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class logits ``(B, Q, K+1)`` and mask logits ``(B, Q, h, w)`` of the last prediction."""
+        features = self.pixel_decoder(inputs)
+        last = self.decoder.predict(features)
+        embed = core.at_least_float32(last.mask_embed)
+        return last.class_logits, core.mask_logits(embed, features.mask_features)
+
+    def loss(
+        self, inputs: Sequence[Tensor], batch_data_samples: Sequence[Any], train_cfg: Any = None
+    ) -> dict[str, Tensor]:
+        """Losses of all predictions: ``loss_cls`` ... of the last, ``d{i}.loss_cls`` ... before.
+
+        Raises:
+            ValueError: a label that is neither a class nor ``ignore_index``, with its file.
+            NonFinitePredictionError: NaN in a prediction, with the picture and the learning rate.
+        """
+        targets = [self._target(sample) for sample in batch_data_samples]
+        features = self.pixel_decoder(inputs)
+        predictions = self.decoder(features)
+        try:
+            matches = self.matcher(predictions, features.mask_features, targets)
+        except core.NonFinitePredictionError as error:
+            hint = _hint(batch_data_samples[error.picture])
+            raise core.NonFinitePredictionError(error.prediction, error.picture, hint) from None
+        terms = self.criterion(predictions, features.mask_features, targets, matches)
+        return _name_losses(terms)
+
+    def predict(
+        self, inputs: Sequence[Tensor], batch_img_metas: Sequence[dict], test_cfg: Any = None
+    ) -> Tensor:
+        """Semantic scores ``(B, K, H, W)`` at the size of the network's input (or window).
+
+        The scores are sums of probabilities in ``[0, Q]``, not logits: no softmax belongs on them.
+        """
+        size = _input_size(batch_img_metas[0], test_cfg)
+        class_logits, mask_logits = self(inputs)
+        return torch.stack(
+            [
+                core.semantic_scores(logits, masks, size)
+                for logits, masks in zip(class_logits, mask_logits, strict=True)
+            ]
+        )
+
+    def _target(self, sample: Any) -> core.MaskTarget:
+        label_map = sample.gt_sem_seg.data.squeeze(0)
+        try:
+            return core.label_map_target(label_map, self.num_classes, self.ignore_index)
+        except ValueError as error:
+            source = sample.metainfo.get('seg_map_path', 'an annotation without seg_map_path')
+            raise ValueError(f'{source}: {error}') from None
+
+
+def _reject(unknown: Mapping[str, Any]) -> None:
+    """Unknown keys, against the constructor's own signature, so that the list cannot go stale."""
+    if unknown:
+        known = sorted(set(inspect.signature(Mask2FormerHead).parameters) - {'unknown'})
+        raise ValueError(f'Mask2FormerHead does not know {sorted(unknown)}; known keys: {known}')
+
+
+def _name_losses(terms: Sequence[core.LossTerms]) -> dict[str, Tensor]:
+    """MMDetection's names, which users' logs and scripts know."""
+    prefixes = [f'd{i}.' for i in range(len(terms) - 1)] + ['']
+    return {
+        f'{prefix}loss_{name}': value
+        for prefix, term in zip(prefixes, terms, strict=True)
+        for name, value in term._asdict().items()
+    }
+
+
+def _input_size(meta: Mapping[str, Any], test_cfg: Mapping[str, Any] | None) -> tuple[int, int]:
+    """Size of the picture or window the backbone saw.
+
+    mmseg's sliding loop writes the window's size into ``img_shape`` of the first picture and
+    leaves ``pad_shape``, the whole padded picture, alone.
+    """
+    is_window = (test_cfg or {}).get('mode', 'whole') == 'slide'
+    shape = meta['img_shape'] if is_window else meta.get('pad_shape', meta['img_shape'])
+    return int(shape[0]), int(shape[1])
+
+
+def _hint(sample: Any) -> str:
+    """Where to look for the cause of a NaN."""
+    hint = f' Picture: {sample.metainfo.get("img_path", "unknown")}.'
+    scalars = MessageHub.get_current_instance().log_scalars
+    if 'train/lr' in scalars:
+        hint += f' Learning rate: {scalars["train/lr"].current():.3g}.'
+    return hint
