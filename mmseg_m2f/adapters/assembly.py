@@ -31,10 +31,10 @@ class HeadConfig:
 
 
 class Assembly(NamedTuple):
-    """The built parts; ``resolved`` is the whole configuration in plain Python values."""
+    """The built parts (or the user's, with the same calls); ``resolved`` is the whole configuration in plain Python values."""
 
     pixel_decoder: nn.Module
-    decoder: nn.Module
+    decoder: core.MaskedAttentionDecoder
     matcher: Any
     criterion: core.MaskClassificationLoss
     resolved: dict[str, Any]

@@ -78,8 +78,8 @@ class MMDetClassLoss(nn.Module):
                 f'class_weight of the class loss must have {num_classes} or {num_classes + 1} '
                 f'entries, got {len(weights)}'
             )
-        loss.class_weight = weights
-        self.loss = loss
+        self.loss: Any = loss
+        self.loss.class_weight = weights
 
     def forward(self, class_logits: Tensor, target_classes: Tensor) -> Tensor:
         """``(B, Q, K+1), (B, Q) -> ()``."""

@@ -43,7 +43,7 @@ class Mask2FormerHead(BaseModule):
         ValueError: a key that no part knows, or sizes that do not fit together.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - they are the keys of the config
         self,
         num_classes: int,
         in_channels: Sequence[int],

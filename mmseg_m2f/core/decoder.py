@@ -120,7 +120,7 @@ class MaskedAttentionDecoder(nn.Module):
         return state, self.mask_embed[-1](embed)
 
     def _memory(self, memory: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Per level the values ``(B, S, C)`` (memory + level embedding) and the keys (+ position)."""
+        """Values ``(B, S, C)`` (memory + level embedding) and keys (+ position) of each level."""
         if len(memory) != self.config.num_levels:
             raise ValueError(
                 f'the decoder was built for {self.config.num_levels} levels, '

@@ -1,4 +1,4 @@
-"""Classification, mask and Dice losses on matched pairs, for every prediction (paper section 3.3)."""
+"""Class, mask and Dice losses of every prediction on matched pairs (paper section 3.3)."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -124,7 +124,8 @@ class HungarianMatcher:
             raise ValueError(f'points must be one of {POINT_MODES}, got {points!r}')
         if num_points <= 0:
             raise ValueError(f'num_points must be positive, got {num_points}')
-        self.costs = list(costs) if costs else [ClassCost(), PointMaskCost(), PointDiceCost()]
+        paper = (ClassCost(), PointMaskCost(), PointDiceCost())
+        self.costs: list[MatchCost] = list(costs or paper)
         self.num_points, self.points, self.sample_points = num_points, points, sample_points
 
     @property

@@ -1,6 +1,6 @@
 """Backbone features to per-pixel embeddings and decoder memory (paper section 3.2.2, appendix)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -105,11 +105,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
         return MSDeformAttn(c.channels, c.num_heads, c.num_levels, c.num_points)
 
     def _init_convolutions(self) -> None:
-        for projection in self.input_proj:
-            nn.init.xavier_uniform_(projection.conv.weight)
-            nn.init.zeros_(projection.conv.bias)
-        for block in [*self.lateral, *self.output]:
-            init_c2_xavier(block.conv)
+        for convolution in _convolutions(self.input_proj):
+            nn.init.xavier_uniform_(convolution.weight)
+            nn.init.zeros_(convolution.bias)
+        for convolution in _convolutions([*self.lateral, *self.output]):
+            init_c2_xavier(convolution)
         init_c2_xavier(self.mask_proj)
 
     def forward(self, features: Sequence[Tensor]) -> PixelFeatures:
@@ -137,14 +137,13 @@ class MSDeformAttnPixelDecoder(nn.Module):
         maps = [project(x) for project, x in zip(self.input_proj, features, strict=True)]
         level_shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)  # (B, S, C)
-        options = {'device': tokens.device, 'dtype': tokens.dtype}
         position = torch.cat(
             [
-                sine_encoding(shape, self.config.channels, **options).flatten(1).T + embed
+                self._position(shape, tokens).flatten(1).T + embed
                 for shape, embed in zip(level_shapes, self.level_embed, strict=True)
             ]
         )  # (S, C)
-        reference_points = pixel_centres(level_shapes, **options)
+        reference_points = pixel_centres(level_shapes, device=tokens.device, dtype=tokens.dtype)
         for layer in self.layers:
             tokens = layer(tokens, position, reference_points, level_shapes)
         per_level = tokens.split([height * width for height, width in level_shapes], dim=1)
@@ -152,6 +151,9 @@ class MSDeformAttnPixelDecoder(nn.Module):
             x.transpose(1, 2).unflatten(-1, shape)
             for x, shape in zip(per_level, level_shapes, strict=True)
         ]
+
+    def _position(self, shape: tuple[int, int], like: Tensor) -> Tensor:
+        return sine_encoding(shape, self.channels, device=like.device, dtype=like.dtype)
 
     def _pyramid(self, features: Sequence[Tensor], finest: Tensor) -> Tensor:
         """Add the maps finer than the encoder's levels top-down; project to mask features."""
@@ -162,3 +164,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             )
             finest = self.output[index](finest)
         return self.mask_proj(finest)
+
+
+def _convolutions(blocks: Iterable[nn.Module]) -> list[nn.Conv2d]:
+    return [block.conv for block in blocks if isinstance(block, ConvNorm)]

@@ -1,4 +1,4 @@
-"""The last prediction of one picture to what people ask for (spec: official order of operations)."""
+"""From the last prediction of one picture to results, in the official order of operations."""
 
 from jaxtyping import Float
 from torch import Tensor
