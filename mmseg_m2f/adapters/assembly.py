@@ -31,7 +31,10 @@ class HeadConfig:
 
 
 class Assembly(NamedTuple):
-    """The built parts (or the user's, with the same calls); ``resolved`` is the whole configuration in plain Python values."""
+    """The built parts (or the user's, with the same calls) and the whole configuration.
+
+    ``resolved`` holds plain Python values only.
+    """
 
     pixel_decoder: nn.Module
     decoder: core.MaskedAttentionDecoder

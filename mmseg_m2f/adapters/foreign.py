@@ -62,7 +62,7 @@ class MMDetClassLoss(nn.Module):
         no_object_weight: appended to the loss's ``class_weight`` if that names K classes only.
     """
 
-    def __init__(self, loss: nn.Module, num_classes: int, no_object_weight: float) -> None:
+    def __init__(self, loss: Any, num_classes: int, no_object_weight: float) -> None:
         super().__init__()
         if getattr(loss, 'use_sigmoid', False):
             raise TypeError(
@@ -78,8 +78,8 @@ class MMDetClassLoss(nn.Module):
                 f'class_weight of the class loss must have {num_classes} or {num_classes + 1} '
                 f'entries, got {len(weights)}'
             )
-        self.loss: Any = loss
-        self.loss.class_weight = weights
+        loss.class_weight = weights
+        self.loss = loss
 
     def forward(self, class_logits: Tensor, target_classes: Tensor) -> Tensor:
         """``(B, Q, K+1), (B, Q) -> ()``."""

@@ -107,7 +107,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
     def _init_convolutions(self) -> None:
         for convolution in _convolutions(self.input_proj):
             nn.init.xavier_uniform_(convolution.weight)
-            nn.init.zeros_(convolution.bias)
+            if convolution.bias is not None:
+                nn.init.zeros_(convolution.bias)
         for convolution in _convolutions([*self.lateral, *self.output]):
             init_c2_xavier(convolution)
         init_c2_xavier(self.mask_proj)
