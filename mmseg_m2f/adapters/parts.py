@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mmengine.logging import print_log
 from mmengine.registry import Registry
 from torch import nn
 
@@ -76,7 +77,15 @@ def build_matcher(
         build(TASK_UTILS, cost, f'matcher.costs.{name}') for name, cost in (costs or {}).items()
     ]
     adapted = [MMDetMatchCost(cost) if is_from_mmdet(cost) else cost for cost in built]
-    return core.HungarianMatcher(adapted, num_points, points)
+    matcher = core.HungarianMatcher(adapted, num_points, points)
+    if not matcher.is_row_wise:
+        foreign = [type(cost).__name__ for cost in built if not getattr(cost, 'row_wise', False)]
+        print_log(
+            f'{", ".join(foreign)} does not declare row_wise = True: the matcher evaluates the '
+            'predictions one by one instead of all at once.',
+            logger='current',
+        )
+    return matcher
 
 
 _SETTINGS[build_pixel_decoder] = core.PixelDecoderConfig
@@ -94,6 +103,8 @@ def build(registry: Registry, config: PartConfig, where: str, **injected: Any) -
 def build_mask_loss(config: PartConfig, where: str) -> nn.Module:
     """A mask loss of ours, of the user's, or of mmdet behind our contract."""
     loss = build(MODELS, config, where)
+    if not isinstance(loss, core.RowLoss):
+        print_log(f'{where}: {config["type"]} is called once per prediction.', logger='current')
     return MMDetMaskLoss(loss) if is_from_mmdet(loss) else loss
 
 

@@ -9,6 +9,7 @@ from mmseg_m2f.core.losses import (
     MaskClassificationLoss,
     PointDiceLoss,
     PointMaskLoss,
+    RowLoss,
 )
 from mmseg_m2f.core.matching import (
     ClassCost,
@@ -52,6 +53,7 @@ __all__ = [
     'PointMaskCost',
     'PointMaskLoss',
     'PointSampler',
+    'RowLoss',
     'at_least_float32',
     'label_map_target',
     'mask_logits',

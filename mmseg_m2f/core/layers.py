@@ -116,8 +116,8 @@ def _axis_encoding(
     position = torch.arange(1, num_steps + 1, device=device, dtype=dtype)
     position = position / (num_steps + 1e-6) * (2 * math.pi)
     index = torch.arange(channels, device=device)
-    exponent = 2 * index.div(2, rounding_mode='floor') / channels
-    angle = position / 10000 ** exponent.to(dtype)[:, None]
+    exponent = 2 * index.div(2, rounding_mode='floor').to(dtype) / channels
+    angle = position / 10000 ** exponent[:, None]
     return torch.where((index % 2 == 0)[:, None], angle.sin(), angle.cos())
 
 

@@ -72,8 +72,11 @@ class ClassLoss(nn.Module):
         return self.weight * loss
 
 
-class _RowLoss(nn.Module):
-    """A mask loss that is a sum over independent rows, so all predictions can share one call."""
+class RowLoss(nn.Module):
+    """A mask loss that is a sum over independent rows, so all predictions can share one call.
+
+    A subclass defines ``per_row``.
+    """
 
     def __init__(self, weight: float = 5.0) -> None:
         super().__init__()
@@ -95,7 +98,7 @@ class _RowLoss(nn.Module):
         return self.weight * self.per_row(point_logits, point_targets).sum(-1) / num_masks
 
 
-class PointMaskLoss(_RowLoss):
+class PointMaskLoss(RowLoss):
     """Binary cross-entropy, mean over the points of a mask."""
 
     def per_row(
@@ -106,7 +109,7 @@ class PointMaskLoss(_RowLoss):
         return loss.mean(-1)
 
 
-class PointDiceLoss(_RowLoss):
+class PointDiceLoss(RowLoss):
     """``1 - (2 s.t + 1) / (sum s + sum t + 1)`` over the points of a mask."""
 
     def per_row(
@@ -236,7 +239,7 @@ def _per_prediction(
     point_targets: Float[Tensor, 'L M P'],
     num_masks: Float[Tensor, ''],
 ) -> Sequence[Tensor]:
-    if isinstance(loss, _RowLoss):
+    if isinstance(loss, RowLoss):
         return loss(point_logits, point_targets, num_masks).unbind()
     return [
         loss(logits, target, num_masks)
