@@ -29,7 +29,7 @@ class TopDownPixelDecoder(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(c, self.channels, 1) for c in in_channels)
 
     def forward(self, features):
-        maps = [lateral(x) for lateral, x in zip(self.lateral, features)][::-1]
+        maps = [lateral(x) for lateral, x in zip(self.lateral, features, strict=True)][::-1]
         for i in range(1, len(maps)):
             maps[i] = maps[i] + F.interpolate(maps[i - 1], size=maps[i].shape[-2:])
         return PixelFeatures(mask_features=maps[-1], memory=tuple(maps[:3]))

@@ -1,12 +1,15 @@
 """The bridge to OpenMMLab: the only package here that imports mmengine, mmcv, mmseg or mmdet.
 
-Importing it registers every part in the scope ``mmseg_m2f``; MMEngine does so by itself when a
+Importing it registers every part in the scope ``mmseg_m2f``, offers mmcv's operator to ``ops`` and
+puts the safe checkpoint loader in the place of MMEngine's. MMEngine imports it by itself when a
 config names ``mmseg_m2f.X``.
 """
 
-from mmseg_m2f.adapters import parts, semantic
+from mmseg_m2f.adapters import amp, hooks, optim, parts, semantic
+from mmseg_m2f.adapters.checkpoint_io import install_safe_loader
 from mmseg_m2f.adapters.kernels import offer_mmcv_operator
 
 offer_mmcv_operator()
+install_safe_loader()
 
-__all__ = ['parts', 'semantic']
+__all__ = ['amp', 'hooks', 'optim', 'parts', 'semantic']

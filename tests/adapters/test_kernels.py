@@ -1,0 +1,66 @@
+"""mmcv's operator as a back end: where it objects, and that it agrees with the reference."""
+
+import pytest
+import torch
+
+import mmseg_m2f.adapters  # noqa: F401 - registers the back end
+from mmseg_m2f.adapters.kernels import is_mmcv_attention
+from mmseg_m2f.ops import ms_deform_attn
+from mmseg_m2f.ops.ms_deform_attn import BACKENDS
+
+SHAPES = [(3, 4), (6, 7), (12, 13)]
+
+
+def inputs(device='cpu', dtype=torch.float32, batch=2):
+    generator = torch.Generator().manual_seed(0)
+    num_tokens = sum(height * width for height, width in SHAPES)
+    value = torch.randn(batch, num_tokens, 4, 8, generator=generator)
+    # A tenth of the points lies outside the maps.
+    locations = torch.rand(batch, 11, 4, 3, 2, 2, generator=generator) * 1.2 - 0.1
+    weights = torch.rand(batch, 11, 4, 3, 2, generator=generator)
+    tensors = [x.to(device, dtype).requires_grad_() for x in (value, locations, weights)]
+    return tensors[0], SHAPES, tensors[1], tensors[2]
+
+
+def test_mmcv_is_offered_before_the_reference():
+    assert BACKENDS.names == ['mmcv', 'reference']
+
+
+def test_a_cpu_tensor_goes_to_the_reference_and_mmcv_says_why():
+    assert BACKENDS.choose('auto', *inputs()).name == 'reference'
+    with pytest.raises(ValueError, match="'mmcv' cannot run: it needs CUDA tensors, got cpu"):
+        ms_deform_attn(*inputs(), backend='mmcv')
+
+
+def test_the_name_of_mmcv_s_module_is_known_with_and_without_scope():
+    names = ['MultiScaleDeformableAttention', 'mmcv.MultiScaleDeformableAttention']
+    assert all(is_mmcv_attention(name) for name in names)
+    assert not is_mmcv_attention('MSDeformAttn')
+    assert not is_mmcv_attention(None)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize('batch', [1, 3])
+def test_mmcv_on_cuda_equals_the_reference(batch):
+    args = inputs('cuda', batch=batch)
+    assert BACKENDS.choose('auto', *args).name == 'mmcv'
+    results = []
+    for backend in ('mmcv', 'reference'):
+        out = ms_deform_attn(*args, backend=backend)
+        tensors = [args[0], args[2], args[3]]
+        results.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
+    for name, ours, reference in zip(
+        ('output', 'value', 'locations', 'weights'), *results, strict=True
+    ):
+        # float32 sums of 24 products in another order; locations are scaled by the map's width.
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-3, msg=name)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_types_on_cuda_keep_exact_locations(dtype):
+    value, shapes, locations, weights = inputs('cuda')
+    args = (value.to(dtype), shapes, locations, weights)
+    assert BACKENDS.choose('auto', *args).name == 'reference'
+    with pytest.raises(ValueError, match='one dtype'):
+        ms_deform_attn(*args, backend='mmcv')
