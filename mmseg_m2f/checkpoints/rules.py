@@ -53,13 +53,13 @@ class KeyMap:
         Raises:
             ValueError: a key is unknown, or one of several tensors that form one of ours is absent.
         """
-        found: dict[str, tuple[Rule, dict[int, Tensor]]] = {}
+        found: dict[str, tuple[Rule, re.Match[str], dict[int, Tensor]]] = {}
         unknown = []
         for key, value in state_dict.items():
             for pattern, rule, part in self._to_ours:
                 if hit := pattern.fullmatch(key):
                     name = _render(rule.ours, hit)
-                    found.setdefault(name, (rule, {}))[1][part] = value
+                    found.setdefault(name, (rule, hit, {}))[2][part] = value
                     break
             else:
                 unknown.append(key)
@@ -101,8 +101,8 @@ def _render(template: str, hit: re.Match[str]) -> str:
     return template.replace('*', '{leaf}').format(**hit.groupdict())
 
 
-def _joined(name: str, rule: Rule, parts: dict[int, Tensor]) -> Tensor:
-    missing = [rule.theirs[i] for i in range(len(rule.theirs)) if i not in parts]
+def _joined(name: str, rule: Rule, hit: re.Match[str], parts: dict[int, Tensor]) -> Tensor:
+    missing = [_render(rule.theirs[i], hit) for i in range(len(rule.theirs)) if i not in parts]
     if missing:
         raise ValueError(f'{name} needs {", ".join(missing)}, which the checkpoint does not hold')
     ordered = [parts[i] for i in range(len(rule.theirs))]

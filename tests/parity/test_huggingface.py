@@ -1,0 +1,415 @@
+"""Network, matching and losses against Hugging Face's ``Mask2FormerForUniversalSegmentation``.
+
+Both sides share one set of re-drawn weights. Where Hugging Face differs from the official code, a
+test of its own says so by name.
+"""
+
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmseg_m2f import core
+from mmseg_m2f.checkpoints import from_huggingface
+from mmseg_m2f.core import decoder as core_decoder
+from mmseg_m2f.core.layers import sine_encoding
+
+pytest.importorskip('mmseg')
+transformers = pytest.importorskip('transformers')
+
+from mmseg.registry import MODELS  # noqa: E402
+from parity_weights import redraw  # noqa: E402
+from transformers.models.mask2former import modeling_mask2former as huggingface  # noqa: E402
+
+NUM_CLASSES, NUM_QUERIES, NUM_LAYERS = 7, 12, 9
+# Fewer than the paper's 12544 for the sake of time; nothing depends on the number.
+NUM_POINTS = 2048
+# Neither side a multiple of Swin's window, nor of the last level's size: padding is exercised.
+SIZE = (96, 160)
+STAGES = ['stage1', 'stage2', 'stage3', 'stage4']
+
+BACKBONES = {
+    'r50': (
+        lambda: transformers.ResNetConfig(out_features=STAGES),
+        {'type': 'ResNet', 'depth': 50, 'norm_cfg': {'type': 'BN'}, 'norm_eval': True},
+        [256, 512, 1024, 2048],
+    ),
+    'swin-t': (
+        lambda: transformers.SwinConfig(
+            embed_dim=96,
+            depths=[2, 2, 6, 2],
+            num_heads=[3, 6, 12, 24],
+            window_size=7,
+            out_features=STAGES,
+            # The eager attention computes its softmax in float32 even for float64 input.
+            attn_implementation='sdpa',
+        ),
+        {
+            'type': 'SwinTransformer',
+            'embed_dims': 96,
+            'depths': [2, 2, 6, 2],
+            'num_heads': [3, 6, 12, 24],
+            'window_size': 7,
+        },
+        [96, 192, 384, 768],
+    ),
+}
+
+
+class Pair(NamedTuple):
+    """The oracle, our segmentor with its weights, and one batch."""
+
+    oracle: nn.Module
+    ours: nn.Module
+    pictures: Tensor
+    targets: list[core.MaskTarget]
+
+
+class Logits(NamedTuple):
+    """Of all predictions: ``classes (L+1, B, Q, K+1)`` and ``masks (L+1, B, Q, h, w)``."""
+
+    classes: Tensor
+    masks: Tensor
+
+
+@pytest.fixture(scope='module', params=BACKBONES)
+def pair(request: pytest.FixtureRequest) -> Pair:
+    built = build_pair(request.param, NUM_QUERIES, SIZE)
+    return Pair(built.oracle.double(), built.ours.double(), built.pictures.double(), built.targets)
+
+
+def build_pair(backbone: str, num_queries: int, size: tuple[int, int]) -> Pair:
+    their_backbone, mm_backbone, in_channels = BACKBONES[backbone]
+    # "decoder_layers" counts the prediction on the learnt queries: 10 means 9 layers (H11).
+    config = transformers.Mask2FormerConfig(
+        backbone_config=their_backbone(),
+        num_labels=NUM_CLASSES,
+        num_queries=num_queries,
+        decoder_layers=NUM_LAYERS + 1,
+        train_num_points=NUM_POINTS,
+    )
+    oracle = transformers.Mask2FormerForUniversalSegmentation(config).eval()
+    redraw(oracle)
+    head = {
+        'type': 'mmseg_m2f.Mask2FormerHead',
+        'num_classes': NUM_CLASSES,
+        'in_channels': in_channels,
+        'num_queries': num_queries,
+        'matcher': {'num_points': NUM_POINTS},
+        'losses': {'points': {'num_points': NUM_POINTS}},
+    }
+    ours = MODELS.build(
+        {'type': 'mmseg.EncoderDecoder', 'backbone': mm_backbone, 'decode_head': head}
+    ).eval()
+    ours.load_state_dict(from_huggingface(oracle.state_dict()))
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.randn(2, 3, *size, generator=generator)
+    return Pair(oracle, ours, pictures, _targets(size, generator))
+
+
+def _targets(size: tuple[int, int], generator: torch.Generator) -> list[core.MaskTarget]:
+    """Label maps of square patches; the second picture has another number of classes."""
+    coarse = torch.randint(NUM_CLASSES, (2, size[0] // 8, size[1] // 8), generator=generator)
+    coarse[1] %= 3
+    maps = coarse.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    return [core.label_map_target(label_map, NUM_CLASSES) for label_map in maps]
+
+
+def oracle_logits(pair: Pair, pictures: Tensor) -> Logits:
+    out = pair.oracle(pictures, output_auxiliary_logits=True)
+    auxiliary = out.auxiliary_logits
+    classes = [*(a['class_queries_logits'] for a in auxiliary), out.class_queries_logits]
+    masks = [*(a['masks_queries_logits'] for a in auxiliary), out.masks_queries_logits]
+    return Logits(torch.stack(classes), torch.stack(masks))
+
+
+def our_logits(pair: Pair, pictures: Tensor) -> Logits:
+    head = pair.ours.decode_head
+    features = head.pixel_decoder(pair.ours.extract_feat(pictures))
+    predictions = head.decoder(features)
+    masks = [core.mask_logits(p.mask_embed, features.mask_features) for p in predictions]
+    return Logits(torch.stack([p.class_logits for p in predictions]), torch.stack(masks))
+
+
+def report(line: str) -> None:
+    """Seen with ``pytest -rP``."""
+    sys.stdout.write(f'{line}\n')
+
+
+def assert_close(ours: Tensor, theirs: Tensor, limit: float) -> None:
+    difference = (ours - theirs).abs().max().item()
+    assert difference <= limit, f'differs by {difference:.2e}, allowed {limit:.2e}'
+
+
+@torch.no_grad()
+def test_all_predictions_in_float64(pair: Pair) -> None:
+    theirs, ours = oracle_logits(pair, pair.pictures), our_logits(pair, pair.pictures)
+    assert len(theirs.classes) == NUM_LAYERS + 1
+    # The comparison means something: logits are of order one and of both signs.
+    assert theirs.masks.std() > 0.5
+    assert 0.2 < (theirs.masks < 0).double().mean() < 0.8
+    for side in Logits._fields:
+        assert_close(getattr(ours, side), getattr(theirs, side), 1e-8)
+
+
+@torch.no_grad()
+def test_backbone_in_float64(pair: Pair) -> None:
+    theirs = pair.oracle.model.pixel_level_module.encoder(pair.pictures).feature_maps
+    ours = pair.ours.extract_feat(pair.pictures)
+    assert [x.shape for x in ours] == [x.shape for x in theirs]
+    for our_map, their_map in zip(ours, theirs, strict=True):
+        assert_close(our_map, their_map, 1e-8)
+
+
+class AttentionMasks:
+    """Notes the oracle's attention masks, and ours beside them when it replaces our function."""
+
+    def __init__(self, oracle: nn.Module, num_heads: int = 8) -> None:
+        self.num_heads = num_heads
+        self.theirs: list[Tensor] = []
+        self.different_bits = self.bits = self.opened_rows = 0
+        predictor = oracle.model.transformer_module.decoder.mask_predictor
+        self.hook = predictor.register_forward_hook(self._note)
+        self._layer = 0
+
+    def _note(self, module: nn.Module, args: tuple, output: tuple[Tensor, Tensor]) -> None:
+        blocked = output[1].unflatten(0, (-1, self.num_heads))[:, :1]  # (B, 1, Q, S)
+        closed = blocked.all(-1, keepdim=True)
+        self.opened_rows += int(closed.sum())
+        self.theirs.append(~blocked | closed)
+
+    def replacement(self, *, inject: bool):
+        """Ours, counting the bits that differ; returns the oracle's mask if ``inject``."""
+        original = core_decoder.attention_mask
+        self._layer = self.different_bits = self.bits = 0
+
+        def attention_mask(mask_embed: Tensor, pooled_features: Tensor) -> Tensor:
+            ours, theirs = original(mask_embed, pooled_features), self.theirs[self._layer]
+            self._layer += 1
+            self.different_bits += int((ours != theirs).sum())
+            self.bits += ours.numel()
+            return theirs if inject else ours
+
+        return attention_mask
+
+
+@pytest.fixture
+def float32_pair(pair: Pair) -> Iterator[Pair]:
+    # The weights were drawn in float32, so the way there and back loses nothing.
+    yield Pair(pair.oracle.float(), pair.ours.float(), pair.pictures.float(), pair.targets)
+    pair.oracle.double()
+    pair.ours.double()
+
+
+def test_all_predictions_in_float32(
+    float32_pair: Pair, monkeypatch: pytest.MonkeyPatch, record_property
+) -> None:
+    check_float32(float32_pair, monkeypatch, record_property)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('backbone', BACKBONES)
+def test_float32_at_the_paper_size(
+    backbone: str, monkeypatch: pytest.MonkeyPatch, record_property
+) -> None:
+    check_float32(build_pair(backbone, 100, (512, 512)), monkeypatch, record_property)
+
+
+@torch.no_grad()
+def check_float32(pair: Pair, monkeypatch: pytest.MonkeyPatch, record_property) -> None:
+    """One attention bit that flips on rounding moves logits by far more than rounding itself, so
+    the logits are compared under the oracle's masks and the bits are counted apart."""
+    masks = AttentionMasks(pair.oracle)
+    theirs = oracle_logits(pair, pair.pictures)
+    masks.hook.remove()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core_decoder, 'attention_mask', masks.replacement(inject=True))
+        ours = our_logits(pair, pair.pictures)
+    injected_bits = masks.different_bits
+    for side in Logits._fields:
+        expected = getattr(theirs, side)
+        value_range = (expected.max() - expected.min()).item()
+        error = (getattr(ours, side) - expected).abs().max().item()
+        record_property(f'{side}_error_of_range', error / value_range)
+        report(f'{side} logits: error {error:.1e} in a range of {value_range:.1f}')
+        assert error <= 1e-4 * value_range
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core_decoder, 'attention_mask', masks.replacement(inject=False))
+        our_logits(pair, pair.pictures)
+    for name in ('different_bits', 'bits', 'opened_rows'):
+        record_property(name, getattr(masks, name))
+    record_property('different_bits_injected', injected_bits)
+    report(
+        f'{masks.different_bits} of {masks.bits} attention bits differ ({injected_bits} with the '
+        f'earlier masks injected); {masks.opened_rows} empty rows opened'
+    )
+    assert masks.different_bits <= 1e-3 * masks.bits
+    assert injected_bits <= 1e-4 * masks.bits
+
+
+class Draws:
+    """The same points for both sides, each asking for them in its own order.
+
+    Hugging Face works prediction by prediction, the last first, with one draw per matched row of
+    all pictures; ours works picture by picture with all predictions in one draw.
+    """
+
+    def __init__(self, targets: list[core.MaskTarget], *, shared: bool) -> None:
+        generator = torch.Generator().manual_seed(2)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.rand(*shape, 2, generator=generator, dtype=torch.float64)
+
+        predictions = NUM_LAYERS + 1
+        pairs = [min(len(target.labels), NUM_QUERIES) for target in targets]
+        uncertain = int(0.75 * NUM_POINTS)
+        self.match = [draw(1 if shared else predictions, NUM_POINTS) for _ in targets]
+        self.candidates = [draw(predictions, m, 3 * NUM_POINTS) for m in pairs]
+        self.rest = [draw(predictions, m, NUM_POINTS - uncertain) for m in pairs]
+
+    def for_ours(self) -> Iterator[Tensor]:
+        yield from self.match
+        for candidates, rest in zip(self.candidates, self.rest, strict=True):
+            yield candidates.flatten(0, 1)
+            yield rest.flatten(0, 1)
+
+    def for_theirs(self) -> Iterator[Tensor]:
+        for prediction in [NUM_LAYERS, *range(NUM_LAYERS)]:
+            for match in self.match:
+                yield match[prediction % len(match)][None]
+            yield torch.cat([candidates[prediction] for candidates in self.candidates])
+            yield torch.cat([rest[prediction] for rest in self.rest])
+
+
+def their_losses(
+    pair: Pair, logits: Logits, draws: Draws, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, Tensor], list[list[tuple[Tensor, Tensor]]]]:
+    """Weighted losses and, prediction by prediction, the matched indices of each picture."""
+    queue = draws.for_theirs()
+    criterion = pair.oracle.criterion
+    matches = []
+
+    def rand(*shape: int, device: torch.device) -> Tensor:
+        points = next(queue)
+        assert points.shape == shape
+        return points
+
+    hook = criterion.matcher.register_forward_hook(lambda _, __, output: matches.append(output))
+    with monkeypatch.context() as patch:
+        # Their coordinates are float32 whatever the logits: ``torch.rand`` without a dtype.
+        patch.setattr(huggingface.torch, 'rand', rand)
+        losses = pair.oracle.get_loss_dict(
+            logits.masks[-1],
+            logits.classes[-1],
+            [target.masks.double() for target in pair.targets],
+            [target.labels for target in pair.targets],
+            pair.oracle.get_auxiliary_logits(list(logits.classes), list(logits.masks)),
+        )
+    hook.remove()
+    assert next(queue, None) is None, 'fewer draws than expected'
+    return losses, [*matches[1:], matches[0]]
+
+
+def our_losses(
+    pair: Pair, pictures: Tensor, draws: Draws, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> tuple[list[core.LossTerms], list[core.Match]]:
+    queue = draws.for_ours()
+
+    def sample_points(rows: int, points: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        drawn = next(queue)
+        assert drawn.shape == (rows, points, 2)
+        return drawn
+
+    head = pair.ours.decode_head
+    with monkeypatch.context() as patch:
+        patch.setattr(head.matcher, 'points', mode)
+        patch.setattr(head.matcher, 'sample_points', sample_points)
+        patch.setattr(head.criterion.points, 'sample_points', sample_points)
+        features = head.pixel_decoder(pair.ours.extract_feat(pictures))
+        predictions = head.decoder(features)
+        matches = head.matcher(predictions, features.mask_features, pair.targets)
+        terms = head.criterion(predictions, features.mask_features, pair.targets, matches)
+    assert next(queue, None) is None, 'fewer draws than expected'
+    return terms, matches
+
+
+THEIR_LOSS_NAMES = {'cls': 'loss_cross_entropy', 'mask': 'loss_mask', 'dice': 'loss_dice'}
+
+
+@pytest.mark.parametrize('mode', ['per_prediction', 'shared'])
+@torch.no_grad()
+def test_matching_and_losses(pair: Pair, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """In one process Hugging Face's normaliser is the official one (H2 concerns several)."""
+    draws = Draws(pair.targets, shared=mode == 'shared')
+    logits = oracle_logits(pair, pair.pictures)
+    theirs, their_matches = their_losses(pair, logits, draws, monkeypatch)
+    ours, our_matches = our_losses(pair, pair.pictures, draws, monkeypatch, mode)
+
+    assert len(theirs) == 3 * len(ours) == 3 * (NUM_LAYERS + 1)
+    for index, (terms, pictures) in enumerate(zip(ours, their_matches, strict=True)):
+        for picture, (queries, labels) in enumerate(pictures):
+            assert our_matches[picture].query_idx[index].tolist() == queries.tolist()
+            assert our_matches[picture].target_idx[index].tolist() == labels.tolist()
+        suffix = '' if index == NUM_LAYERS else f'_{index}'
+        for name, value in terms._asdict().items():
+            assert_close(value, theirs[THEIR_LOSS_NAMES[name] + suffix], 1e-8)
+
+
+def test_gradients_of_the_loss(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every parameter, backbone included, through the key map: it renames and reorders only."""
+    draws = Draws(pair.targets, shared=True)
+    pictures = pair.pictures
+    theirs, _ = their_losses(pair, oracle_logits(pair, pictures), draws, monkeypatch)
+    sum(theirs.values()).backward()
+    ours, _ = our_losses(pair, pictures, draws, monkeypatch, 'shared')
+    sum(value for terms in ours for value in terms).backward()
+
+    named = pair.oracle.named_parameters()
+    expected = from_huggingface({name: p.grad for name, p in named if p.grad is not None})
+    found = {name: p.grad for name, p in pair.ours.named_parameters() if p.grad is not None}
+    expected = {name: grad for name, grad in expected.items() if not name.endswith('_index')}
+    pair.oracle.zero_grad()
+    pair.ours.zero_grad()
+    assert found.keys() == expected.keys()
+    for name, grad in found.items():
+        assert_close(grad, expected[name], 1e-8 * max(1.0, expected[name].abs().max().item()))
+
+
+def test_deviation_h3_their_matcher_hides_nan() -> None:
+    """Hugging Face gives a NaN cost the largest finite value and trains on; the official code and
+    ours stop, ours with the prediction and the picture."""
+    masks = torch.zeros(1, 3, 4, 4)
+    masks[0, 1, 0, 0] = torch.nan
+    target = core.MaskTarget(torch.tensor([0]), torch.ones(1, 4, 4, dtype=torch.bool))
+    matcher = huggingface.Mask2FormerHungarianMatcher(num_points=NUM_POINTS)
+    [(queries, _)] = matcher(masks, torch.zeros(1, 3, 3), [target.masks], [target.labels])
+    assert len(queries) == 1
+
+    embed = torch.eye(3)[None]
+    prediction = core.MaskPrediction(torch.zeros(1, 3, 3), embed)
+    with pytest.raises(core.NonFinitePredictionError, match='prediction 0 of picture 0'):
+        core.HungarianMatcher()([prediction], masks, [target])
+
+
+def test_deviation_h12_their_position_encoding_loses_bits() -> None:
+    """Hugging Face computes it in the features' type, the official code and ours in float32: their
+    bfloat16 encoding is off by more than rounding the exact one (at most 0.004) explains."""
+    channels, size = 256, (16, 24)
+    theirs = huggingface.Mask2FormerSinePositionEmbedding(channels // 2, normalize=True)
+    ours = {
+        dtype: sine_encoding(size, channels, device=torch.device('cpu'), dtype=dtype)
+        for dtype in (torch.float32, torch.float64, torch.bfloat16)
+    }
+
+    def their(dtype: torch.dtype) -> Tensor:
+        return theirs(torch.Size((1, channels, *size)), torch.device('cpu'), dtype)[0]
+
+    assert_close(ours[torch.float64], their(torch.float64), 1e-12)
+    assert_close(ours[torch.float32], their(torch.float32), 1e-5)
+    assert torch.equal(ours[torch.bfloat16], ours[torch.float32].bfloat16())
+    assert (their(torch.bfloat16) - ours[torch.bfloat16]).abs().max() > 0.02
