@@ -1,0 +1,16 @@
+# Pre-trained on ImageNet-1k at 384 pixels. Already in the layout of MMSegmentation.
+preset_backbone = dict(
+    type='SwinTransformer',
+    pretrain_img_size=384,
+    embed_dims=128,
+    depths=[2, 2, 18, 2],
+    num_heads=[4 * 2**i for i in range(4)],
+    window_size=12,
+    drop_path_rate=0.3,
+    init_cfg=dict(
+        type='Pretrained',
+        checkpoint='https://mmassets.onedl.ai/mmsegmentation/v0.5/pretrain/swin/'
+        'swin_base_patch4_window12_384_20220317-55b0104a.pth',
+    ),
+)
+preset_in_channels = [128 * 2**i for i in range(4)]

@@ -1,0 +1,16 @@
+# Pre-trained on ImageNet-1k at 224 pixels. Already in the layout of MMSegmentation.
+preset_backbone = dict(
+    type='SwinTransformer',
+    pretrain_img_size=224,
+    embed_dims=96,
+    depths=[2, 2, 6, 2],
+    num_heads=[3 * 2**i for i in range(4)],
+    window_size=7,
+    drop_path_rate=0.3,
+    init_cfg=dict(
+        type='Pretrained',
+        checkpoint='https://mmassets.onedl.ai/mmsegmentation/v0.5/pretrain/swin/'
+        'swin_tiny_patch4_window7_224_20220317-1cdeb081.pth',
+    ),
+)
+preset_in_channels = [96 * 2**i for i in range(4)]

@@ -1,0 +1,80 @@
+# 36 photos of facades for training and 12 for validation, 384 x 384, which come with the sources.
+crop_size = (256, 256)
+dataset = dict(
+    type='BaseSegDataset',
+    data_root='data/tiny/facade',
+    metainfo=dict(
+        classes=[
+            'window',
+            'balcony-fence',
+            'car',
+            'shop',
+            'traffic-infrastructure',
+            'facade',
+            'street',
+            'vegetation',
+            'fence',
+            'non-building-infrastructure',
+            'background',
+        ],
+        palette=[
+            [60, 120, 255],
+            [255, 128, 0],
+            [0, 0, 142],
+            [255, 0, 0],
+            [0, 220, 220],
+            [200, 200, 80],
+            [128, 64, 128],
+            [0, 160, 0],
+            [128, 64, 0],
+            [255, 0, 255],
+            [70, 70, 70],
+        ],
+    ),
+)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(
+        type='RandomChoiceResize',
+        scales=[256, 288, 320, 352, 384, 416, 448, 480, 512],
+        resize_type='mmseg_m2f.ResizeShortestEdge',
+        max_size=1024,
+    ),
+    dict(type='RandomCrop', crop_size=crop_size),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=1,
+    persistent_workers=True,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        data_prefix=dict(img_path='img/train', seg_map_path='labelmap/train'),
+        pipeline=train_pipeline,
+        **dataset,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=1,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        data_prefix=dict(img_path='img/val', seg_map_path='labelmap/val'),
+        pipeline=test_pipeline,
+        **dataset,
+    ),
+)
+test_dataloader = val_dataloader
+del dataset
+
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator

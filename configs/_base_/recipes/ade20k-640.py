@@ -1,0 +1,13 @@
+"""ADE20K semantic, crop 640, 160k iterations: the official recipe (arXiv:2112.01527)."""
+
+_base_ = [
+    '../runtime.py',
+    '../datasets/ade20k-640.py',
+    '../tasks/semantic.py',
+    '../schedules/adamw_8xb2-160k.py',
+]
+
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size, test_cfg=dict(size_divisor=32)),
+    decode_head=dict(num_classes=150),
+)

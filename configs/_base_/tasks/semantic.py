@@ -1,0 +1,16 @@
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        # After normalisation: the mean colour.
+        pad_val=0,
+        seg_pad_val=255,
+    ),
+    decode_head=dict(type='mmseg_m2f.Mask2FormerHead'),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'),
+)
+tta_model = dict(type='mmseg_m2f.SemanticTTAModel')

@@ -1,0 +1,75 @@
+"""Data transforms that MMSegmentation lacks."""
+
+from typing import Any
+
+import mmcv
+from mmcv.transforms import BaseTransform
+
+from mmseg_m2f.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class ResizeShortestEdge(BaseTransform):
+    """Resizes as the official code: pictures with PIL, label maps by the floor rule.
+
+    PIL's bilinear filter smooths when it shrinks, OpenCV's does not. A label is taken from
+    source pixel ``floor(i * source / target)``, which is OpenCV's ``nearest``; PIL's is centred.
+    MMSegmentation's transform of this name uses OpenCV for both.
+
+    Args:
+        scale: length of the short side in pixels. ``RandomChoiceResize`` sets it anew each time.
+        max_size: limit of the long side in pixels; where it is reached the short side shrinks.
+
+    Source: detectron2 data/transforms/augmentation_impl.py, ``ResizeShortestEdge``.
+    """
+
+    def __init__(self, scale: int, max_size: int) -> None:
+        self.scale = scale
+        self.max_size = max_size
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Resizes ``img`` (uint8) and every label map named in ``seg_fields``."""
+        height, width = results['img'].shape[:2]
+        new_height, new_width = shortest_edge_size(height, width, self.scale, self.max_size)
+        size = (new_width, new_height)
+        results['img'] = mmcv.imresize(results['img'], size, backend='pillow')
+        for key in results.get('seg_fields', []):
+            results[key] = mmcv.imresize(results[key], size, interpolation='nearest', backend='cv2')
+        results['img_shape'] = (new_height, new_width)
+        results['scale'] = size
+        results['scale_factor'] = (new_width / width, new_height / height)
+        results['keep_ratio'] = True
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(scale={self.scale}, max_size={self.max_size})'
+
+
+def shortest_edge_size(height: int, width: int, scale: int, max_size: int) -> tuple[int, int]:
+    """(height, width) with short side ``scale`` and no side beyond ``max_size``, halves up."""
+    factor = scale / min(height, width)
+    long_side = factor * max(height, width)
+    if long_side > max_size:
+        factor *= max_size / long_side
+    return int(height * factor + 0.5), int(width * factor + 0.5)
+
+
+@TRANSFORMS.register_module()
+class LoadAnnotationsIfAny(BaseTransform):
+    """MMSegmentation's ``LoadAnnotations`` where there is a label map, else nothing.
+
+    Test-time augmentation of pictures without ground truth needs no other pipeline.
+
+    Args:
+        settings: arguments of MMSegmentation's ``LoadAnnotations``.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self._load = TRANSFORMS.build(dict(type='mmseg.LoadAnnotations', **settings))
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Adds ``gt_seg_map`` if ``results`` has a ``seg_map_path``."""
+        return self._load(results) if results.get('seg_map_path') else results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self._load})'
