@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import mmengine
 import torch
 from mmengine.dist import barrier, get_dist_info
-from mmengine.fileio import get_file_backend
+from mmengine.fileio import get_file_backend, load
 from mmengine.logging import print_log
 from mmengine.runner import (
     CheckpointLoader,
@@ -136,14 +137,21 @@ def load_from_http(filename: str, map_location: MapLocation = None) -> Checkpoin
 
 def load_from_torchvision(filename: str, map_location: MapLocation = None) -> Checkpoint:
     """Resolves ``torchvision://resnet50`` and its like."""
-    return _load_named(filename, get_torchvision_models(), map_location)
+    try:
+        urls = get_torchvision_models()
+    except ImportError:
+        # It asks torchvision itself; the list that comes with MMEngine has the usual names.
+        urls = load(Path(mmengine.__file__).with_name('hub') / 'torchvision_0.12.json')
+    return _load_named(filename, urls, map_location)
 
 
 def load_from_openmmlab(filename: str, map_location: MapLocation = None) -> Checkpoint:
     """Resolves ``open-mmlab://`` names, renamed ones too."""
     models = get_external_models()
-    renamed = {old: models[new] for old, new in get_deprecated_model_names().items()}
-    return _load_named(filename, {**models, **renamed}, map_location)
+    for old, new in get_deprecated_model_names().items():
+        if new in models:
+            models[old] = models[new]
+    return _load_named(filename, models, map_location)
 
 
 def load_from_mmcls(filename: str, map_location: MapLocation = None) -> Checkpoint:
