@@ -35,8 +35,15 @@ def ms_deform_attn(
         of a CUDA back end may accumulate in an order that differs between runs.
 
     Raises:
-        ValueError: ``level_shapes`` does not add up to ``S``, or the back end cannot run.
+        ValueError: ``level_shapes`` does not add up to ``S`` or has not ``L`` entries, or the back
+            end cannot run.
     """
+    num_levels = sampling_locations.shape[3]
+    if len(level_shapes) != num_levels:
+        raise ValueError(
+            f'level_shapes {list(level_shapes)} has {len(level_shapes)} levels, '
+            f'sampling_locations {num_levels}'
+        )
     num_tokens = sum(height * width for height, width in level_shapes)
     if num_tokens != value.shape[1]:
         raise ValueError(

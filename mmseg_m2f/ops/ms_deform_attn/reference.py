@@ -14,7 +14,10 @@ def ms_deform_attn_reference(
     sampling_locations: Float[Tensor, 'B Q heads L P 2'],
     attention_weights: Float[Tensor, 'B Q heads L P'],
 ) -> Float[Tensor, 'B Q C']:
-    """See ``ops.ms_deform_attn``. Half types are computed in float32 and cast back at the end."""
+    """See ``ops.ms_deform_attn``. Half types are computed in float32 and cast back at the end.
+
+    Autocast is switched off: it would take the weighted sum back to the half type.
+    """
     batch, _, num_heads, head_dim = value.shape
     exact = torch.promote_types(value.dtype, torch.float32)
     maps = value.to(exact).permute(0, 2, 3, 1).flatten(0, 1)  # (B heads, D, S)
@@ -23,10 +26,12 @@ def ms_deform_attn_reference(
 
     out = maps.new_zeros(())
     areas = [height * width for height, width in level_shapes]
-    for level, tokens in enumerate(maps.split(areas, dim=-1)):
-        samples = F.grid_sample(
-            tokens.unflatten(-1, level_shapes[level]), grid[:, :, level], align_corners=False
-        )
-        out = out + torch.einsum('ndqp,nqp->nqd', samples, weights[:, :, level])
-    out = out.view(batch, num_heads, -1, head_dim).transpose(1, 2).flatten(2)
+    with torch.autocast(value.device.type, enabled=False):
+        for level, tokens in enumerate(maps.split(areas, dim=-1)):
+            samples = F.grid_sample(
+                tokens.unflatten(-1, level_shapes[level]), grid[:, :, level], align_corners=False
+            )
+            # Level by level: the samples of all levels never exist together.
+        out = out + (samples * weights[:, None, :, level]).sum(-1)  # (B heads, D, Q)
+    out = out.view(batch, num_heads, head_dim, -1).permute(0, 3, 1, 2).flatten(2)
     return out.to(value.dtype)
