@@ -35,8 +35,11 @@ def test_masks_stay_at_one_byte_per_pixel():
 
 def test_labels_out_of_range_are_named_with_what_is_allowed():
     label_map = torch.tensor([[0, 4], [-2, 255]])
-    with pytest.raises(ValueError, match=r'label map holds \[-2, 4\]; allowed are 0 to 3 and the '
-                       r'ignore label 255'):
+    with pytest.raises(
+        ValueError,
+        match=r'label map holds \[-2, 4\]; allowed are 0 to 3 and the '
+        r'ignore label 255',
+    ):
         label_map_target(label_map, num_classes=4)
     with pytest.raises(ValueError, match='reduce_zero_label'):
         label_map_target(torch.tensor([[255, 0]]), num_classes=4, ignore_index=254)

@@ -1,0 +1,130 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mmseg_m2f.core import deform_attn
+from mmseg_m2f.core.deform_attn import MSDeformAttn, pixel_centres
+from tests.core.test_layers import assert_uniform
+
+CPU = torch.device('cpu')
+SHAPES = [(2, 3), (4, 5)]
+NUM_TOKENS = 6 + 20
+
+
+def test_pixel_centres_by_hand():
+    centres = pixel_centres([(1, 1), (2, 4)], device=CPU, dtype=torch.float64)
+    assert centres.tolist() == [
+        [0.5, 0.5],
+        [0.125, 0.25], [0.375, 0.25], [0.625, 0.25], [0.875, 0.25],
+        [0.125, 0.75], [0.375, 0.75], [0.625, 0.75], [0.875, 0.75],
+    ]  # fmt: skip
+
+
+def test_offsets_start_on_a_square_around_the_query():
+    attention = MSDeformAttn(32, num_heads=8, num_levels=3, num_points=4)
+    bias = attention.sampling_offsets.bias.view(8, 3, 4, 2)
+    # The eight directions of the compass, counted from +x towards +y, on the unit square.
+    compass = [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)]
+    for head, direction in enumerate(compass):
+        for level in range(3):
+            for point in range(4):
+                expected = (point + 1) * torch.tensor(direction, dtype=torch.float32)
+                torch.testing.assert_close(
+                    bias[head, level, point].detach(), expected, rtol=0, atol=1e-5
+                )
+
+
+def test_directions_of_other_head_counts_reach_the_unit_square():
+    attention = MSDeformAttn(12, num_heads=3, num_levels=1, num_points=1)
+    bias = attention.sampling_offsets.bias.view(3, 2).detach()
+    tangent = 1 / math.tan(math.pi / 3)
+    expected = torch.tensor([[1.0, 0.0], [-tangent, 1.0], [-tangent, -1.0]])
+    torch.testing.assert_close(bias, expected, rtol=0, atol=1e-5)
+
+
+def test_weights_start_as_in_the_official_code():
+    attention = MSDeformAttn(64)
+    for linear in (attention.sampling_offsets, attention.attention_weights):
+        assert not linear.weight.any()
+    assert not attention.attention_weights.bias.any()
+    for linear in (attention.value_proj, attention.output_proj):
+        assert_uniform(linear.weight, math.sqrt(6 / 128))
+        assert not linear.bias.any()
+
+
+def naive(attention, query, value, reference_points, shapes):
+    """Every sample of every query by itself."""
+    heads, levels, points = attention.num_heads, attention.num_levels, attention.num_points
+    batch, num_queries, channels = query.shape
+    offsets = attention.sampling_offsets(query).view(batch, num_queries, heads, levels, points, 2)
+    weights = attention.attention_weights(query).view(batch, num_queries, heads, -1).softmax(-1)
+    weights = weights.view(batch, num_queries, heads, levels, points)
+    projected = attention.value_proj(value).view(batch, -1, heads, channels // heads)
+    out = torch.zeros(batch, num_queries, heads, channels // heads, dtype=query.dtype)
+    starts = [0, shapes[0][0] * shapes[0][1]]
+    for b, q, h, level, p in torch.cartesian_prod(
+        *(torch.arange(n) for n in (batch, num_queries, heads, levels, points))
+    ).tolist():
+        height, width = shapes[level]
+        # An offset of 1 is one pixel of its level; pixel centres lie at half-integers.
+        x = reference_points[q, 0] * width + offsets[b, q, h, level, p, 0] - 0.5
+        y = reference_points[q, 1] * height + offsets[b, q, h, level, p, 1] - 0.5
+        for row in (math.floor(y), math.floor(y) + 1):
+            for column in (math.floor(x), math.floor(x) + 1):
+                if 0 <= row < height and 0 <= column < width:
+                    share = (1 - abs(x - column)) * (1 - abs(y - row)) * weights[b, q, h, level, p]
+                    token = starts[level] + row * width + column
+                    out[b, q, h] += share * projected[b, token, h]
+    return attention.output_proj(out.flatten(2))
+
+
+def random_attention():
+    attention = MSDeformAttn(8, num_heads=2, num_levels=2, num_points=2).double()
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    return attention
+
+
+@torch.no_grad()
+def test_attention_equals_the_naive_loop():
+    attention = random_attention()
+    query, value = torch.randn(2, 2, NUM_TOKENS, 8, dtype=torch.float64)
+    centres = pixel_centres(SHAPES, device=CPU, dtype=torch.float64)
+    got = attention(query, value, centres, SHAPES)
+    expected = naive(attention, query, value, centres, SHAPES)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_pictures_of_a_batch_do_not_meet():
+    attention = random_attention()
+    query, value = torch.randn(2, 3, NUM_TOKENS, 8, dtype=torch.float64)
+    centres = pixel_centres(SHAPES, device=CPU, dtype=torch.float64)
+    together = attention(query, value, centres, SHAPES)
+    for i in range(3):
+        alone = attention(query[i : i + 1], value[i : i + 1], centres, SHAPES)
+        torch.testing.assert_close(together[i], alone[0], rtol=1e-12, atol=1e-12)
+
+
+def test_locations_and_weights_stay_in_float32_under_autocast(monkeypatch):
+    seen = {}
+
+    def spy(value, level_shapes, locations, weights, backend):
+        seen.update(locations=locations.dtype, weights=weights.dtype, backend=backend)
+        return torch.zeros(*value.shape[:2], 8)
+
+    monkeypatch.setattr(deform_attn, 'ms_deform_attn', spy)
+    attention = MSDeformAttn(8, num_heads=2, num_levels=2, num_points=2, backend='reference')
+    centres = pixel_centres(SHAPES, device=CPU, dtype=torch.float32)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        attention(*torch.randn(2, 1, NUM_TOKENS, 8), centres, SHAPES)
+    assert seen == {'locations': torch.float32, 'weights': torch.float32, 'backend': 'reference'}
+
+
+def test_an_unknown_back_end_is_refused():
+    attention = MSDeformAttn(8, num_heads=2, num_levels=2, num_points=2, backend='abacus')
+    centres = pixel_centres(SHAPES, device=CPU, dtype=torch.float32)
+    with pytest.raises(ValueError, match="unknown back end 'abacus'"):
+        attention(*torch.randn(2, 1, NUM_TOKENS, 8), centres, SHAPES)

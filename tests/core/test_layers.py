@@ -1,0 +1,142 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mmseg_m2f.core.layers import (
+    Attention,
+    ConvNorm,
+    FeedForward,
+    init_c2_xavier,
+    sine_encoding,
+)
+
+CPU = torch.device('cpu')
+
+
+def slow_sine_encoding(height, width, channels):
+    """Number by number, from the formula."""
+    half = channels // 2
+    out = torch.zeros(channels, height, width, dtype=torch.float64)
+    for row in range(height):
+        for column in range(width):
+            for i in range(half):
+                wave = 10000 ** (2 * (i // 2) / half)
+                function = math.sin if i % 2 == 0 else math.cos
+                y = (row + 1) / (height + 1e-6) * 2 * math.pi
+                x = (column + 1) / (width + 1e-6) * 2 * math.pi
+                out[i, row, column] = function(y / wave)
+                out[half + i, row, column] = function(x / wave)
+    return out
+
+
+@pytest.mark.parametrize('size', [(1, 1), (3, 5), (7, 2)])
+@pytest.mark.parametrize('channels', [4, 12, 32])
+def test_sine_encoding_equals_the_slow_loop(size, channels):
+    got = sine_encoding(size, channels, device=CPU, dtype=torch.float64)
+    torch.testing.assert_close(got, slow_sine_encoding(*size, channels), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_sine_encoding_of_half_types_is_rounded_only_at_the_end(dtype):
+    exact = sine_encoding((37, 53), 64, device=CPU, dtype=torch.float32)
+    assert torch.equal(sine_encoding((37, 53), 64, device=CPU, dtype=dtype), exact.to(dtype))
+
+
+def attention_pair(channels=32, num_heads=4):
+    """Ours and PyTorch's with the same weights, random biases included."""
+    ours = Attention(channels, num_heads).double()
+    theirs = nn.MultiheadAttention(channels, num_heads, batch_first=True).double()
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    return ours, theirs
+
+
+@pytest.mark.parametrize('masked', [False, True])
+def test_attention_equals_multihead_attention_with_the_mask_inverted(masked):
+    ours, theirs = attention_pair()
+    query, key, value = (torch.randn(2, n, 32, dtype=torch.float64) for n in (5, 9, 9))
+    may_attend = (torch.rand(2, 1, 5, 9) < 0.5) if masked else None
+    blocked = None
+    if masked:
+        may_attend[..., 0] = True  # PyTorch gives NaN for a row that may attend nowhere
+        blocked = ~may_attend.expand(-1, 4, -1, -1).flatten(0, 1)
+    expected, _ = theirs(query, key, value, attn_mask=blocked, need_weights=False)
+    got = ours(query, key, value, may_attend)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_blocked_keys_have_no_influence():
+    ours, _ = attention_pair()
+    query, key, value = (torch.randn(1, n, 32, dtype=torch.float64) for n in (3, 6, 6))
+    may_attend = torch.ones(1, 1, 3, 6, dtype=torch.bool)
+    may_attend[..., 4:] = False
+    before = ours(query, key, value, may_attend)
+    key[:, 4:], value[:, 4:] = 100, -100
+    assert torch.equal(ours(query, key, value, may_attend), before)
+
+
+def assert_uniform(weight, bound):
+    """The law is uniform on [-bound, bound]: the extremes and the fourth moment tell it from a
+    normal law (kurtosis 3) and from another bound."""
+    weight = weight.detach().double()
+    assert weight.abs().max() <= bound
+    assert weight.abs().max() > 0.99 * bound
+    assert weight.std() == pytest.approx(bound / math.sqrt(3), rel=0.03)
+    assert ((weight / weight.std()) ** 4).mean() == pytest.approx(1.8, rel=0.05)
+
+
+def test_attention_starts_xavier_uniform_with_the_fused_fan_out():
+    attention = Attention(64, 4)
+    assert_uniform(attention.in_proj_weight, math.sqrt(6 / (64 + 3 * 64)))
+    assert_uniform(attention.out_proj.weight, math.sqrt(6 / (64 + 64)))
+    assert not attention.in_proj_bias.any()
+    assert not attention.out_proj.bias.any()
+
+
+def test_feed_forward_starts_xavier_uniform_with_pytorchs_biases():
+    ffn = FeedForward(64, 192)
+    assert_uniform(ffn.linear1.weight, math.sqrt(6 / (64 + 192)))
+    assert_uniform(ffn.linear2.weight, math.sqrt(6 / (64 + 192)))
+    for linear, fan_in in ((ffn.linear1, 64), (ffn.linear2, 192)):
+        assert linear.bias.any()
+        assert linear.bias.abs().max() <= 1 / math.sqrt(fan_in)
+
+
+def test_feed_forward_by_hand():
+    ffn = FeedForward(1, 2)
+    with torch.no_grad():
+        ffn.linear1.weight.copy_(torch.tensor([[2.0], [-1.0]]))
+        ffn.linear1.bias.copy_(torch.tensor([1.0, 0.5]))
+        ffn.linear2.weight.copy_(torch.tensor([[10.0, 100.0]]))
+        ffn.linear2.bias.copy_(torch.tensor([7.0]))
+    x = torch.tensor([[[3.0]], [[-2.0]]])
+    assert ffn(x).tolist() == [[[77.0]], [[257.0]]]
+
+
+@pytest.mark.parametrize('kernel_size', [1, 3])
+@pytest.mark.parametrize('activate', [False, True])
+def test_conv_norm_is_convolution_then_group_norm_then_relu(kernel_size, activate):
+    block = ConvNorm(3, 8, kernel_size, norm_groups=2, activate=activate)
+    nn.init.normal_(block.norm.weight)
+    x = torch.randn(2, 3, 5, 7)
+    raw = F.conv2d(x, block.conv.weight, padding=kernel_size // 2).view(2, 2, -1)
+    normal = (raw - raw.mean(-1, keepdim=True)) / (raw.var(-1, False, keepdim=True) + 1e-5).sqrt()
+    expected = normal.view(2, 8, 5, 7) * block.norm.weight[:, None, None]
+    torch.testing.assert_close(block(x), expected.relu() if activate else expected)
+
+
+def test_conv_norm_has_a_bias_only_on_request():
+    assert ConvNorm(3, 8, norm_groups=2).conv.bias is None
+    assert ConvNorm(3, 8, norm_groups=2, bias=True).conv.bias is not None
+
+
+def test_c2_xavier_is_uniform_by_fan_in_with_zero_bias():
+    conv = nn.Conv2d(32, 16, 3)
+    init_c2_xavier(conv)
+    assert_uniform(conv.weight, math.sqrt(3 / (32 * 9)))
+    assert not conv.bias.any()
+    init_c2_xavier(nn.Conv2d(4, 4, 1, bias=False))

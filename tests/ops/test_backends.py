@@ -1,0 +1,65 @@
+import logging
+
+import pytest
+
+from mmseg_m2f.ops.backends import Backend, BackendTable
+
+
+def always(*_):
+    return None
+
+
+def not_odd(number):
+    return 'the number is odd' if number % 2 else None
+
+
+@pytest.fixture
+def table():
+    table = BackendTable('double', Backend('reference', lambda x: x + x, always))
+    table.register(Backend('fast', lambda x: 2 * x, not_odd))
+    return table
+
+
+def test_the_latest_registered_comes_first_and_the_reference_last(table):
+    table.register(Backend('faster', lambda x: x << 1, always))
+    assert table.names == ['faster', 'fast', 'reference']
+
+
+def test_auto_takes_the_first_that_can_run(table):
+    assert table.choose('auto', 4).name == 'fast'
+    assert table.choose('auto', 3).name == 'reference'
+
+
+def test_a_name_is_obeyed(table):
+    assert table.choose('reference', 4).name == 'reference'
+    assert table.choose('fast', 4).function(4) == 8
+
+
+def test_a_named_back_end_that_cannot_run_says_why(table):
+    with pytest.raises(ValueError, match="double: back end 'fast' cannot run: the number is odd"):
+        table.choose('fast', 3)
+
+
+def test_an_unknown_name_lists_the_known_ones(table):
+    with pytest.raises(
+        ValueError, match="double: unknown back end 'slow'; known: 'auto', 'fast', 'reference'"
+    ):
+        table.choose('slow', 4)
+
+
+def test_registering_a_name_again_replaces_it(table):
+    table.register(Backend('fast', lambda _: 0, always))
+    assert table.names == ['fast', 'reference']
+    assert table.choose('auto', 3).function(3) == 0
+
+
+def test_auto_logs_each_choice_once_and_a_name_never(table, caplog):
+    caplog.set_level(logging.INFO, logger='mmseg_m2f')
+    table.choose('fast', 2)
+    assert caplog.messages == []
+    for number in (2, 4, 3, 5, 6):
+        table.choose('auto', number)
+    assert caplog.messages == [
+        "double runs on back end 'fast'",
+        "double runs on back end 'reference'",
+    ]
