@@ -32,6 +32,6 @@ def ms_deform_attn_reference(
                 tokens.unflatten(-1, level_shapes[level]), grid[:, :, level], align_corners=False
             )
             # Level by level: the samples of all levels never exist together.
-        out = out + (samples * weights[:, None, :, level]).sum(-1)  # (B heads, D, Q)
+            out = out + (samples * weights[:, None, :, level]).sum(-1)  # (B heads, D, Q)
     out = out.view(batch, num_heads, head_dim, -1).permute(0, 3, 1, 2).flatten(2)
     return out.to(value.dtype)
