@@ -5,11 +5,20 @@ puts the safe checkpoint loader in the place of MMEngine's. MMEngine imports it 
 config names ``mmseg_m2f.X``.
 """
 
-from mmseg_m2f.adapters import amp, hooks, optim, parts, semantic, transforms
+from mmseg_m2f.adapters import amp, hooks, optim, parts, prediction_files, semantic, transforms, tta
 from mmseg_m2f.adapters.checkpoint_io import install_safe_loader
 from mmseg_m2f.adapters.kernels import offer_mmcv_operator
 
 offer_mmcv_operator()
 install_safe_loader()
 
-__all__ = ['amp', 'hooks', 'optim', 'parts', 'semantic', 'transforms']
+__all__ = [
+    'amp',
+    'hooks',
+    'optim',
+    'parts',
+    'prediction_files',
+    'semantic',
+    'transforms',
+    'tta',
+]

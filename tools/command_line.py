@@ -1,0 +1,117 @@
+"""What train.py and test.py share: the options every OpenMMLab tool has, and the config.
+
+Nothing heavy is imported before the command line has been read, so that ``-h`` and a typing error
+are answered at once.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+
+
+class UsageError(Exception):
+    """What the user can put right, in one sentence."""
+
+
+class ConfigOptions(argparse.Action):
+    """``KEY=VALUE ...`` by MMEngine's rules."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        from mmengine.config import DictAction
+
+        for value in values or ():
+            if '=' not in value:
+                parser.error(f'--cfg-options takes KEY=VALUE pairs, got {value!r}')
+        action = DictAction(self.option_strings, self.dest, nargs='+')
+        action(parser, namespace, values, option_string)
+
+
+def create_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the config and the options all tools have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--work-dir', help='folder for logs and results; default work_dirs/<name of the config>'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=ConfigOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='override settings of the config, as in optim_wrapper.optimizer.lr=1e-5 or '
+        'crop_size="(256,256)"; quote what contains brackets and leave out white space',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed run were started',
+    )
+    # torch.distributed.launch passes the first spelling, older ones the second.
+    parser.add_argument(
+        '--local-rank', '--local_rank', type=int, default=0, help='set by the launcher'
+    )
+    return parser
+
+
+def check_file(path: str, what: str) -> None:
+    """Raises UsageError if a local file is not there; addresses are left to MMEngine."""
+    if '://' not in path and not Path(path).is_file():
+        raise UsageError(f'{what} not found: {path}')
+
+
+def load_config(args: argparse.Namespace) -> 'Config':
+    """The config with the command line worked in."""
+    check_file(args.config, 'config')
+    from mmengine.config import Config
+
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    config = Config.fromfile(args.config)
+    config.launcher = args.launcher
+    config.merge_from_dict(args.cfg_options)
+    if args.work_dir:
+        config.work_dir = args.work_dir
+    elif not config.get('work_dir'):
+        config.work_dir = os.path.join('work_dirs', Path(args.config).stem)
+    return config
+
+
+def build_runner(config: 'Config') -> 'Runner':
+    """MMEngine's runner, or the one the config names as ``runner_type``."""
+    if config.launcher == 'pytorch':
+        _start_cpu_processes(config)
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
+
+    return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+
+
+def _start_cpu_processes(config: 'Config') -> None:
+    # MMEngine picks a GPU for every process before it starts them and wraps the model for it.
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    torch.distributed.init_process_group('gloo')
+    config.setdefault(
+        'model_wrapper_cfg',
+        {
+            'type': 'MMDistributedDataParallel',
+            'device_ids': None,
+            'broadcast_buffers': False,
+            'find_unused_parameters': config.get('find_unused_parameters', False),
+        },
+    )

@@ -1,0 +1,64 @@
+"""Train a model: python tools/train.py CONFIG."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from command_line import UsageError, build_runner, check_file, create_parser, load_config
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+AMP_WRAPPER = 'mmseg_m2f.AmpOptimWrapper'
+AMP_CAPABLE = ('OptimWrapper', 'AmpOptimWrapper', AMP_WRAPPER)
+
+
+def create_train_parser() -> argparse.ArgumentParser:
+    parser = create_parser('Train a model.')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from this checkpoint; without a value from the last one in the work folder',
+    )
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help=f'mixed precision by {AMP_WRAPPER}: on a GPU; on the CPU training stays float32',
+    )
+    return parser
+
+
+def set_resume(config: 'Config', resume: str | None) -> None:
+    if resume is None:
+        return
+    config.resume = True
+    if resume != 'auto':
+        check_file(resume, 'checkpoint to resume from')
+        config.load_from = resume
+
+
+def enable_amp(config: 'Config') -> None:
+    """Mixed precision for a config made without it; other settings of it are kept."""
+    wrapper = config.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
+    if kind not in AMP_CAPABLE:
+        raise UsageError(f'--amp can replace optim_wrapper.type {AMP_CAPABLE}, but it is {kind!r}')
+    wrapper.type = AMP_WRAPPER
+
+
+def main() -> None:
+    parser = create_train_parser()
+    args = parser.parse_args()
+    try:
+        config = load_config(args)
+        set_resume(config, args.resume)
+        if args.amp:
+            enable_amp(config)
+    except UsageError as error:
+        parser.error(str(error))
+    build_runner(config).train()
+
+
+if __name__ == '__main__':
+    main()
