@@ -17,6 +17,7 @@ DTYPES = {
     'bfloat16': torch.bfloat16,
     'float32': torch.float32,
 }
+_FALLBACK = " (float16 needs an accelerator; dtype='bfloat16' works here too)"
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -124,22 +125,20 @@ class AmpOptimWrapper(OptimWrapper):
         self.cast_dtype = _dtype_on(self._device, self._asked_dtype)
         if self.cast_dtype is torch.float16:
             self._scaler = torch.amp.GradScaler(self._device.type, **self._scaler_args)
-        _log(f'{type(self).__name__}: {_name(self.cast_dtype)} on {self._device.type}')
+        chosen = str(self.cast_dtype).removeprefix('torch.')
+        hint = '' if self.cast_dtype is self._asked_dtype else _FALLBACK
+        _log(f'AmpOptimWrapper: {chosen} on {self._device.type}{hint}')
 
 
-def _dtype_on(device: torch.device, asked: torch.dtype | None) -> torch.dtype:
-    dtype = asked or torch.float16
-    if device.type == 'cpu' and dtype is torch.float16:
-        _log("float16 AMP needs an accelerator: on the CPU it is float32 (or dtype='bfloat16')")
-        return torch.float32
-    return dtype
+def _dtype_on(device: torch.device, asked: torch.dtype) -> torch.dtype:
+    return torch.float32 if device.type == 'cpu' and asked is torch.float16 else asked
 
 
-def _checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    known = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if known not in (None, *DTYPES.values()) or (known is None) != (dtype is None):
+def _checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    name = 'float16' if dtype is None else str(dtype).removeprefix('torch.')
+    if name not in DTYPES:
         raise ValueError(f'dtype must be None or one of {list(DTYPES)}, got {dtype!r}')
-    return known
+    return DTYPES[name]
 
 
 def _checked_scaler_args(loss_scale: str | float | dict) -> dict[str, Any]:
@@ -153,10 +152,6 @@ def _checked_scaler_args(loss_scale: str | float | dict) -> dict[str, Any]:
         "loss_scale must be 'dynamic', a positive number or a dict of "
         f'torch.amp.GradScaler arguments, got {loss_scale!r}'
     )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix('torch.')
 
 
 def _log(message: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_dist_info, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from mmseg_m2f.registry import HOOKS
 
@@ -155,14 +156,16 @@ class RandomStateHook(Hook):
         loop = runner.train_loop
         if self._saved is None or loop.iter == 0:
             return
-        _continue_loader_seeds(loop.dataloader, loop.iter)
-        sampler = _sampler(loop.dataloader)
-        if hasattr(loop, 'dataloader_iterator') and hasattr(sampler, '_indices_of_rank'):
-            if self._saved.get('sampler_seed') is not None:
-                sampler.seed = self._saved['sampler_seed']
-            loop.dataloader_iterator = _ResumedIterator(loop, sampler, self._restore)
-        else:
+        if not hasattr(loop, 'dataloader_iterator'):
+            # Epochs are whole: the sampler shuffles by their number.
             self._restore(loop.iter)
+        elif _can_be_placed(loop.dataloader):
+            self._place_sampler(loop)
+        else:
+            runner.logger.warning(
+                'RandomStateHook knows no way to put this sampler at its place: MMEngine skips '
+                'the pictures seen, and the random numbers are other than in a straight run'
+            )
 
     def before_val(self, runner: Runner) -> None:
         """Sets the training's random numbers aside."""
@@ -173,6 +176,15 @@ class RandomStateHook(Hook):
         if self._before_val is not None:
             set_random_state(self._before_val)
         self._before_val = None
+
+    def _place_sampler(self, loop: Any) -> None:
+        assert self._saved is not None
+        _continue_loader_seeds(loop.dataloader, loop.iter)
+        sampler = _sampler(loop.dataloader)
+        sampler.seed = self._saved['sampler_seed']
+        seen = loop.iter * loop.dataloader.batch_sampler.batch_size
+        sampler.indices = islice(sampler._indices_of_rank(), seen, None)
+        loop.dataloader_iterator = _ResumedIterator(loop, self._restore)
 
     def _restore(self, iteration: int) -> None:
         rank, world_size = get_dist_info()
@@ -191,11 +203,9 @@ class _ResumedIterator:
     here: MMEngine 0.10.12 calls ``skip_iter``, 0.10.7 calls ``next`` once per past iteration.
     """
 
-    def __init__(self, loop: Any, sampler: Any, restore: Any) -> None:
+    def __init__(self, loop: Any, restore: Callable[[int], None]) -> None:
         self._restore = partial(restore, loop.iter)
         self._to_skip = 0 if hasattr(loop.dataloader_iterator, 'skip_iter') else loop.iter
-        seen = loop.iter * (_batch_size(loop.dataloader) or 1)
-        sampler.indices = islice(sampler._indices_of_rank(), seen, None)
         self._dataloader = loop.dataloader
         self._iterator: Iterator | None = None
 
@@ -252,6 +262,14 @@ def _continue_loader_seeds(dataloader: DataLoader, iteration: int) -> None:
     if isinstance(start, partial) and 'seed' in start.keywords:
         seed = start.keywords['seed'] + iteration
         dataloader.worker_init_fn = partial(start.func, **{**start.keywords, 'seed': seed})
+    # MMEngine 0.10.7 has started them already, and persistent ones would be taken over.
+    dataloader._iterator = None
+
+
+def _can_be_placed(dataloader: DataLoader) -> bool:
+    # Other batch samplers may take more indices from the sampler than they hand out.
+    plain = type(dataloader.batch_sampler) is BatchSampler
+    return plain and isinstance(_sampler(dataloader), InfiniteSampler)
 
 
 def _sampler(dataloader: DataLoader) -> Any:

@@ -203,3 +203,19 @@ def test_batch_of_an_update(
         runner.train()
     assert f'one update sees {2 * steps} pictures: 1 process(es) x 2 x {steps}' in ' '.join(info)
     assert [warning in line for line in lines] == ([True] if warning else [])
+
+
+def test_a_sampler_that_cannot_be_placed_is_left_to_mmengine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = {'batch_size': 2, 'num_workers': 0, 'dataset': Noise()}
+    loader['sampler'] = {'type': 'DefaultSampler', 'shuffle': True}
+    options = {'train_dataloader': loader, 'randomness': {'seed': 7}}
+    straight = train(tmp_path / 'straight', 'straight-default', **options)
+    record = Record()
+    options |= {'load_from': str(tmp_path / 'straight' / 'iter_3.pth'), 'resume': True}
+    runner = toy_runner(tmp_path / 'resumed', 'resumed-default', record, **options)
+    lines = warnings_of(runner, monkeypatch)
+    runner.train()
+    assert record.pictures == straight.pictures[3:]
+    assert any('RandomStateHook knows no way' in line for line in lines)
