@@ -1,0 +1,249 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mmseg_m2f.core.config import DecoderConfig
+from mmseg_m2f.core.decoder import MaskedAttentionDecoder, attention_mask
+from mmseg_m2f.core.layers import sine_encoding
+from mmseg_m2f.core.structures import PixelFeatures, mask_logits
+from tests.core.test_layers import assert_uniform
+
+SIZES = ((2, 3), (4, 6), (7, 11))  # coarsest first; the finest is odd
+
+
+def make_decoder(num_layers=4, num_levels=3, **settings):
+    config = DecoderConfig(
+        num_classes=5, channels=16, num_queries=7, num_layers=num_layers, num_heads=2,
+        num_levels=num_levels, ffn_dim=24, **settings
+    )  # fmt: skip
+    return MaskedAttentionDecoder(config)
+
+
+def make_features(batch=2, num_levels=3, dtype=torch.float32):
+    return PixelFeatures(
+        torch.randn(batch, 16, 14, 21, dtype=dtype),
+        tuple(torch.randn(batch, 16, *size, dtype=dtype) for size in SIZES[:num_levels]),
+    )
+
+
+def slow_decode(decoder, features):
+    """The paper's loop with nn.MultiheadAttention and full-size masks, picture by picture."""
+
+    def attend(attention, query, key, value, blocked=None):
+        twin = nn.MultiheadAttention(16, 2, batch_first=True, dtype=query.dtype)
+        twin.load_state_dict(attention.state_dict())
+        return twin(query[None], key[None], value[None], attn_mask=blocked)[0][0]
+
+    def heads(x, mask_features):
+        x = decoder.norm(x)
+        first, second, last = decoder.mask_embed
+        embed = last(second(first(x).relu()).relu())
+        masks = torch.stack([(q[:, None, None] * mask_features).sum(0) for q in embed])
+        return decoder.class_embed(x), masks
+
+    predictions = []
+    for i, mask_features in enumerate(features.mask_features):
+        x = decoder.query_feat.weight
+        predictions.append([heads(x, mask_features)])
+        for index, layer in enumerate(decoder.layers):
+            memory = features.memory[index % 3][i]
+            height, width = memory.shape[-2:]
+            small = F.interpolate(
+                predictions[-1][-1][1][None], (height, width), mode='bilinear', align_corners=False
+            )
+            blocked = (small[0].sigmoid() < 0.5).flatten(1)
+            blocked[blocked.all(1)] = False
+            position = sine_encoding((height, width), 16, device=memory.device, dtype=memory.dtype)
+            value = memory.flatten(1).T + decoder.level_embed.weight[index % 3]
+            key, query = value + position.flatten(1).T, x + decoder.query_embed.weight
+            x = layer.cross_norm(x + attend(layer.cross_attn, query, key, value, blocked))
+            query = x + decoder.query_embed.weight
+            x = layer.self_norm(x + attend(layer.self_attn, query, query, x))
+            hidden = layer.ffn.linear1(x).relu()
+            x = layer.ffn_norm(x + layer.ffn.linear2(hidden))
+            predictions[-1].append(heads(x, mask_features))
+    return predictions
+
+
+@torch.no_grad()
+def test_every_prediction_equals_the_slow_implementation():
+    decoder = make_decoder(num_layers=5).double()
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    features = make_features(dtype=torch.float64)
+    predictions = decoder(features)
+    for i, expected in enumerate(slow_decode(decoder, features)):
+        assert len(expected) == len(predictions) == 6
+        for prediction, (class_logits, masks) in zip(predictions, expected, strict=True):
+            got = mask_logits(prediction.mask_embed[i], features.mask_features[i])
+            torch.testing.assert_close(
+                prediction.class_logits[i], class_logits, rtol=1e-9, atol=1e-9
+            )
+            torch.testing.assert_close(got, masks, rtol=1e-9, atol=1e-9)
+
+
+def one_query_mask(logits):
+    """The attention mask of a single query whose mask logits are given."""
+    return attention_mask(torch.ones(1, 1, 1), torch.tensor(logits).view(1, 1, 1, -1)).flatten()
+
+
+def test_negative_logits_block():
+    assert one_query_mask([-1.0, 2.0, -0.1, 0.5]).tolist() == [False, True, False, True]
+
+
+def test_zero_and_nan_stay_open():
+    assert one_query_mask([-1.0, 0.0, -0.0, math.nan]).tolist() == [False, True, True, True]
+
+
+def test_a_query_with_an_empty_mask_attends_everywhere():
+    assert one_query_mask([-1.0, -2.0, -3.0]).all()
+    embed = torch.tensor([[[1.0], [-1.0]]])  # the second query's mask is empty
+    mask = attention_mask(embed, torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 1, 3))
+    assert mask.shape == (1, 1, 2, 3)
+    assert mask.all()
+    mask = attention_mask(embed, torch.tensor([1.0, 2.0, -3.0]).view(1, 1, 1, 3))
+    assert mask[0, 0].int().tolist() == [[1, 1, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'flips'), [(torch.float64, 0), (torch.float32, 20)], ids=['float64', 'float32']
+)
+def test_pooling_features_commutes_with_resizing_mask_logits(dtype, flips):
+    """The official order forms full mask logits, resizes them, and compares the sigmoid with one
+    half. Of 240 000 bits none may differ in float64; in float32 only bits whose logit is within
+    rounding (1e-5 of logits of size 5.6) of zero may."""
+    embed, features = torch.randn(2, 100, 32, dtype=dtype), torch.randn(2, 32, 64, 80, dtype=dtype)
+    size = (30, 40)
+    pooled = F.interpolate(features, size, mode='bilinear', align_corners=False)
+    full = mask_logits(embed, features)
+    resized = F.interpolate(full, size, mode='bilinear', align_corners=False).flatten(2)
+    differs = attention_mask(embed, pooled)[:, 0] != (resized.sigmoid() >= 0.5)
+    assert differs.sum() <= flips
+    assert (resized[differs].abs() < 1e-5).all()
+
+
+def test_the_mask_is_computed_in_float32_under_autocast():
+    embed, pooled = torch.randn(1, 50, 32), torch.randn(1, 32, 30, 30)
+    expected = attention_mask(embed, pooled)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(attention_mask(embed, pooled), expected)
+        half = attention_mask(embed.bfloat16(), pooled)
+    assert torch.equal(half, attention_mask(embed.bfloat16().float(), pooled))
+
+
+def test_the_paper_has_ten_predictions_of_a_hundred_queries():
+    decoder = MaskedAttentionDecoder(DecoderConfig(num_classes=3))
+    memory = tuple(torch.randn(1, 256, size, size) for size in (1, 2, 4))
+    with torch.no_grad():
+        predictions = decoder(PixelFeatures(torch.randn(1, 256, 8, 8), memory))
+    assert len(predictions) == 10
+    for prediction in predictions:
+        assert prediction.class_logits.shape == (1, 100, 4)
+        assert prediction.mask_embed.shape == (1, 100, 256)
+
+
+@torch.no_grad()
+def test_predict_gives_the_last_prediction_bit_for_bit():
+    decoder, features = make_decoder(), make_features()
+    last, alone = decoder(features)[-1], decoder.predict(features)
+    assert torch.equal(alone.class_logits, last.class_logits)
+    assert torch.equal(alone.mask_embed, last.mask_embed)
+
+
+@torch.no_grad()
+def test_predict_computes_one_set_of_class_logits():
+    decoder, calls = make_decoder(), []
+    decoder.class_embed.register_forward_hook(lambda *_: calls.append(1))
+    decoder.predict(make_features())
+    assert len(calls) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('num_levels', [1, 2, 3])
+def test_levels_are_visited_in_turn_coarsest_first(num_levels):
+    decoder, visited = make_decoder(7, num_levels), []
+    for layer in decoder.layers:
+        layer.register_forward_pre_hook(lambda _, args: visited.append(args[2].shape[1]))
+    decoder(make_features(num_levels=num_levels))
+    areas = [height * width for height, width in SIZES[:num_levels]]
+    assert visited == [areas[i % num_levels] for i in range(7)]
+
+
+@torch.no_grad()
+def test_the_first_prediction_sees_no_picture():
+    decoder = make_decoder(num_layers=0)
+    one, other = decoder(make_features())[0], decoder(make_features())[0]
+    assert torch.equal(one.class_logits, other.class_logits)
+    assert torch.equal(one.class_logits[0], one.class_logits[1])
+
+
+@torch.no_grad()
+def test_a_batch_equals_its_pictures_one_by_one():
+    decoder, features = make_decoder().double(), make_features(batch=3, dtype=torch.float64)
+    together = decoder(features)
+    for i in range(3):
+        one = slice(i, i + 1)
+        alone = decoder(
+            PixelFeatures(features.mask_features[one], tuple(x[one] for x in features.memory))
+        )
+        for single, batched in zip(alone, together, strict=True):
+            torch.testing.assert_close(
+                single.class_logits[0], batched.class_logits[i], rtol=1e-11, atol=1e-11
+            )
+            torch.testing.assert_close(
+                single.mask_embed[0], batched.mask_embed[i], rtol=1e-11, atol=1e-11
+            )
+
+
+def test_no_gradient_flows_through_attention_masks():
+    decoder, features = make_decoder(), make_features()
+    features.mask_features.requires_grad_()
+    decoder(features)[-1].class_logits.sum().backward()
+    assert features.mask_features.grad is None
+    assert all(parameter.grad is None for parameter in decoder.mask_embed.parameters())
+
+
+def test_tables_are_embeddings_and_nothing_else_is():
+    # The optimiser exempts exactly these from weight decay by their type.
+    decoder = make_decoder()
+    tables = {name for name, module in decoder.named_modules() if isinstance(module, nn.Embedding)}
+    assert tables == {'query_feat', 'query_embed', 'level_embed'}
+
+
+def test_parameter_names():
+    layer = {
+        f'layers.0.{name}'
+        for attention in ('cross_attn', 'self_attn')
+        for name in (
+            f'{attention}.in_proj_weight', f'{attention}.in_proj_bias',
+            f'{attention}.out_proj.weight', f'{attention}.out_proj.bias',
+        )
+    } | {
+        f'layers.0.{name}.{kind}'
+        for name in ('cross_norm', 'self_norm', 'ffn.linear1', 'ffn.linear2', 'ffn_norm')
+        for kind in ('weight', 'bias')
+    }  # fmt: skip
+    heads = {
+        f'{name}.{kind}'
+        for name in ('norm', 'class_embed', 'mask_embed.0', 'mask_embed.1', 'mask_embed.2')
+        for kind in ('weight', 'bias')
+    }
+    tables = {'query_feat.weight', 'query_embed.weight', 'level_embed.weight'}
+    assert set(make_decoder(num_layers=1).state_dict()) == layer | heads | tables
+
+
+def test_initial_law():
+    decoder = MaskedAttentionDecoder(DecoderConfig(num_classes=19, num_layers=1))
+    for table in (decoder.query_feat, decoder.query_embed):
+        assert table.weight.std().item() == pytest.approx(1, rel=0.05)
+    for linear in [decoder.class_embed, *decoder.mask_embed]:
+        assert_uniform(linear.weight, 1 / 16)  # PyTorch's default: 1 / sqrt(256)
+        assert linear.bias.any()
+
+
+def test_a_wrong_number_of_levels_is_refused():
+    with pytest.raises(ValueError, match='built for 3 levels, the pixel decoder gave 2'):
+        make_decoder()(make_features(num_levels=2))

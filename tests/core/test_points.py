@@ -1,0 +1,119 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmseg_m2f.core.config import PointConfig
+from mmseg_m2f.core.points import PointSampler, sample_features, sample_masks, uniform_points
+
+CPU = torch.device('cpu')
+
+
+def test_uniform_points_come_from_the_global_generator():
+    torch.manual_seed(3)
+    points = uniform_points(2, 5, CPU, torch.float64)
+    torch.manual_seed(3)
+    assert torch.equal(points, torch.rand(2, 5, 2, dtype=torch.float64))
+
+
+def test_sample_features_by_hand():
+    # Columns 0, 1 of a 1 x 2 map hold 10 and 20; their centres are x = 1/4 and 3/4.
+    features = torch.tensor([[[[10.0, 20.0]], [[-1.0, 1.0]]]])
+    points = torch.tensor([[[0.25, 0.5], [0.5, 0.5], [0.75, 0.5], [1.0, 0.5], [1.5, 0.5]]])
+    values = sample_features(features, points)
+    assert values.tolist() == [[[10, 15, 20, 10, 0], [-1, 0, 1, 0.5, 0]]]
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 9), (6, 4), (13, 21)])
+@pytest.mark.parametrize('num_rows', [1, 5], ids=['shared', 'own'])
+def test_sample_masks_equals_grid_sample_of_floats(size, num_rows):
+    masks = torch.rand(3, *size) < 0.5
+    mask_idx = torch.tensor([2, 0, 0, 1, 2])
+    points = 1.4 * torch.rand(num_rows, 50, 2, dtype=torch.float64) - 0.2  # some lie outside
+    got = sample_masks(masks, mask_idx, points)
+    grid = (2 * points - 1).expand(5, -1, -1)[:, :, None]
+    expected = F.grid_sample(masks[mask_idx, None].double(), grid, align_corners=False)
+    torch.testing.assert_close(got, expected[:, 0, :, 0], rtol=0, atol=1e-13)
+
+
+def test_sample_masks_of_corners_and_pixel_centres():
+    masks = torch.tensor([[[True, False], [False, True]]])
+    points = torch.tensor([[[0.25, 0.25], [0.75, 0.25], [0.5, 0.5], [0.0, 0.0], [1.0, 1.0]]])
+    got = sample_masks(masks, torch.tensor([0]), points)
+    assert got.tolist() == [[1, 0, 0.5, 0.25, 0.25]]
+
+
+def test_sample_masks_of_a_strided_view():
+    masks = (torch.rand(6, 8, 4) < 0.5).permute(2, 0, 1)[::2]
+    assert not masks.is_contiguous()
+    points, mask_idx = torch.rand(2, 30, 2), torch.tensor([0, 1])
+    expected = sample_masks(masks.contiguous(), mask_idx, points)
+    assert torch.equal(sample_masks(masks, mask_idx, points), expected)
+
+
+@pytest.mark.parametrize('num_rows', [0, 1])
+def test_sample_masks_of_no_mask(num_rows):
+    nothing = torch.zeros(0, dtype=torch.long)
+    got = sample_masks(torch.zeros(0, 4, 4, dtype=torch.bool), nothing, torch.rand(num_rows, 9, 2))
+    assert got.shape == (0, 9)
+
+
+class Recorder:
+    """Uniform points that are remembered."""
+
+    def __init__(self):
+        self.draws = []
+
+    def __call__(self, *args):
+        self.draws.append(uniform_points(*args))
+        return self.draws[-1]
+
+
+def as_set(points):
+    return {tuple(point) for point in points.tolist()}
+
+
+def test_three_quarters_are_the_least_certain_candidates_and_the_rest_is_drawn_anew():
+    recorder = Recorder()
+    config = PointConfig(num_points=40, oversample_ratio=3.0, importance_ratio=0.75)
+    logits = torch.randn(3, 6, 8, dtype=torch.float64)
+    points = PointSampler(config, recorder)(logits)
+
+    candidates, rest = recorder.draws
+    assert candidates.shape == (3, 120, 2)
+    assert rest.shape == (3, 10, 2)
+    assert points.shape == (3, 40, 2)
+    grid = 2 * candidates[:, :, None] - 1
+    certainty = F.grid_sample(logits[:, None], grid, align_corners=False)[:, 0, :, 0].abs()
+    for mask in range(3):
+        least_certain = candidates[mask, certainty[mask].argsort()[:30]]
+        assert as_set(points[mask, :30]) == as_set(least_certain)
+        assert as_set(points[mask, 30:]) == as_set(rest[mask])
+
+
+def test_the_border_between_two_sure_pixels_is_uncertain():
+    def border_first(num_rows, num_points, device, dtype):
+        # x = 1/2 lies between a +1 and a -1 pixel, x = 1/4 on the centre of the +1 pixel.
+        return torch.tensor([[[0.5, 0.5], [0.25, 0.5]]], dtype=dtype)[:, :num_points]
+
+    config = PointConfig(num_points=1, oversample_ratio=2.0, importance_ratio=1.0)
+    sampler = PointSampler(config, border_first)
+    assert sampler(torch.tensor([[[1.0, -1.0]]])).tolist() == [[[0.5, 0.5]]]
+
+
+@pytest.mark.parametrize(('ratio', 'uncertain'), [(0.0, 0), (0.7, 4), (1.0, 7)])
+def test_the_share_of_uncertain_points_is_rounded_down(ratio, uncertain):
+    recorder = Recorder()
+    config = PointConfig(num_points=7, importance_ratio=ratio)
+    points = PointSampler(config, recorder)(torch.randn(2, 4, 4))
+    assert points.shape == (2, 7, 2)
+    assert recorder.draws[0].shape[1] == 21
+    assert recorder.draws[1].shape[1] == 7 - uncertain
+
+
+def test_no_masks_get_no_points():
+    assert PointSampler(PointConfig(num_points=8))(torch.zeros(0, 4, 4)).shape == (0, 8, 2)
+
+
+def test_points_carry_no_gradient():
+    logits = torch.randn(2, 4, 4, requires_grad=True)
+    assert not PointSampler(PointConfig(num_points=8))(logits).requires_grad
