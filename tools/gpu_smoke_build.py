@@ -1,0 +1,80 @@
+"""Install mmcv with deformable attention as its only compiled operator (about a minute).
+
+    python tools/gpu_smoke_build.py onedl_mmcv-2.3.6.tar.gz SITE
+
+unpacks mmcv into the folder SITE and compiles for the GPU of this machine, or for the CPU, where
+the operator then only exists by name.
+"""
+
+import argparse
+import re
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+BUILT = {'ms_deform_attn_forward', 'ms_deform_attn_backward'}
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter='data')
+    return next(folder.glob('*mmcv-*')) / 'mmcv'
+
+
+def left_out_names(mmcv: Path) -> list[str]:
+    """The extension functions that mmcv's Python code asks for, without those that are built."""
+    names: set[str] = set()
+    for path in mmcv.glob('ops/**/*.py'):
+        for names_text in re.findall(r"load_ext\(\s*'_ext',\s*\[(.*?)\]", path.read_text(), re.S):
+            names.update(re.findall(r"'(\w+)'", names_text))
+    if not names >= BUILT:
+        raise RuntimeError(f'{mmcv} does not ask for {sorted(BUILT - names)}: another mmcv?')
+    return sorted(names - BUILT)
+
+
+def compile_extension(mmcv: Path, build: Path) -> Path:
+    """Compile the reduced ``_ext`` in the folder ``build`` and return the library's path."""
+    (build / 'left_out.inc').write_text(''.join(f'"{name}",\n' for name in left_out_names(mmcv)))
+    # Newer torch releases may drop this alias, which mmcv's CUDA source includes.
+    (build / 'THC').mkdir()
+    (build / 'THC' / 'THCAtomics.cuh').write_text('#include <ATen/cuda/Atomic.cuh>\n')
+    csrc = mmcv / 'ops' / 'csrc'
+    sources = [Path(__file__).with_name('gpu_smoke_ext.cpp'), csrc / 'pytorch/ms_deform_attn.cpp']
+    flags = []
+    if torch.cuda.is_available():
+        sources.append(csrc / 'pytorch/cuda/ms_deform_attn_cuda.cu')
+        flags.append('-DMMCV_WITH_CUDA')
+    cpp_extension.load(
+        name='_ext',
+        sources=[str(source) for source in sources],
+        extra_cflags=['-O1', *flags],
+        extra_cuda_cflags=flags,
+        extra_include_paths=[str(build), str(csrc / 'common'), str(csrc / 'common/cuda')],
+        build_directory=str(build),
+        with_cuda=torch.cuda.is_available(),
+        verbose=True,
+    )
+    return build / '_ext.so'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='Install a reduced build of mmcv.')
+    parser.add_argument('archive', type=Path, help='the source distribution of onedl-mmcv')
+    parser.add_argument('site', type=Path, help='the folder to install into')
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        mmcv = unpack(args.archive, Path(scratch))
+        build = Path(scratch) / 'build'
+        build.mkdir()
+        library = compile_extension(mmcv, build)
+        target = args.site / 'mmcv'
+        shutil.copytree(mmcv, target, ignore=shutil.ignore_patterns('csrc'))
+        shutil.copy(library, target / library.name)
+
+
+if __name__ == '__main__':
+    main()
