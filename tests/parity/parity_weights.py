@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-EMBEDDINGS = ('level_embed', 'relative_position_bias_table')
+EMBEDDINGS = ('level_embed', 'level_encoding', 'relative_position_bias_table')
 
 
 @torch.no_grad()

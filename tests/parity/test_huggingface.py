@@ -341,15 +341,12 @@ def our_losses(
 THEIR_LOSS_NAMES = {'cls': 'loss_cross_entropy', 'mask': 'loss_mask', 'dice': 'loss_dice'}
 
 
-@pytest.mark.parametrize('mode', ['per_prediction', 'shared'])
-@torch.no_grad()
-def test_matching_and_losses(pair: Pair, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
-    """In one process Hugging Face's normaliser is the official one (H2 concerns several)."""
-    draws = Draws(pair.targets, shared=mode == 'shared')
-    logits = oracle_logits(pair, pair.pictures)
-    theirs, their_matches = their_losses(pair, logits, draws, monkeypatch)
-    ours, our_matches = our_losses(pair, pair.pictures, draws, monkeypatch, mode)
-
+def check_losses(
+    ours: list[core.LossTerms],
+    our_matches: list[core.Match],
+    theirs: dict[str, Tensor],
+    their_matches: list[list[tuple[Tensor, Tensor]]],
+) -> None:
     assert len(theirs) == 3 * len(ours) == 3 * (NUM_LAYERS + 1)
     for index, (terms, pictures) in enumerate(zip(ours, their_matches, strict=True)):
         for picture, (queries, labels) in enumerate(pictures):
@@ -360,19 +357,36 @@ def test_matching_and_losses(pair: Pair, monkeypatch: pytest.MonkeyPatch, mode: 
             assert_close(value, theirs[THEIR_LOSS_NAMES[name] + suffix], 1e-8)
 
 
+@torch.no_grad()
+def test_matching_and_losses(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With points of its own for every prediction, as in the official code.
+
+    In one process Hugging Face's normaliser is the official one (H2 concerns several).
+    """
+    draws = Draws(pair.targets, shared=False)
+    logits = oracle_logits(pair, pair.pictures)
+    theirs = their_losses(pair, logits, draws, monkeypatch)
+    ours = our_losses(pair, pair.pictures, draws, monkeypatch, 'per_prediction')
+    check_losses(*ours, *theirs)
+
+
 def test_gradients_of_the_loss(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of every parameter, backbone included, through the key map: it renames and reorders only."""
+    """Of every parameter, backbone included, through the key map: it renames and reorders only.
+
+    All predictions share their points, our default.
+    """
     draws = Draws(pair.targets, shared=True)
     pictures = pair.pictures
-    theirs, _ = their_losses(pair, oracle_logits(pair, pictures), draws, monkeypatch)
-    sum(theirs.values()).backward()
-    ours, _ = our_losses(pair, pictures, draws, monkeypatch, 'shared')
-    sum(value for terms in ours for value in terms).backward()
+    theirs = their_losses(pair, oracle_logits(pair, pictures), draws, monkeypatch)
+    ours = our_losses(pair, pictures, draws, monkeypatch, 'shared')
+    check_losses(*ours, *theirs)
+    sum(theirs[0].values()).backward()
+    sum(value for terms in ours[0] for value in terms).backward()
 
     named = pair.oracle.named_parameters()
     expected = from_huggingface({name: p.grad for name, p in named if p.grad is not None})
-    found = {name: p.grad for name, p in pair.ours.named_parameters() if p.grad is not None}
     expected = {name: grad for name, grad in expected.items() if not name.endswith('_index')}
+    found = {name: p.grad for name, p in pair.ours.named_parameters() if p.grad is not None}
     pair.oracle.zero_grad()
     pair.ours.zero_grad()
     assert found.keys() == expected.keys()
