@@ -19,13 +19,27 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+def _is_numeric(request: pytest.FixtureRequest) -> bool:
+    return request.path.parent.name in ('core', 'ops')
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tiny tensors gain nothing from threads, and on a busy machine lose a lot by waiting."""
+    num_threads = torch.get_num_threads()
+    if _is_numeric(request):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tests of core and ops find NaN in memory that nobody initialised.
 
     PyTorch fills it in deterministic mode only, which lacks CUDA kernels we need: CPU tests only.
     """
-    if request.path.parent.name not in ('core', 'ops') or 'cuda' in request.keywords:
+    if not _is_numeric(request) or 'cuda' in request.keywords:
         yield
         return
     torch.use_deterministic_algorithms(True)

@@ -1,0 +1,239 @@
+"""The house rules that a machine can check: who may import whom, sizes, names, docstrings."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / 'mmseg_m2f'
+FRAMEWORKS = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
+
+# A module of the core may import those of earlier rows only.
+CORE_ORDER = [
+    {'structures', 'config'},
+    {'layers', 'points'},
+    {'deform_attn', 'matching'},
+    {'pixel_decoder', 'decoder', 'losses', 'postprocess', 'targets'},
+    {'__init__'},
+]
+MAY_IMPORT = {
+    'core': {'core', 'ops'},
+    'ops': {'ops'},
+    'checkpoints': {'checkpoints', 'core'},
+}
+# Constructors whose parameters are the keys of a config dict: the framework passes them one by one.
+CONFIG_KEYS = {'mmseg_m2f/adapters/semantic.py: Mask2FormerHead'}
+MAX_CORE_FILE, MAX_FUNCTION, MAX_PARAMETERS = 250, 40, 7
+
+
+def sources(*folders):
+    """Python files of the package, or of some of its folders, as ``(path, tree)``."""
+    roots = [PACKAGE / folder for folder in folders] or [PACKAGE]
+    # What stands under .mim are links to folders beside the package.
+    files = sorted(
+        path for root in roots for path in root.rglob('*.py') if '.mim' not in path.parts
+    )
+    assert files
+    return [(path, ast.parse(path.read_text(encoding='utf-8'))) for path in files]
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(tree):
+    """Dotted names of everything a file imports, wherever in the file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, 'imports name the whole path'
+            yield node.module
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def functions(tree):
+    return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def test_only_the_adapters_import_the_frameworks():
+    wrong = [
+        f'{name_of(path)} imports {name}'
+        for path, tree in sources()
+        if path.relative_to(PACKAGE).parts[0] not in ('adapters', 'registry.py')
+        for name in imports(tree)
+        if name.split('.')[0] in FRAMEWORKS
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize('folder', MAY_IMPORT)
+def test_arrows_between_the_folders(folder):
+    wrong = [
+        f'{name_of(path)} imports {name}'
+        for path, tree in sources(folder)
+        for name in imports(tree)
+        if name.startswith('mmseg_m2f.') and name.split('.')[1] not in MAY_IMPORT[folder]
+    ]
+    assert not wrong
+
+
+def test_the_core_forms_a_line():
+    rank = {name: row for row, names in enumerate(CORE_ORDER) for name in names}
+    modules = {path.stem for path, _ in sources('core')}
+    assert modules <= set(rank), 'a new module: give it a place in CORE_ORDER'
+    wrong = [
+        f'{path.stem} imports {name}'
+        for path, tree in sources('core')
+        for name in imports(tree)
+        if name.startswith('mmseg_m2f.core')
+        and rank[name.split('.')[2] if name.count('.') > 1 else '__init__'] >= rank[path.stem]
+    ]
+    assert not wrong
+
+
+def test_importing_the_core_loads_no_framework_and_prints_nothing():
+    code = (
+        'import sys, mmseg_m2f\n'
+        "assert 'torch' not in sys.modules\n"
+        'import mmseg_m2f.core, mmseg_m2f.ops\n'
+        f'loaded = {{name.split(".")[0] for name in sys.modules}} & {FRAMEWORKS!r}\n'
+        'assert not loaded, loaded'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+
+
+def test_every_module_of_the_core_and_every_operator_has_its_tests():
+    modules = [path.stem for path, _ in sources('core') if path.stem != '__init__']
+    missing = [f'core/test_{name}.py' for name in modules]
+    operators = {path.relative_to(PACKAGE / 'ops').parts[0] for path, _ in sources('ops')}
+    missing += [f'ops/test_{Path(name).stem}.py' for name in operators - {'__init__.py'}]
+    missing = [name for name in missing if not (ROOT / 'tests' / name).is_file()]
+    assert not missing
+
+
+def test_files_of_the_core_are_short():
+    lengths = {
+        name_of(path): len(path.read_text(encoding='utf-8').splitlines())
+        for path, _ in sources('core', 'ops')
+    }
+    assert not {name: length for name, length in lengths.items() if length > MAX_CORE_FILE}
+
+
+def code_lines(function):
+    """Lines from ``def`` to the end, less those of the docstring."""
+    length = function.end_lineno - function.lineno + 1
+    if ast.get_docstring(function) is not None:
+        docstring = function.body[0]
+        length -= docstring.end_lineno - docstring.lineno + 1
+    return length
+
+
+def test_functions_are_short():
+    lengths = {
+        f'{name_of(path)}: {function.name}': code_lines(function)
+        for path, tree in sources()
+        for function in functions(tree)
+    }
+    assert not {name: length for name, length in lengths.items() if length > MAX_FUNCTION}
+
+
+def constructors(path, tree):
+    for node in ast.walk(tree):
+        for function in node.body if isinstance(node, ast.ClassDef) else []:
+            if isinstance(function, ast.FunctionDef) and function.name == '__init__':
+                yield f'{name_of(path)}: {node.name}', function.args
+
+
+def test_constructors_take_few_parameters():
+    crowded = {
+        name
+        for path, tree in sources()
+        for name, given in constructors(path, tree)
+        if len([*given.posonlyargs, *given.args, *given.kwonlyargs]) - 1 > MAX_PARAMETERS
+    }
+    assert crowded <= CONFIG_KEYS
+
+
+def test_no_file_is_called_utils():
+    assert not [name_of(path) for path, _ in sources() if 'util' in path.stem]
+
+
+def undocumented(path, node, prefix=''):
+    for child in getattr(node, 'body', []):
+        if not isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        name = prefix + child.name
+        if not child.name.startswith('_') and ast.get_docstring(child) is None:
+            yield f'{name_of(path)}: {name}'
+        # The frameworks' hooks explain themselves by name; the core's methods have shapes to tell.
+        if isinstance(child, ast.ClassDef) and path.relative_to(PACKAGE).parts[0] in (
+            'core',
+            'ops',
+        ):
+            yield from undocumented(path, child, f'{name}.')
+
+
+def test_public_classes_and_functions_have_docstrings():
+    missing = [name_of(path) for path, tree in sources() if ast.get_docstring(tree) is None]
+    missing += [name for path, tree in sources() for name in undocumented(path, tree)]
+    assert not missing
+
+
+def test_public_functions_are_typed():
+    untyped = []
+    for path, tree in sources():
+        for function in functions(tree):
+            if function.name.startswith('_'):
+                continue
+            given = function.args
+            named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+            bare = [p.arg for p in named if p.annotation is None and p.arg not in ('self', 'cls')]
+            if bare or function.returns is None:
+                untyped.append(f'{name_of(path)}: {function.name} {bare}')
+    assert not untyped
+
+
+def test_annotations_are_evaluated():
+    # Shapes are checked at run time: a postponed annotation is a string nobody reads.
+    assert not [
+        name_of(path) for path, tree in sources() if '__future__.annotations' in set(imports(tree))
+    ]
+
+
+def test_shapes_are_checked_in_tests(request):
+    import jaxtyping
+    import torch
+
+    from mmseg_m2f.core import mask_logits
+
+    if not request.config.getoption('jaxtyping_packages'):
+        pytest.skip('run without the shape checker')
+    with pytest.raises(jaxtyping.TypeCheckError):
+        mask_logits(torch.zeros(1, 2, 3), torch.zeros(1, 4, 5, 5))  # 3 channels are not 4
+
+
+def test_the_project_speaks_of_itself_only():
+    foreign = re.compile(
+        r'(?<!scope=.)\bsessions?\b|\bissue #\d|(?<![\w.])/(work|root|home)/|/tmp/', re.IGNORECASE
+    )
+    folders = ('mmseg_m2f', 'configs', 'docs', 'scripts', 'tests', 'tools', '.ci')
+    files = [path for folder in folders for path in (ROOT / folder).rglob('*')]
+    files += [*ROOT.glob('*.md'), *ROOT.glob('*.toml'), ROOT / 'Makefile']
+    kinds = {'', '.py', '.md', '.sh', '.toml', '.yml', '.yaml'}
+    texts = [path for path in files if path.is_file() and path.suffix in kinds]
+    found = [
+        f'{name_of(path)}:{number}: {line.strip()}'
+        for path in texts
+        if path != Path(__file__)
+        for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1)
+        if foreign.search(line)
+    ]
+    assert not found
