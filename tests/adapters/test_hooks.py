@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from toy_runner import Noise, Record, toy_runner
 
 from mmseg_m2f.adapters.hooks import (
@@ -26,8 +27,16 @@ def warnings_of(runner, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def train(work_dir: Path, name: str, **options: object) -> Record:
     record = Record()
-    toy_runner(work_dir, name, record, **options).train()
+    runner = toy_runner(work_dir, name, record, **options)
+    runner.train()
+    stop_loader(runner)
     return record
+
+
+def stop_loader(runner: Runner) -> None:
+    # Left to the garbage collector, a loader process is waited for five seconds.
+    if runner.train_dataloader._iterator is not None:
+        runner.train_dataloader._iterator._shutdown_workers()
 
 
 def test_head_config_is_kept_beside_the_weights(tmp_path: Path) -> None:
@@ -110,6 +119,7 @@ def test_loader_processes_go_on_with_the_next_picture(tmp_path: Path) -> None:
         **options,
     )
     runner.train()
+    stop_loader(runner)
     assert record.pictures == straight.pictures[3:]
     # Not the seed of the first iterations again.
     assert runner.train_dataloader.worker_init_fn.keywords['seed'] == 3 + 3

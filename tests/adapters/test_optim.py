@@ -1,5 +1,7 @@
 """Which parameter learns how fast and decays how much."""
 
+import importlib
+
 import pytest
 import torch
 from mmengine.optim import OptimWrapper, build_optim_wrapper
@@ -187,3 +189,47 @@ def test_the_real_head() -> None:
     assert all('norm' in name for name in rest)
     norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm | nn.GroupNorm)]
     assert len(rest) == 2 * len(norms)
+
+
+def backbone_settings(config: dict) -> tuple[nn.Module, dict[str, tuple[float, float]]]:
+    registry = pytest.importorskip('mmseg.registry')
+    importlib.import_module('mmseg.models')
+    model = nn.ModuleDict({'backbone': registry.MODELS.build(config)})
+    return model, settings(build(model))
+
+
+def test_swin_backbone() -> None:
+    model, got = backbone_settings(
+        {
+            'type': 'SwinTransformer',
+            'embed_dims': 8,
+            'depths': (1, 1),
+            'num_heads': (1, 2),
+            'strides': (4, 2),
+            'out_indices': (0, 1),
+            'use_abs_pos_embed': True,
+            'pretrain_img_size': 32,
+        }
+    )
+    assert set(got) == {name for name, _ in model.named_parameters()}
+    undecayed = {name for name, (lr, decay) in got.items() if decay == 0}
+    norms = {f'{name}.' for name, m in model.named_modules() if isinstance(m, nn.LayerNorm)}
+    tables = ('relative_position_bias_table', 'absolute_pos_embed')
+    # The norms of the outputs belong to the backbone as well.
+    assert {'backbone.norm0.weight', 'backbone.norm1.bias'} <= undecayed
+    assert undecayed == {
+        name
+        for name in got
+        if name.endswith(tables) or any(name.startswith(norm) for norm in norms)
+    }
+    assert {lr for lr, _ in got.values()} == {LR * 0.1}
+
+
+def test_frozen_norms_of_a_resnet_are_left_out() -> None:
+    frozen = {'type': 'BN', 'requires_grad': False}
+    _, got = backbone_settings(
+        {'type': 'ResNet', 'depth': 18, 'stem_channels': 4, 'base_channels': 4, 'norm_cfg': frozen}
+    )
+    assert set(got.values()) == {(LR * 0.1, DECAY)}
+    # 20 convolutions: the stem, 16 in the blocks, 3 in the shortcuts.
+    assert len(got) == 20
