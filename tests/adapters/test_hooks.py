@@ -11,6 +11,7 @@ from toy_runner import Noise, Record, toy_runner
 
 from mmseg_m2f.adapters.hooks import (
     BatchSizeHook,
+    RandomStateHook,
     head_config_differences,
     random_state,
     set_random_state,
@@ -123,6 +124,17 @@ def test_loader_processes_go_on_with_the_next_picture(tmp_path: Path) -> None:
     assert record.pictures == straight.pictures[3:]
     # Not the seed of the first iterations again.
     assert runner.train_dataloader.worker_init_fn.keywords['seed'] == 3 + 3
+
+
+def test_processes_of_a_job_draw_different_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    for rank in (0, 1, 0):
+        monkeypatch.setattr('mmseg_m2f.adapters.hooks.get_dist_info', lambda rank=rank: (rank, 2))
+        hook = RandomStateHook()
+        hook.after_load_checkpoint(None, {'random_state': {**random_state(), 'sampler_seed': 5}})
+        hook._restore(iteration=3)
+        drawn.append(Noise()[0]['inputs'][1].item())
+    assert drawn[0] == drawn[2] != drawn[1]
 
 
 def test_load_from_starts_anew(tmp_path: Path) -> None:
