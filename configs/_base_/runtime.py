@@ -1,4 +1,7 @@
-from importlib.util import find_spec
+# Says that this is a text configuration: MMEngine 0.10.7 concludes from an import that it is not.
+_base_ = []
+
+from importlib.util import find_spec  # noqa: E402
 
 default_scope = 'mmseg'
 env_cfg = dict(
