@@ -4,7 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmcv.transforms import Compose
 from mmengine import Config
+from mmengine.registry import init_default_scope
+from PIL import Image
 
 pytest.importorskip('mmseg')
 import mmseg
@@ -79,6 +82,18 @@ def test_test_pictures(row):
     assert [step.prob for step in augmented[1]] == [0.0, 1.0]
     # The official protocol augments the picture as resized for the test.
     assert cfg.tta_pipeline[1] == resize
+
+
+def test_views_of_a_picture_without_ground_truth(tmp_path):
+    init_default_scope('mmseg')
+    Image.fromarray(np.zeros((300, 600, 3), np.uint8)).save(tmp_path / 'a.png')
+    pipeline = Compose(load('mask2former_r50_ade20k').tta_pipeline)
+    views = pipeline({'img_path': str(tmp_path / 'a.png')})
+    sizes = [tuple(view.shape[1:]) for view in views['inputs']]
+    # Twice as wide as high; each size as it is and mirrored.
+    assert sizes == [(side, 2 * side) for side in TTA_SHORT_SIDES[512] for _ in range(2)]
+    assert [sample.flip for sample in views['data_samples']] == [False, True] * 6
+    assert all(sample.ori_shape == (300, 600) for sample in views['data_samples'])
 
 
 @pytest.mark.parametrize('row', OFFICIAL)
@@ -174,7 +189,6 @@ def test_mmseg_rows_are_what_mmseg_ships(row):
 def test_mmseg_s_multipliers_give_the_groups_of_our_constructor(row):
     pytest.importorskip('mmdet.models')
     from mmengine.optim import DefaultOptimWrapperConstructor
-    from mmengine.registry import init_default_scope
     from mmseg.registry import MODELS
 
     from mmseg_m2f.adapters.optim import Mask2FormerOptimWrapperConstructor

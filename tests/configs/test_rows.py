@@ -11,6 +11,7 @@ import torch
 import yaml
 from mmengine import Config
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 
 pytest.importorskip('mmseg')
 from mmseg.registry import MODELS
@@ -203,6 +204,14 @@ def types(node) -> list[str]:
         own = [node['type']] if 'type' in node else []
         return own + [t for key in sorted(node) if key != 'init_cfg' for t in types(node[key])]
     return [t for value in node for t in types(value)] if isinstance(node, list | tuple) else []
+
+
+@quiet_run
+def test_a_reduced_row_tests_with_augmentation(tmp_path):
+    cfg = reduce_config(load('mask2former_r50_ade20k'), tmp_path)
+    cfg.model = {**cfg.tta_model, 'module': cfg.model}
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    assert 'mIoU' in Runner.from_cfg(cfg).test()
 
 
 @quiet_run
