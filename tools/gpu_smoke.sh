@@ -5,7 +5,7 @@
 #     tools/gpu_smoke.sh --dry-run OUT  (no GPU: the current environment, two iterations on the CPU)
 #
 # The machine has Python 3.12, torch 2.11 and CUDA 13 with nvcc, and needs no network. The script
-# installs from PARTS (default ./gpu_smoke_parts) into a scratch folder, builds mmcv's deformable
+# unpacks PARTS (default ./gpu_smoke_parts) into a scratch folder, builds mmcv's deformable
 # attention for the GPU, runs the tests marked cuda and trains 100 iterations with AMP.
 # OUT receives gpu_smoke.log and the training's work folder. PYTHON names the interpreter.
 set -euo pipefail
@@ -44,10 +44,8 @@ describe_machine() {
 
 install_parts() {
   step "installing from $parts"
-  [ -d "$parts/wheels" ] || fail "no folder $parts: make it with tools/gpu_smoke_prepare.sh"
-  "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" \
-    "$parts"/wheels/*.whl
-  tar -C "$site" -xJf "$parts/opencv.tar.xz"
+  [ -f "$parts/site.tar.xz" ] || fail "no $parts/site.tar.xz: see tools/gpu_smoke_prepare.sh"
+  tar -C "$site" -xJf "$parts/site.tar.xz"
   step "building mmcv's deformable attention"
   timeout 240 "$python" tools/gpu_smoke_build.py "$parts"/onedl_mmcv-*.tar.gz "$site"
 }

@@ -20,9 +20,10 @@ BUILT = {'ms_deform_attn_forward', 'ms_deform_attn_backward'}
 
 
 def unpack(archive: Path, folder: Path) -> Path:
+    """Unpack the sources; return their folder, named like ``onedl_mmcv-2.3.6``."""
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter='data')
-    return next(folder.glob('*mmcv-*')) / 'mmcv'
+    return next(folder.glob('*mmcv-*'))
 
 
 def left_out_names(mmcv: Path) -> list[str]:
@@ -61,19 +62,25 @@ def compile_extension(mmcv: Path, build: Path) -> Path:
     return build / '_ext.so'
 
 
+def install(sources: Path, library: Path, site: Path) -> None:
+    shutil.copytree(sources / 'mmcv', site / 'mmcv', ignore=shutil.ignore_patterns('csrc'))
+    shutil.copy(library, site / 'mmcv')
+    # mmcv reads its own version from the metadata.
+    metadata = site / f'{sources.name}.dist-info'
+    metadata.mkdir()
+    shutil.copy(sources / 'PKG-INFO', metadata / 'METADATA')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description='Install a reduced build of mmcv.')
     parser.add_argument('archive', type=Path, help='the source distribution of onedl-mmcv')
     parser.add_argument('site', type=Path, help='the folder to install into')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        mmcv = unpack(args.archive, Path(scratch))
+        sources = unpack(args.archive, Path(scratch))
         build = Path(scratch) / 'build'
         build.mkdir()
-        library = compile_extension(mmcv, build)
-        target = args.site / 'mmcv'
-        shutil.copytree(mmcv, target, ignore=shutil.ignore_patterns('csrc'))
-        shutil.copy(library, target / library.name)
+        install(sources, compile_extension(sources / 'mmcv', build), args.site)
 
 
 if __name__ == '__main__':
