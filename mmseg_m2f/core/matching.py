@@ -21,13 +21,13 @@ COST_LIMIT = 1e10
 
 
 class NonFinitePredictionError(ValueError):
-    """A prediction holds NaN: ``prediction`` is its index (0 = learnt queries), ``picture`` too."""
+    """A prediction is not finite: ``prediction`` is its index (0 = learnt queries), ``picture`` too."""
 
     def __init__(self, prediction: int, picture: int, hint: str = '') -> None:
         self.prediction, self.picture = prediction, picture
         super().__init__(
-            f'prediction {prediction} of picture {picture} in the batch holds NaN, so it cannot be '
-            'matched. Usual causes: a learning rate too high for the batch size, float16 overflow, '
+            f'prediction {prediction} of picture {picture} in the batch holds NaN or infinity, so it '
+            'cannot be matched. Usual causes: a learning rate too high for the batch size, float16 overflow, '
             f'or a damaged checkpoint.{hint}'
         )
 
@@ -147,7 +147,7 @@ class HungarianMatcher:
             device of the predictions.
 
         Raises:
-            NonFinitePredictionError: a prediction holds NaN. Infinite costs are clamped.
+            NonFinitePredictionError: a cost is NaN. Infinite costs are clamped.
         """
         with torch.autocast(mask_features.device.type, enabled=False):
             class_logits = at_least_float32(torch.stack([p.class_logits for p in predictions]))
