@@ -109,7 +109,7 @@ def test_a_query_with_an_empty_mask_attends_everywhere():
 
 
 @pytest.mark.parametrize(
-    ('dtype', 'flips'), [(torch.float64, 0), (torch.float32, 20)], ids=['float64', 'float32']
+    ('dtype', 'flips'), [(torch.float64, 0), (torch.float32, 3)], ids=['float64', 'float32']
 )
 def test_pooling_features_commutes_with_resizing_mask_logits(dtype, flips):
     """The official order forms full mask logits, resizes them, and compares the sigmoid with one
