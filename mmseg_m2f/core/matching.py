@@ -21,14 +21,14 @@ COST_LIMIT = 1e10
 
 
 class NonFinitePredictionError(ValueError):
-    """A prediction is not finite: ``prediction`` is its index (0 = learnt queries), ``picture`` too."""
+    """Prediction number ``prediction`` (0 = learnt queries) of ``picture`` is not finite."""
 
     def __init__(self, prediction: int, picture: int, hint: str = '') -> None:
         self.prediction, self.picture = prediction, picture
         super().__init__(
-            f'prediction {prediction} of picture {picture} in the batch holds NaN or infinity, so it '
-            'cannot be matched. Usual causes: a learning rate too high for the batch size, float16 overflow, '
-            f'or a damaged checkpoint.{hint}'
+            f'prediction {prediction} of picture {picture} in the batch holds NaN or infinity, so '
+            'it cannot be matched. Usual causes: a learning rate too high for the batch size, '
+            f'float16 overflow, or a damaged checkpoint.{hint}'
         )
 
 

@@ -259,7 +259,8 @@ def test_what_cannot_be_matched_names_prediction_and_picture(field, value):
     predictions = make_predictions()
     getattr(predictions[2], field)[1, 3, 0] = value
     with pytest.raises(
-        NonFinitePredictionError, match=r'prediction 2 of picture 1 .*NaN or infinity.*learning rate'
+        NonFinitePredictionError,
+        match=r'prediction 2 of picture 1 .*NaN or infinity.*learning rate',
     ) as raised:
         HungarianMatcher(num_points=8)(
             predictions, make_features(), [make_target(2), make_target(3)]
