@@ -35,11 +35,12 @@ install() {
   -w "$scratch" "$(pin onedl-mmsegmentation)"
 install "$scratch"/*.whl -c "$root/requirements/constraints-onedl.txt" \
   onedl-mmengine addict ftfy platformdirs prettytable pyyaml regex rich markdown-it-py mdurl \
-  pygments termcolor wcwidth yapf matplotlib contourpy cycler kiwisolver pyparsing \
-  python-dateutil six beartype jaxtyping wadler-lindig iniconfig packaging pluggy pytest
+  pygments termcolor wcwidth yapf matplotlib contourpy cycler fonttools kiwisolver \
+  pyparsing python-dateutil six beartype jaxtyping wadler-lindig iniconfig packaging pluggy pytest
 # The smallest release that runs with NumPy 2.
 install opencv-python-headless==4.11.0.86
 # What the smoke test does not use: face detectors, fonts, tests, configs of other models.
+find "$scratch/site/fontTools" -name '*.so' -delete
 find "$scratch/site/matplotlib/mpl-data/fonts" -type f ! -name DejaVuSans.ttf -delete
 rm -r "$scratch"/site/{cv2/data,matplotlib/mpl-data/sample_data,matplotlib/tests,mmseg/.mim}
 XZ_OPT=-9 tar -C "$scratch/site" -cJf "$dir/site.tar.xz" .
