@@ -16,8 +16,8 @@ FRAMEWORKS = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
 CORE_ORDER = [
     {'structures', 'config'},
     {'layers', 'points'},
-    {'deform_attn', 'matching'},
-    {'pixel_decoder', 'decoder', 'losses', 'postprocess', 'targets'},
+    {'deform_attn', 'losses', 'matching'},
+    {'pixel_decoder', 'decoder', 'criterion', 'postprocess', 'targets'},
     {'__init__'},
 ]
 MAY_IMPORT = {

@@ -1,16 +1,10 @@
 """Mask2Former in pure PyTorch: what the paper says, independent of any framework."""
 
 from mmseg_m2f.core.config import DecoderConfig, PixelDecoderConfig, PointConfig
+from mmseg_m2f.core.criterion import LossTerms, MaskClassificationLoss
 from mmseg_m2f.core.decoder import MaskedAttentionDecoder
 from mmseg_m2f.core.deform_attn import MSDeformAttn
-from mmseg_m2f.core.losses import (
-    ClassLoss,
-    LossTerms,
-    MaskClassificationLoss,
-    PointDiceLoss,
-    PointMaskLoss,
-    RowLoss,
-)
+from mmseg_m2f.core.losses import ClassLoss, PointDiceLoss, PointMaskLoss, RowLoss
 from mmseg_m2f.core.matching import (
     ClassCost,
     HungarianMatcher,

@@ -73,8 +73,8 @@ class DecoderConfig:
             self.num_layers >= 0, f'decoder.num_layers must not be negative, got {self.num_layers}'
         )
         _require(
-            self.channels % self.num_heads == 0,
-            f'decoder.channels must be a multiple of num_heads ({self.num_heads}), '
+            self.channels % self.num_heads == 0 and self.channels % 2 == 0,
+            f'decoder.channels must be even and a multiple of num_heads ({self.num_heads}), '
             f'got {self.channels}',
         )
 

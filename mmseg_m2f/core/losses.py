@@ -1,35 +1,16 @@
-"""Class, mask and Dice losses of every prediction on matched pairs (paper section 3.3)."""
+"""The class, mask and Dice losses themselves (paper section 3.3)."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional as F
-
-from mmseg_m2f.core.points import PointSampler, sample_features, sample_masks
-from mmseg_m2f.core.structures import (
-    MaskPrediction,
-    MaskTarget,
-    Match,
-    at_least_float32,
-    mask_logits,
-)
 
 # (point_logits (M, P), point_targets (M, P), num_masks) -> scalar
 MaskLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 # (class_logits (B, Q, K+1), target_classes (B, Q)) -> scalar
 ClassificationLoss = Callable[[Tensor, Tensor], Tensor]
-
-
-class LossTerms(NamedTuple):
-    """The weighted scalar losses of one prediction."""
-
-    cls: Tensor
-    mask: Tensor
-    dice: Tensor
 
 
 class ClassLoss(nn.Module):
@@ -59,6 +40,11 @@ class ClassLoss(nn.Module):
             raise ValueError(
                 f'class_weight must have num_classes ({num_classes}) entries, or one more for '
                 f'no-object, got {len(weights)}'
+            )
+        if min(weights) < 0 or weights[-1] == 0:
+            # Without targets the mean would be 0 / 0.
+            raise ValueError(
+                f'class weights must not be negative and that of no-object not 0, got {weights}'
             )
         self.weight = weight
         self.register_buffer('class_weight', torch.tensor(weights), persistent=False)
@@ -119,129 +105,3 @@ class PointDiceLoss(RowLoss):
         probs = point_logits.sigmoid()
         overlap = 2 * (probs * point_targets).sum(-1)
         return 1 - (overlap + 1) / (probs.sum(-1) + point_targets.sum(-1) + 1)
-
-
-def global_num_masks(targets: Sequence[MaskTarget], device: torch.device) -> Float[Tensor, '']:
-    """Targets per process, averaged over all processes, at least 1: the losses' normaliser.
-
-    Counts every target, also those beyond the number of queries and those with empty masks. One
-    all-reduce per step.
-
-    Source: official ``modeling/criterion.py``.
-    """
-    count = torch.tensor(float(sum(len(target.labels) for target in targets)), device=device)
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(count)
-        count = count / dist.get_world_size()
-    return count.clamp(min=1)
-
-
-class MaskClassificationLoss(nn.Module):
-    """All terms of all predictions; everything in float32 whatever the autocast.
-
-    Only the masks of matched queries are formed. A mask loss that can work row by row (ours can)
-    gets all predictions in one call, another one call per prediction.
-
-    Args:
-        class_loss, mask_loss, dice_loss: see the contracts at the top of this file.
-        points: draws the points of the mask losses.
-
-    Source: official ``modeling/criterion.py``.
-    """
-
-    def __init__(
-        self,
-        class_loss: ClassificationLoss,
-        mask_loss: MaskLoss | None = None,
-        dice_loss: MaskLoss | None = None,
-        points: PointSampler | None = None,
-    ) -> None:
-        super().__init__()
-        self.class_loss = class_loss
-        self.mask_loss = mask_loss or PointMaskLoss()
-        self.dice_loss = dice_loss or PointDiceLoss()
-        self.points = points or PointSampler()
-
-    def forward(
-        self,
-        predictions: Sequence[MaskPrediction],
-        mask_features: Float[Tensor, 'B C h w'],
-        targets: Sequence[MaskTarget],
-        matches: Sequence[Match],
-    ) -> list[LossTerms]:
-        """Losses of each prediction, in their order, with their weights.
-
-        With no target at all the mask terms are 0 and still reach every parameter's gradient.
-        """
-        with torch.autocast(mask_features.device.type, enabled=False):
-            class_logits = at_least_float32(torch.stack([p.class_logits for p in predictions]))
-            mask_embed = at_least_float32(torch.stack([p.mask_embed for p in predictions]))
-            target_classes = _target_classes(class_logits, targets, matches)
-            features = mask_features.to(mask_embed.dtype)
-            point_logits, point_targets = self._at_points(mask_embed, features, targets, matches)
-            num_masks = global_num_masks(targets, mask_features.device)
-            cls = [
-                self.class_loss(logits, classes)
-                for logits, classes in zip(class_logits, target_classes, strict=True)
-            ]
-            mask = _per_prediction(self.mask_loss, point_logits, point_targets, num_masks)
-            dice = _per_prediction(self.dice_loss, point_logits, point_targets, num_masks)
-        return [LossTerms(*terms) for terms in zip(cls, mask, dice, strict=True)]
-
-    def _at_points(
-        self,
-        mask_embed: Float[Tensor, 'L B Q C'],
-        mask_features: Float[Tensor, 'B C h w'],
-        targets: Sequence[MaskTarget],
-        matches: Sequence[Match],
-    ) -> tuple[Float[Tensor, 'L M P'], Float[Tensor, 'L M P']]:
-        """Matched mask logits and their targets at the sampled points, pictures side by side."""
-        per_picture = [
-            self._picture_at_points(mask_embed[:, i], mask_features[i], target, match)
-            for i, (target, match) in enumerate(zip(targets, matches, strict=True))
-        ]
-        logits, point_targets = zip(*per_picture, strict=True)
-        return torch.cat(logits, dim=1), torch.cat(point_targets, dim=1)
-
-    def _picture_at_points(
-        self,
-        mask_embed: Float[Tensor, 'L Q C'],
-        mask_features: Float[Tensor, 'C h w'],
-        target: MaskTarget,
-        match: Match,
-    ) -> tuple[Float[Tensor, 'L M P'], Float[Tensor, 'L M P']]:
-        index = match.query_idx[..., None].expand(-1, -1, mask_embed.shape[-1])
-        matched = mask_embed.gather(1, index)  # (L, M, C)
-        logits = mask_logits(matched.flatten(0, 1), mask_features)  # (L M, h, w)
-        points = self.points(logits.detach())
-        point_logits = sample_features(logits[:, None], points)[:, 0]
-        point_targets = sample_masks(target.masks, match.target_idx.flatten(), points)
-        shape = match.query_idx.shape
-        return point_logits.unflatten(0, shape), point_targets.unflatten(0, shape)
-
-
-def _target_classes(
-    class_logits: Float[Tensor, 'L B Q K1'],
-    targets: Sequence[MaskTarget],
-    matches: Sequence[Match],
-) -> Int[Tensor, 'L B Q']:
-    """The matched target's label for each query, no-object (K) for the others."""
-    no_object = class_logits.shape[-1] - 1
-    classes = torch.full(class_logits.shape[:-1], no_object, device=class_logits.device)
-    for picture, (target, match) in enumerate(zip(targets, matches, strict=True)):
-        classes[:, picture].scatter_(1, match.query_idx, target.labels[match.target_idx])
-    return classes
-
-
-def _per_prediction(
-    loss: MaskLoss,
-    point_logits: Float[Tensor, 'L M P'],
-    point_targets: Float[Tensor, 'L M P'],
-    num_masks: Float[Tensor, ''],
-) -> Sequence[Tensor]:
-    if isinstance(loss, RowLoss):
-        return loss(point_logits, point_targets, num_masks).unbind()
-    return [
-        loss(logits, target, num_masks)
-        for logits, target in zip(point_logits, point_targets, strict=True)
-    ]

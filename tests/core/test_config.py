@@ -74,7 +74,7 @@ def test_defaults_are_the_papers():
         (
             DecoderConfig,
             {'num_classes': 2, 'channels': 100},
-            r'decoder.channels must be a multiple of num_heads \(8\), got 100',
+            r'decoder.channels must be even and a multiple of num_heads \(8\), got 100',
         ),
         (PointConfig, {'num_points': 0}, 'num_points must be positive, got 0'),
         (PointConfig, {'oversample_ratio': 0.5}, 'oversample_ratio must be at least 1, got 0.5'),
