@@ -4,6 +4,9 @@ _base_ = []
 from importlib.util import find_spec  # noqa: E402
 
 default_scope = 'mmseg'
+# Our checkpoint loader has to be in place before a tool of mmseg's reads weights: MMSegInferencer
+# does so before it builds the model.
+custom_imports = dict(imports=['mmseg_m2f.adapters'])
 env_cfg = dict(
     # The training crop has one size, and test pictures padded to multiples of 32 have few.
     cudnn_benchmark=True,

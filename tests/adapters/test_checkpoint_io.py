@@ -228,6 +228,27 @@ def test_init_model_refuses_in_a_process_that_never_named_us(tmp_path: Path, mar
     assert not marker.exists()
 
 
+INFERENCER = """
+import sys
+from mmseg.apis import MMSegInferencer
+
+try:
+    MMSegInferencer(model=sys.argv[2], weights=sys.argv[1], device='cpu')
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+
+def test_the_inferencer_which_loads_before_it_builds_refuses(tmp_path: Path, marker: Path) -> None:
+    path = tmp_path / 'hostile.pth'
+    path.write_bytes(HOSTILE['os.system'](str(marker)))
+    config = Path(__file__).parents[2] / 'configs/demo/mask2former_r18_facade.py'
+    command = [sys.executable, '-c', INFERENCER, str(path), str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == 'UnsafeCheckpointError'
+    assert not marker.exists()
+
+
 @pytest.mark.parametrize(
     'config',
     [
