@@ -40,9 +40,6 @@ def left_out_names(mmcv: Path) -> list[str]:
 def compile_extension(mmcv: Path, build: Path) -> Path:
     """Compile the reduced ``_ext`` in the folder ``build`` and return the library's path."""
     (build / 'left_out.inc').write_text(''.join(f'"{name}",\n' for name in left_out_names(mmcv)))
-    # Newer torch releases may drop this alias, which mmcv's CUDA source includes.
-    (build / 'THC').mkdir()
-    (build / 'THC' / 'THCAtomics.cuh').write_text('#include <ATen/cuda/Atomic.cuh>\n')
     csrc = mmcv / 'ops' / 'csrc'
     sources = [Path(__file__).with_name('gpu_smoke_ext.cpp'), csrc / 'pytorch/ms_deform_attn.cpp']
     flags = []

@@ -1,0 +1,141 @@
+"""The set-up says in one sentence what is missing, and does nothing twice."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / 'scripts'
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The modules of ``scripts/``, which import each other by their bare names."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import environment
+    import preflight
+    import setup_env
+
+    yield namedtuple('Scripts', 'environment preflight setup_env')(
+        environment, preflight, setup_env
+    )
+    for name in ('environment', 'preflight', 'setup_env'):
+        sys.modules.pop(name)
+
+
+def one_sentence(error):
+    text = str(error.value)
+    assert '\n' not in text
+    return text
+
+
+@pytest.mark.parametrize('version', [(3, 9, 18), (3, 14, 0)])
+def test_wrong_python(scripts, monkeypatch, version):
+    monkeypatch.setattr(sys, 'version_info', version)
+    with pytest.raises(scripts.environment.SetupError) as error:
+        scripts.preflight.check_python('onedl')
+    assert 'needs Python 3.10 to 3.13' in one_sentence(error)
+
+
+def test_upstream_needs_an_older_python(scripts, monkeypatch):
+    monkeypatch.setattr(sys, 'version_info', (3, 13, 0))
+    scripts.preflight.check_python('onedl')
+    with pytest.raises(scripts.environment.SetupError, match=r'3\.10 to 3\.12'):
+        scripts.preflight.check_python('openmmlab')
+
+
+@pytest.mark.parametrize('compiler', ['false', 'no-such-compiler'])
+def test_no_compiler(scripts, monkeypatch, compiler):
+    monkeypatch.setenv('CXX', compiler)
+    with pytest.raises(scripts.environment.SetupError) as error:
+        scripts.preflight.check_compiler()
+    assert f'"{compiler}" does not compile' in one_sentence(error)
+
+
+def test_disk_is_full(scripts, monkeypatch, tmp_path):
+    usage = namedtuple('usage', 'total used free')(10**12, 10**12, 10**9)
+    monkeypatch.setattr(scripts.preflight.shutil, 'disk_usage', lambda folder: usage)
+    with pytest.raises(scripts.environment.SetupError) as error:
+        scripts.preflight.check_disk(str(tmp_path / 'not/there/yet'))
+    assert '6 GB of free disk are needed' in one_sentence(error)
+    assert f'{tmp_path} has 1.0 GB' in one_sentence(error)
+
+
+def test_no_network(scripts, monkeypatch, tmp_path):
+    environment = scripts.environment.Environment(str(tmp_path), 'onedl')
+    environment.python = sys.executable
+    monkeypatch.setenv('PIP_NO_INDEX', '1')
+    monkeypatch.setenv('PIP_FIND_LINKS', str(tmp_path))
+    with pytest.raises(scripts.environment.SetupError) as error:
+        scripts.preflight.check_network(environment)
+    assert 'pip cannot fetch packages' in one_sentence(error)
+
+
+def test_failing_pip_shows_the_end_of_its_log(scripts, monkeypatch, tmp_path):
+    environment = scripts.environment.Environment(str(tmp_path), 'onedl')
+    environment.python = sys.executable
+    with pytest.raises(scripts.environment.SetupError, match='no such option: --nonsense'):
+        environment.pip_install('trying nonsense', '--nonsense')
+
+
+def complete(scripts, folder: Path, torch: str = '2.13.0+cpu') -> object:
+    """An environment that looks finished."""
+    environment = scripts.environment.Environment(str(folder), 'onedl')
+    site = folder / 'lib/python3.11/site-packages'
+    for name in (f'torch-{torch}.dist-info', 'onedl_mmcv-2.3.6.dist-info'):
+        (site / name).mkdir(parents=True)
+    stamp = scripts.setup_env.fingerprint(environment, 'torch==2.13.0')
+    (folder / 'setup.json').write_text(json.dumps(stamp))
+    return environment
+
+
+def test_finished_environment_is_left_alone(scripts, monkeypatch, tmp_path):
+    environment = complete(scripts, tmp_path)
+    monkeypatch.setattr(scripts.setup_env, 'create_venv', lambda _: pytest.fail('began anew'))
+    scripts.setup_env.set_up(environment, 'torch==2.13.0')
+
+
+def test_another_torch_is_noticed(scripts, tmp_path):
+    environment = complete(scripts, tmp_path)
+    site = tmp_path / 'lib/python3.11/site-packages'
+    (site / 'torch-2.13.0+cpu.dist-info').rename(site / 'torch-2.11.0.dist-info')
+    found = scripts.setup_env.fingerprint(environment, 'torch==2.13.0')
+    assert found != scripts.setup_env.read_stamp(environment)
+
+
+def test_broken_operators_are_compiled_anew(scripts, monkeypatch, tmp_path):
+    """What pip kept from a build against another torch is installed, tried, and replaced."""
+    environment = complete(scripts, tmp_path)
+    answers = iter([False, True])
+    calls = []
+    monkeypatch.setattr(scripts.setup_env, 'operators_work', lambda _: next(answers))
+    monkeypatch.setattr(scripts.preflight, 'check_cuda_compiler', lambda _: None)
+    monkeypatch.setattr(environment, 'pip_install', lambda *args, **_: calls.append(args))
+    scripts.setup_env.install_mmcv(environment)
+    assert len(calls) == 1
+    assert {'--no-cache-dir', '--force-reinstall', '--no-binary'} <= set(calls[0])
+
+
+def test_python_of_3_8_can_read_the_scripts():
+    import ast
+
+    for path in SCRIPTS.glob('*.py'):
+        ast.parse(path.read_text(), feature_version=(3, 8))
+
+
+def test_make_names_a_missing_interpreter():
+    result = subprocess.run(
+        ['make', 'setup', 'PYTHON=no-such-python'],
+        cwd=ROOT,
+        env={'PATH': os.environ['PATH']},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode
+    assert "set-up stopped: no 'no-such-python' here" in result.stderr
