@@ -28,7 +28,7 @@ NUM_CLASSES, NUM_QUERIES, NUM_LAYERS = 7, 12, 9
 # Fewer than the paper's 12544 for the sake of time; nothing depends on the number.
 NUM_POINTS = 2048
 # Neither side a multiple of Swin's window, nor of the last level's size: padding is exercised.
-SIZE = (96, 160)
+SIZE = (64, 128)
 STAGES = ['stage1', 'stage2', 'stage3', 'stage4']
 
 BACKBONES = {
