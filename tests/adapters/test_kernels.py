@@ -22,12 +22,14 @@ def inputs(device='cpu', dtype=torch.float32, batch=2):
     return tensors[0], SHAPES, tensors[1], tensors[2]
 
 
-def test_mmcv_is_offered_before_the_reference():
-    assert BACKENDS.names == ['mmcv', 'reference']
+def test_mmcv_is_offered_first_and_the_reference_last():
+    assert BACKENDS.names == ['mmcv', 'embedding_bag', 'reference']
 
 
-def test_a_cpu_tensor_goes_to_the_reference_and_mmcv_says_why():
+def test_a_cpu_tensor_stays_in_pytorch_and_mmcv_says_why():
     assert BACKENDS.choose('auto', *inputs()).name == 'reference'
+    with torch.no_grad():
+        assert BACKENDS.choose('auto', *inputs()).name == 'embedding_bag'
     with pytest.raises(ValueError, match="'mmcv' cannot run: it needs CUDA tensors, got cpu"):
         ms_deform_attn(*inputs(), backend='mmcv')
 

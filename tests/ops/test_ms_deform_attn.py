@@ -56,10 +56,32 @@ def naive(value, level_shapes, locations, weights):
     [[(4, 4)], [(3, 5), (7, 2)], [(1, 1), (5, 3), (9, 7)], [(1, 6), (6, 1)]],
     ids=['one', 'odd', 'three', 'thin'],
 )
-def test_reference_equals_the_naive_loop(level_shapes):
+@pytest.mark.parametrize('backend', ['reference', 'embedding_bag'])
+def test_cpu_back_ends_equal_the_naive_loop(level_shapes, backend):
     inputs = make_inputs(level_shapes)
-    got = ms_deform_attn(*inputs, backend='reference')
+    got = ms_deform_attn(*inputs, backend=backend)
     torch.testing.assert_close(got, naive(*inputs), rtol=1e-10, atol=1e-10)
+
+
+def test_embedding_bag_equals_the_reference_in_float32_and_takes_any_layout():
+    value, shapes, locations, weights = make_inputs([(9, 7), (3, 4)], dtype=torch.float32)
+    value = value.transpose(1, 2).contiguous().transpose(1, 2)
+    args = (value, shapes, locations, weights)
+    got, reference = (ms_deform_attn(*args, backend=b) for b in ('embedding_bag', 'reference'))
+    # Sums of 16 products of numbers around one, in another order.
+    torch.testing.assert_close(got, reference, rtol=0, atol=1e-5)
+    no_queries = (value, shapes, locations[:, :0], weights[:, :0])
+    assert ms_deform_attn(*no_queries, backend='embedding_bag').shape == (2, 0, 8)
+
+
+def test_embedding_bag_says_what_it_is_not_for():
+    value, shapes, locations, weights = make_inputs([(4, 4)])
+    with pytest.raises(ValueError, match='for inference, and a gradient is asked for'):
+        ms_deform_attn(value.requires_grad_(), shapes, locations, weights, backend='embedding_bag')
+    with torch.no_grad():
+        ms_deform_attn(value, shapes, locations, weights, backend='embedding_bag')
+    with pytest.raises(ValueError, match='float32 or float64 throughout'):
+        ms_deform_attn(value.detach().half(), shapes, locations, weights, backend='embedding_bag')
 
 
 def test_by_hand():

@@ -6,10 +6,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmseg_m2f.ops.backends import Backend, BackendTable
+from mmseg_m2f.ops.ms_deform_attn import embedding_bag
 from mmseg_m2f.ops.ms_deform_attn.reference import ms_deform_attn_reference
 
 BACKENDS = BackendTable(
     'ms_deform_attn', Backend('reference', ms_deform_attn_reference, lambda *_: None)
+)
+BACKENDS.register(
+    Backend('embedding_bag', embedding_bag.ms_deform_attn_embedding_bag, embedding_bag.why_not)
 )
 
 
