@@ -42,14 +42,19 @@ def ms_deform_attn_embedding_bag(
     # int32 halves the traffic of the indices; the table must then have fewer than 2^31 rows.
     num_rows = batch * num_tokens * num_heads
     index_type = torch.int32 if num_rows < 2**31 else torch.int64
-    pixel, corner_weights = _corners(level_shapes, sampling_locations, index_type)
+    (column, weight_x), (row, weight_y) = _corners(level_shapes, sampling_locations, index_type)
+
+    first = _first_tokens(level_shapes, index_type)
     picture = torch.arange(batch, dtype=index_type).view(-1, 1, 1, 1, 1, 1) * num_tokens
     head = torch.arange(num_heads, dtype=index_type).view(-1, 1, 1, 1)
-    rows = (picture + pixel) * num_heads + head
+    widths = torch.tensor([width for _, width in level_shapes], dtype=index_type).view(-1, 1, 1)
+    line = ((row * widths + first + picture) * num_heads + head)[..., None]
+    rows = line + (column * num_heads)[..., None, :]  # (B, Q, heads, L, P, 2, 2)
+    weights = (weight_y * attention_weights[..., None])[..., None] * weight_x[..., None, :]
     out = F.embedding_bag(
-        rows.flatten(0, 2).flatten(1),
+        rows.flatten(3).flatten(0, 2),
         value.reshape(num_rows, -1),
-        per_sample_weights=(attention_weights[..., None] * corner_weights).flatten(0, 2).flatten(1),
+        per_sample_weights=weights.flatten(3).flatten(0, 2),
         mode='sum',
     )
     return out.view(batch, -1, num_heads * value.shape[-1])
@@ -59,23 +64,27 @@ def _corners(
     level_shapes: Sequence[tuple[int, int]],
     sampling_locations: Float[Tensor, 'B Q heads L P 2'],
     index_type: torch.dtype,
-) -> tuple[Int[Tensor, 'B Q heads L P 4'], Float[Tensor, 'B Q heads L P 4']]:
-    """Token and bilinear weight of the four pixels around each point; weight 0 outside."""
-    sizes = torch.tensor(level_shapes)
-    areas = sizes.prod(-1)
-    start = (areas.cumsum(0) - areas).to(index_type)[:, None]
-    height, width = sizes.to(index_type)[:, :, None].unbind(1)  # each (L, 1)
-    extent = torch.cat([width, height], dim=1).to(sampling_locations)[:, None]
-    position = sampling_locations * extent - 0.5
-    low = position.floor()
-    above = position - low
-    x, y = low.to(index_type).unbind(-1)
-    weight_x, weight_y = above.unbind(-1)
-    tokens, weights = [], []
-    for row, row_weight in ((y, 1 - weight_y), (y + 1, weight_y)):
-        for column, column_weight in ((x, 1 - weight_x), (x + 1, weight_x)):
-            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            token = start + row * width + column
-            tokens.append(torch.where(inside, token, 0))
-            weights.append(row_weight * column_weight * inside)
-    return torch.stack(tokens, -1), torch.stack(weights, -1)
+) -> list[tuple[Int[Tensor, 'B Q heads L P 2'], Float[Tensor, 'B Q heads L P 2']]]:
+    """For x, then y: the two pixels around each point and their linear weights.
+
+    A pixel outside the map becomes pixel 0 with weight 0.
+    """
+    sizes = sampling_locations.new_tensor(level_shapes).flip(-1)  # (L, 2): width, height
+    corners = []
+    for size, location in zip(sizes.T, sampling_locations.unbind(-1), strict=True):
+        size = size.view(-1, 1, 1)
+        position = location[..., None] * size - 0.5
+        low = position.floor()
+        above = position - low
+        pixel = torch.cat([low, low + 1], dim=-1)
+        inside = (pixel >= 0) & (pixel < size)
+        weight = torch.cat([1 - above, above], dim=-1) * inside
+        corners.append((torch.where(inside, pixel, 0).to(index_type), weight))
+    return corners
+
+
+def _first_tokens(
+    level_shapes: Sequence[tuple[int, int]], index_type: torch.dtype
+) -> Int[Tensor, 'L 1 1']:
+    areas = torch.tensor(level_shapes).prod(-1)
+    return (areas.cumsum(0) - areas).to(index_type).view(-1, 1, 1)
