@@ -176,7 +176,7 @@ def test_the_real_head() -> None:
     from mmseg_m2f.registry import MODELS
 
     head = MODELS.build(
-        {'type': 'Mask2FormerHead', 'num_classes': 3, 'in_channels': [8, 16, 32, 64]}
+        {'type': 'mmseg_m2f.Mask2FormerHead', 'num_classes': 3, 'in_channels': [8, 16, 32, 64]}
     )
     model = nn.ModuleDict({'decode_head': head})
     got = settings(build(model))
