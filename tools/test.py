@@ -44,6 +44,7 @@ def drop_ground_truth(config: 'Config') -> None:
     """Neither load label maps nor compute a metric."""
     dataset = config.test_dataloader.dataset
     dataset.pipeline = _without_annotations(dataset.pipeline)
+    dataset.get('data_prefix', {}).pop('seg_map_path', None)
     config.test_evaluator = []
 
 

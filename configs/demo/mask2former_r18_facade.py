@@ -13,9 +13,9 @@ model = dict(
     decode_head=dict(
         num_classes=11,
         in_channels=_base_.preset_in_channels,
-        num_queries=50,
-        pixel_decoder=dict(channels=128, num_layers=3, ffn_dim=512),
-        decoder=dict(num_layers=6, ffn_dim=512),
-        losses=dict(points=dict(num_points=4096)),
+        num_queries=20,
+        pixel_decoder=dict(channels=64, num_layers=1, ffn_dim=256),
+        decoder=dict(num_layers=6, ffn_dim=256),
+        losses=dict(points=dict(num_points=1024)),
     ),
 )

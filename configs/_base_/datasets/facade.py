@@ -1,5 +1,5 @@
 # 36 photos of facades for training and 12 for validation, 384 x 384, which come with the sources.
-crop_size = (256, 256)
+crop_size = (192, 192)
 dataset = dict(
     type='BaseSegDataset',
     data_root='data/tiny/facade',
@@ -37,24 +37,39 @@ train_pipeline = [
     dict(type='LoadAnnotations'),
     dict(
         type='RandomChoiceResize',
-        scales=[256, 288, 320, 352, 384, 416, 448, 480, 512],
+        scales=[192, 224, 256, 288, 320, 352, 384],
         resize_type='mmseg_m2f.ResizeShortestEdge',
         max_size=1024,
     ),
     dict(type='RandomCrop', crop_size=crop_size),
-    dict(type='PhotoMetricDistortion'),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(256, 256), keep_ratio=True, backend='pillow'),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [
+                dict(type='Resize', scale=(size, size), keep_ratio=True, backend='pillow')
+                for size in (192, 256, 320)
+            ],
+            [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)],
+            [dict(type='mmseg_m2f.LoadAnnotationsIfAny')],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
+]
 train_dataloader = dict(
     batch_size=4,
-    num_workers=1,
-    persistent_workers=True,
+    # The pictures are small: a process of its own for loading would take more than it gives.
+    num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         data_prefix=dict(img_path='img/train', seg_map_path='labelmap/train'),
@@ -64,8 +79,7 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     batch_size=1,
-    num_workers=1,
-    persistent_workers=True,
+    num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         data_prefix=dict(img_path='img/val', seg_map_path='labelmap/val'),

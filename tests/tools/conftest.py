@@ -1,0 +1,73 @@
+"""One tiny row, dumped as a user's config and trained once by tools/train.py."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / 'tools'
+ROW = ROOT / 'configs/mask2former_r50_ade20k.py'
+
+
+class Trained(NamedTuple):
+    """``folder`` holds ``row.py``, its data, and after the training ``work_dirs/row``."""
+
+    folder: Path
+    config: Path
+    checkpoint: Path
+    output: str
+
+
+def run(*command: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command in the environment of the tests, one thread, all output together."""
+    scripts = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        'PATH': f'{scripts}{os.pathsep}{os.environ["PATH"]}',
+        'OMP_NUM_THREADS': '1',
+        **variables,
+    }
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+
+
+def run_tool(name: str, *arguments: str | Path, cwd: Path) -> str:
+    """The output of a tool that has to succeed."""
+    done = run(sys.executable, TOOLS / name, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope='session')
+def row(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config file of a reduced row whose photos and label maps lie beside it."""
+    from mmengine import Config
+
+    from tests.reduced import reduce_config
+
+    folder = tmp_path_factory.mktemp('tools')
+    cfg = reduce_config(Config.fromfile(ROW), folder)
+    cfg.pop('work_dir')
+    path = folder / 'row.py'
+    cfg.dump(path)
+    return path
+
+
+@pytest.fixture(scope='session')
+def trained(row: Path) -> Trained:
+    output = run_tool('train.py', row.name, cwd=row.parent)
+    checkpoint = row.parent / 'work_dirs/row/iter_2.pth'
+    assert checkpoint.is_file(), output
+    return Trained(row.parent, row, checkpoint, output)

@@ -1,0 +1,58 @@
+"""What mmseg ships for every model works with ours: inference API, inferencer, analysis tools."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tools.conftest import Trained, run
+
+mmseg = pytest.importorskip('mmseg')
+ANALYSIS = Path(mmseg.__file__).parent / '.mim/tools/analysis_tools'
+
+
+@pytest.fixture
+def photo(trained: Trained) -> str:
+    return str(sorted((trained.folder / 'images/validation').iterdir())[0])
+
+
+def test_inference_api(trained: Trained, photo):
+    from mmseg.apis import inference_model, init_model
+
+    model = init_model(str(trained.config), str(trained.checkpoint), device='cpu')
+    assert len(model.dataset_meta['classes']) == 150
+    result = inference_model(model, photo)
+    assert result.seg_logits.data.shape == (150, 72, 96)
+    assert torch.equal(result.pred_sem_seg.data, result.seg_logits.data.argmax(0, keepdim=True))
+
+
+@pytest.mark.filterwarnings('ignore:Failed to add <class')
+def test_inferencer(trained: Trained, photo, tmp_path):
+    from mmseg.apis import MMSegInferencer
+
+    inferencer = MMSegInferencer(str(trained.config), str(trained.checkpoint), device='cpu')
+    result = inferencer(photo, out_dir=str(tmp_path), show=False)
+    assert np.shape(result['predictions']) == (72, 96)
+    assert list(tmp_path.glob('vis/*'))
+    assert list(tmp_path.glob('pred/*'))
+
+
+def test_get_flops(trained: Trained):
+    command = [sys.executable, ANALYSIS / 'get_flops.py', trained.config, '--shape', '64', '64']
+    done = run(*command, cwd=trained.folder)
+    assert done.returncode == 0, done.stdout
+    assert 'Flops:' in done.stdout
+    assert 'Params:' in done.stdout
+
+
+def test_analyze_logs(trained: Trained, tmp_path):
+    [log] = (trained.folder / 'work_dirs/row').glob('*/vis_data/scalars.json')
+    # The script imports seaborn for the style of the curve only: not worth an installation.
+    (tmp_path / 'seaborn.py').write_text('def set_style(style): pass')
+    script = ANALYSIS / 'analyze_logs.py'
+    keys = ['--keys', 'decode.loss_mask', '--out', tmp_path / 'curve.png']
+    done = run(sys.executable, script, log, *keys, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / 'curve.png').is_file()

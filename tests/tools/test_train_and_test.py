@@ -1,0 +1,173 @@
+"""tools/train.py and tools/test.py, the way users call them."""
+
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine import Config
+from PIL import Image
+
+from tests.tools.conftest import ROOT, TOOLS, Trained, run, run_tool
+
+
+@pytest.fixture
+def load_tool(monkeypatch):
+    """A tool as a module, its neighbours importable as when it is run."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+
+    def load(name: str):
+        spec = importlib.util.spec_from_file_location(f'tool_{name}', TOOLS / f'{name}.py')
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py', 'demo.py'])
+def test_help_is_fast_and_succeeds(tool, tmp_path):
+    started = time.monotonic()
+    output = run_tool(tool, '-h', cwd=tmp_path)
+    assert time.monotonic() - started < 2  # 0.1 s alone; importing torch takes seconds
+    assert 'usage' in output
+    # mim adds --gpus to the command of a tool whose help has the word.
+    assert '--gpus' not in output
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('train.py', 'none.py'), 'config not found: none.py'),
+        (('train.py', ROOT / 'setup.py', '--resume', '--colour'), 'unrecognized arguments'),
+        (('test.py', 'none.py', 'none.pth'), 'config not found: none.py'),
+        (('test.py', 'none.py'), 'required: checkpoint'),
+    ],
+)
+def test_a_mistake_gets_one_sentence(arguments, message, tmp_path):
+    tool, *rest = arguments
+    done = run(sys.executable, TOOLS / tool, *rest, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stdout
+    assert 'Traceback' not in done.stdout
+
+
+def test_missing_checkpoints_and_malformed_overrides(load_tool, row, monkeypatch, capsys):
+    lines = [
+        ('test', [row, 'none.pth'], 'checkpoint not found: none.pth'),
+        ('train', [row, '--resume', 'none.pth'], 'checkpoint to resume from not found'),
+        ('train', [row, '--cfg-options', 'a=1', 'b'], 'takes KEY=VALUE pairs'),
+        ('test', [row, __file__, '--format-only'], 'give --out or --show-dir'),
+    ]
+    for tool, arguments, message in lines:
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+        with pytest.raises(SystemExit):
+            load_tool(tool).main()
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('kind', ['OptimWrapper', 'AmpOptimWrapper', 'mmseg_m2f.AmpOptimWrapper'])
+def test_amp_replaces_the_usual_wrappers(load_tool, kind):
+    config = Config({'optim_wrapper': {'type': kind, 'clip_grad': {'max_norm': 1}}})
+    load_tool('train').enable_amp(config)
+    assert config.optim_wrapper == {
+        'type': 'mmseg_m2f.AmpOptimWrapper',
+        'clip_grad': {'max_norm': 1},
+    }
+
+
+def test_amp_refuses_a_wrapper_it_would_lose(load_tool):
+    train = load_tool('train')
+    config = Config({'optim_wrapper': {'type': 'ApexOptimWrapper'}})
+    with pytest.raises(train.UsageError, match='ApexOptimWrapper'):
+        train.enable_amp(config)
+
+
+def test_command_line_goes_before_the_config(load_tool, row, tmp_path):
+    tool = load_tool('command_line')
+    arguments = [str(row), '--work-dir', str(tmp_path), '--cfg-options', 'train_cfg.max_iters=7']
+    config = tool.load_config(tool.create_parser('').parse_args([*arguments, 'a.b=[1,2]']))
+    assert config.work_dir == str(tmp_path)
+    assert config.train_cfg.max_iters == 7
+    assert config.a.b == [1, 2]
+    assert tool.create_parser('').parse_args([str(row), '--local_rank', '3']).local_rank == 3
+
+
+def test_without_ground_truth_nothing_loads_it(load_tool, row):
+    test = load_tool('test')
+    config = Config.fromfile(row)
+    assert test.has_ground_truth(config)
+    test.enable_tta(config)
+    assert config.model.type == 'mmseg_m2f.SemanticTTAModel'
+    assert 'LoadAnnotations' in str(config.test_dataloader)
+    test.drop_ground_truth(config)
+    assert 'LoadAnnotations' not in str(config.test_dataloader)
+    assert config.test_evaluator == []
+
+
+def test_tta_needs_the_config_to_define_it(load_tool):
+    test = load_tool('test')
+    with pytest.raises(test.UsageError, match='tta_model and tta_pipeline'):
+        test.enable_tta(Config({'model': {}}))
+
+
+def test_training_leaves_a_checkpoint_logs_and_an_eta(trained: Trained):
+    work_dir = trained.folder / 'work_dirs/row'
+    assert 'eta:' in trained.output
+    assert (work_dir / 'head_config.json').is_file()
+    [scalars] = work_dir.glob('*/vis_data/scalars.json')
+    losses = [json.loads(line) for line in scalars.read_text().splitlines()]
+    assert [line['iter'] for line in losses if 'loss' in line] == [1, 2]
+
+
+def test_resume_continues_with_the_next_iteration(trained: Trained, tmp_path):
+    schedule = ['train_cfg.max_iters=3', 'train_cfg.val_interval=9']
+    arguments = [trained.config, '--work-dir', tmp_path, '--amp', '--cfg-options', *schedule]
+    output = run_tool('train.py', '--resume', trained.checkpoint, *arguments, cwd=tmp_path)
+    assert 'resumed epoch: 0, iter: 2' in output
+    assert (tmp_path / 'iter_3.pth').is_file()
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_tta_saves_label_maps_and_pictures(trained: Trained, tmp_path):
+    arguments = ['--tta', '--out', 'out', '--show-dir', 'shown', '--work-dir', 'logs']
+    config, checkpoint = trained.config, trained.checkpoint
+    output = run_tool('test.py', config, checkpoint, *arguments, cwd=tmp_path)
+    assert 'mIoU' in output
+    photos = sorted((trained.folder / 'images/validation').iterdir())
+    assert len(photos) == 2
+    for photo in photos:
+        label_map = read(tmp_path / 'out' / f'{photo.stem}.png')
+        assert label_map.shape == read(photo).shape[:2]
+        # ADE20K's files count from 1.
+        assert 1 <= label_map.min() <= label_map.max() <= 150
+        assert read(tmp_path / 'shown' / f'{photo.stem}.png').shape[1] == 3 * 384
+
+
+def test_pictures_alone_are_enough(trained: Trained, tmp_path):
+    """A folder of photos without label maps, named by --cfg-options."""
+    arguments = ['--out', 'out', '--show-dir', 'shown', '--cfg-options']
+    arguments.append("test_dataloader.dataset.data_prefix.seg_map_path=''")
+    config, checkpoint = trained.config, trained.checkpoint
+    output = run_tool('test.py', config, checkpoint, *arguments, cwd=tmp_path)
+    assert 'no ground truth' in output
+    assert len(list((tmp_path / 'out').iterdir())) == 2
+    for picture in (tmp_path / 'shown').iterdir():
+        assert read(picture).shape[1] == 2 * 384
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_two_processes(tool, trained: Trained, tmp_path):
+    script = TOOLS / f'dist_{tool}.sh'
+    checkpoint = [trained.checkpoint] if tool == 'test' else []
+    done = run('bash', script, trained.config, *checkpoint, 2, '--work-dir', 'wd', cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert 'GPU number: 2' in done.stdout
