@@ -194,6 +194,8 @@ def test_the_real_head() -> None:
 def backbone_settings(config: dict) -> tuple[nn.Module, dict[str, tuple[float, float]]]:
     registry = pytest.importorskip('mmseg.registry')
     importlib.import_module('mmseg.models')
+    # With its scope: a test before this one may have left another as the default.
+    config = {**config, 'type': f'mmseg.{config["type"]}'}
     model = nn.ModuleDict({'backbone': registry.MODELS.build(config)})
     return model, settings(build(model))
 
