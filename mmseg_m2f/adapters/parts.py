@@ -148,6 +148,8 @@ def resolve(
         ValueError: a key the part does not know, with the list of those it does.
     """
     given = dict(config or {})
+    # MMEngine leaves the mark in place where the base config had nothing to delete.
+    given.pop('_delete_', None)
     given.setdefault('type', default_type)
     known, own = _parameters(_lookup(registry, given['type']))
     shared = {key: value for key, value in defaults.items() if known is None or key in known}

@@ -1,0 +1,32 @@
+"""A user's own parts train from a config, as the documentation shows them."""
+
+import json
+
+from tests.tools.conftest import ROOT, run_tool
+
+CONFIG = """
+_base_ = './row.py'
+custom_imports = dict(imports=['mmseg_m2f.adapters', 'custom_parts'])
+model = dict(
+    decode_head=dict(
+        pixel_decoder=dict(_delete_=True, type='TopDownPixelDecoder'),
+        matcher=dict(costs=dict(mask=dict(type='L1MaskCost'))),
+        losses=dict(mask=dict(type='L1MaskLoss', _delete_=True)),
+    )
+)
+"""
+
+
+def test_own_loss_cost_and_pixel_decoder_train_through_custom_imports(row, monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', str(ROOT / 'docs/examples'))
+    config = row.with_name('own_parts.py')
+    config.write_text(CONFIG)
+    work_dir = row.parent / 'work_dirs/own_parts'
+    output = run_tool('train.py', config.name, '--work-dir', work_dir, cwd=row.parent)
+
+    assert (work_dir / 'iter_2.pth').is_file()
+    assert 'L1MaskCost does not declare row_wise' in output
+    used = json.loads((work_dir / 'head_config.json').read_text())
+    assert used['pixel_decoder']['type'] == 'TopDownPixelDecoder'
+    assert used['matcher']['costs']['mask'] == {'type': 'L1MaskCost'}
+    assert used['losses']['mask']['type'] == 'L1MaskLoss'
