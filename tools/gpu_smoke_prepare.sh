@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Collect in a folder (42 MB, 30 of them OpenCV) what tools/gpu_smoke.sh needs on a machine without network:
+# Collect in a folder (42 MB, 30 of them OpenCV) what tools/gpu_smoke.sh needs without a network:
 #
 #     tools/gpu_smoke_prepare.sh DIR
 #
