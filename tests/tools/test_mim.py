@@ -1,12 +1,14 @@
 """``mim train`` and ``mim test`` find our configs and tools, by path and by name."""
 
 import re
+import shutil
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
-from tests.tools.conftest import TOOLS, Trained, run
+from tests.tools.conftest import ROOT, TOOLS, Trained, run
 
 
 def has_distribution(name: str) -> bool:
@@ -46,7 +48,9 @@ def test_mmseg_tests_a_config_of_ours(trained: Trained, tmp_path):
     assert 'mIoU' in output
 
 
+@ONLY_ONEDL
 def test_our_tools_train_through_mim(trained: Trained, tmp_path):
+    """From the editable clone of the set-up."""
     arguments = ['--work-dir', tmp_path, '--cfg-options', *SHORT]
     output = mim('train', 'mmseg_m2f', trained.config, *arguments, cwd=trained.folder)
     script = re.search(r'Training command is \S+ (\S+)', output)[1]
@@ -54,9 +58,57 @@ def test_our_tools_train_through_mim(trained: Trained, tmp_path):
     assert (tmp_path / 'iter_1.pth').is_file()
 
 
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory) -> Path:
+    """A folder with the package installed in the ordinary way, wheel and all."""
+    source, target = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('installed')
+    for name in ('pyproject.toml', 'README.md', 'LICENSE', 'model-index.yml'):
+        shutil.copy(ROOT / name, source)
+    for name in ('mmseg_m2f', 'configs', 'tools'):
+        shutil.copytree(ROOT / name, source / name, symlinks=True)
+    pip = [
+        sys.executable,
+        '-m',
+        'pip',
+        'install',
+        '--no-deps',
+        '--no-build-isolation',
+        '--no-index',
+    ]
+    done = run(*pip, '--target', target, source, cwd=source)
+    assert done.returncode == 0, done.stdout
+    return target
+
+
+def test_the_wheel_ships_what_mim_reads(installed):
+    mim_folder = installed / 'mmseg_m2f/.mim'
+    assert (mim_folder / 'model-index.yml').is_file()
+    for folder in ('configs', 'tools'):
+        ours = {path.relative_to(ROOT / folder) for path in files_of(ROOT / folder)}
+        assert {
+            path.relative_to(mim_folder / folder) for path in files_of(mim_folder / folder)
+        } == ours
+
+
+def files_of(folder: Path) -> list[Path]:
+    paths = [path for path in folder.rglob('*') if path.is_file()]
+    return [path for path in paths if '__pycache__' not in path.parts]
+
+
 @ONLY_UPSTREAM
-def test_a_bare_name_is_enough(tmp_path):
+def test_our_installed_tools_train_through_mim(trained: Trained, installed, tmp_path):
+    arguments = ['--work-dir', tmp_path, '--cfg-options', *SHORT]
+    command = ['mim', 'train', 'mmseg_m2f', trained.config, *arguments]
+    done = run(*command, cwd=trained.folder, PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stdout
+    assert f'{installed}/mmseg_m2f/.mim/tools/train.py' in done.stdout
+    assert (tmp_path / 'iter_1.pth').is_file()
+
+
+@ONLY_UPSTREAM
+def test_a_bare_name_is_enough(installed, tmp_path):
     """The row is found; without its data the run then stops with the folder it misses."""
-    done = run('mim', 'train', 'mmseg_m2f', 'mask2former_r50_ade20k.py', cwd=tmp_path)
-    assert 'configs/mask2former_r50_ade20k.py instead' in done.stdout
+    command = ['mim', 'train', 'mmseg_m2f', 'mask2former_r50_ade20k.py']
+    done = run(*command, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert '.mim/configs/mask2former_r50_ade20k.py instead' in done.stdout
     assert 'data/ade/ADEChallengeData2016' in done.stdout

@@ -39,6 +39,10 @@ def test_inferencer(trained: Trained, photo, tmp_path):
     assert list(tmp_path.glob('pred/*'))
 
 
+@pytest.mark.skipif(
+    mmseg.__version__ < '1.4',
+    reason='get_flops of mmseg 1.2.2 stops for every model with mmengine 0.10.7',
+)
 def test_get_flops(trained: Trained):
     command = [sys.executable, ANALYSIS / 'get_flops.py', trained.config, '--shape', '64', '64']
     done = run(*command, cwd=trained.folder)
