@@ -7,8 +7,9 @@ config names ``mmseg_m2f.X``.
 
 from mmseg_m2f.adapters import amp, hooks, optim, parts, prediction_files, semantic, transforms, tta
 from mmseg_m2f.adapters.checkpoint_io import install_safe_loader
-from mmseg_m2f.adapters.kernels import offer_mmcv_operator
+from mmseg_m2f.adapters.kernels import check_mmseg_imports, offer_mmcv_operator
 
+check_mmseg_imports()
 offer_mmcv_operator()
 install_safe_loader()
 

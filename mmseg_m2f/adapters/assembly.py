@@ -49,6 +49,7 @@ def assemble(config: HeadConfig) -> Assembly:
     Raises:
         ValueError: a key no part knows, a wrong size, a wrong number of class weights.
     """
+    _check_owned_keys(config)
     pixel_decoder_cfg = parts.resolve_pixel_decoder(config.pixel_decoder, config.in_channels)
     pixel_decoder = parts.build(MODELS, pixel_decoder_cfg, 'pixel_decoder')
     decoder_cfg = _resolve_decoder(config, pixel_decoder)
@@ -68,6 +69,22 @@ def assemble(config: HeadConfig) -> Assembly:
         _build_criterion(config, losses_cfg),
         _plain(resolved),
     )
+
+
+def _check_owned_keys(config: HeadConfig) -> None:
+    """The head owns what several parts have to agree on."""
+    if isinstance(config.in_channels, int):
+        raise ValueError(
+            'in_channels must list the channels of the backbone maps, stride 4 first, got '
+            f'{config.in_channels}'
+        )
+    for key in ('num_classes', 'num_queries'):
+        value = getattr(config, key)
+        if config.decoder.get(key, value) != value:
+            raise ValueError(
+                f'the head has {key} = {value}, its decoder {config.decoder[key]}: set it on the '
+                'head only'
+            )
 
 
 def _resolve_decoder(config: HeadConfig, pixel_decoder: nn.Module) -> dict[str, Any]:
@@ -95,7 +112,7 @@ def _resolve_losses(losses: Mapping[str, PartConfig]) -> dict[str, dict[str, Any
     }
     # The head owns the class weights, unless the loss itself was given some.
     for key in ('class_weight', 'no_object_weight'):
-        if key not in losses.get('cls', {}):
+        if key not in (losses.get('cls') or {}):
             resolved['cls'].pop(key, None)
     resolved['points'] = parts.resolve(
         TASK_UTILS, losses.get('points'), 'PointSampler', 'losses.points'

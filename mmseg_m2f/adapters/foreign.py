@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 
 def is_from_mmdet(part: object) -> bool:
-    """True for an object whose class MMDetection defines."""
-    return type(part).__module__.partition('.')[0] == 'mmdet'
+    """True for an object whose class, or one it derives from, MMDetection defines."""
+    return any(base.__module__.partition('.')[0] == 'mmdet' for base in type(part).__mro__)
 
 
 class MMDetMatchCost:

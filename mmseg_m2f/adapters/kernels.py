@@ -1,7 +1,9 @@
 """mmcv's deformable attention: its CUDA operator as a back end, its module as a part by type."""
 
 import functools
+import importlib
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,9 +15,38 @@ from mmseg_m2f.ops.ms_deform_attn import BACKENDS
 MMCV_ATTENTION = 'MultiScaleDeformableAttention'
 
 
+class MissingOperatorsError(RuntimeError):
+    """The compiled operators of mmcv are needed and not there; the message says what to do."""
+
+    def __init__(self, what: str, cause: ImportError) -> None:
+        super().__init__(
+            f"{what} needs mmcv's compiled operators, which are not installed ({cause}). With "
+            'torch, ninja and a C++ compiler at hand: MMCV_WITH_OPS=1 pip install '
+            '--no-build-isolation --no-cache-dir --force-reinstall --no-deps mmcv==2.1.0 '
+            '(onedl-mmcv==2.3.6 on the onedl stack, whose MMSegmentation does without them).'
+        )
+
+
+@functools.cache
+def _failure_on(device: torch.device) -> str | None:
+    """Why the operator does not run on this GPU: mmcv may be built without CUDA, or for another."""
+    operator, objection = _import_operator()
+    if objection is not None:
+        return objection
+    value = torch.zeros(1, 1, 1, 1, device=device)
+    shapes, starts = _shape_tensors(((1, 1),), device)
+    locations = torch.zeros(1, 1, 1, 1, 1, 2, device=device)
+    try:
+        operator.apply(value, shapes, starts, locations, locations[..., 0], 1)
+        torch.cuda.synchronize(device)
+    except (RuntimeError, NotImplementedError) as error:
+        return f'mmcv was not built for this GPU ({str(error).splitlines()[0]})'
+    return None
+
+
 @functools.cache
 def _import_operator() -> tuple[Any, str | None]:
-    """Mmcv's autograd function, or the reason why it cannot be had."""
+    """The autograd function of mmcv, or the reason why it cannot be had."""
     try:
         from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
     except ImportError as error:
@@ -36,7 +67,7 @@ def _why_not(
         return 'it needs value, locations and weights of one dtype'
     if value.dtype not in (torch.float32, torch.float64):
         return f'it is used for float32 and float64 only, got {value.dtype}'
-    return _import_operator()[1]
+    return _failure_on(value.device)
 
 
 def _run(
@@ -63,9 +94,11 @@ def _shape_tensors(
     level_shapes: tuple[tuple[int, int], ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """``(L, 2)`` sizes and ``(L,)`` first tokens; cached, so no step waits for a copy."""
-    shapes = torch.tensor(level_shapes, device=device)
-    areas = shapes.prod(dim=1)
-    return shapes, areas.cumsum(0) - areas
+    # A tensor made under inference mode could not be kept for a later backward pass.
+    with torch.inference_mode(False):
+        shapes = torch.tensor(level_shapes, device=device)
+        areas = shapes.prod(dim=1)
+        return shapes, areas.cumsum(0) - areas
 
 
 def offer_mmcv_operator() -> None:
@@ -80,7 +113,10 @@ def is_mmcv_attention(type_name: object) -> bool:
 
 @functools.cache
 def _mmcv_attention_class() -> type[nn.Module]:
-    from mmcv.ops import MultiScaleDeformableAttention
+    try:
+        from mmcv.ops import MultiScaleDeformableAttention
+    except ImportError as error:
+        raise MissingOperatorsError(MMCV_ATTENTION, error) from error
 
     class MMCVDeformAttn(MultiScaleDeformableAttention):
         """mmcv's module behind the call signature of ``core.MSDeformAttn``."""
@@ -121,3 +157,19 @@ def build_mmcv_attention(
         batch_first=True,
         **{'dropout': 0.0, **options},
     )
+
+
+def check_mmseg_imports() -> None:
+    """Say what to install where mmseg itself cannot do without mmcv's operators (upstream).
+
+    Raises:
+        MissingOperatorsError: mmseg is installed, and its import fails for the operators.
+    """
+    if find_spec('mmcv._ext') is not None or find_spec('mmseg') is None:
+        return
+    try:
+        importlib.import_module('mmseg.models')
+    except ImportError as error:
+        if '_ext' in str(error):
+            raise MissingOperatorsError('MMSegmentation', error) from error
+        raise

@@ -73,9 +73,9 @@ def build_matcher(
     costs: Mapping[str, PartConfig] | None = None, num_points: int = 12544, points: str = 'shared'
 ) -> core.HungarianMatcher:
     """The matcher; ``costs`` maps any names to match costs, default the paper's three."""
-    built = [
-        build(TASK_UTILS, cost, f'matcher.costs.{name}') for name, cost in (costs or {}).items()
-    ]
+    if costs is None:
+        return core.HungarianMatcher(None, num_points, points)
+    built = [build(TASK_UTILS, cost, f'matcher.costs.{name}') for name, cost in costs.items()]
     adapted = [MMDetMatchCost(cost) if is_from_mmdet(cost) else cost for cost in built]
     matcher = core.HungarianMatcher(adapted, num_points, points)
     if not matcher.is_row_wise:
@@ -151,8 +151,8 @@ def resolve(
     # MMEngine leaves the mark in place where the base config had nothing to delete.
     given.pop('_delete_', None)
     given.setdefault('type', default_type)
-    known, own = _parameters(_lookup(registry, given['type']))
-    shared = {key: value for key, value in defaults.items() if known is None or key in known}
+    named, _, own = _parameters(_lookup(registry, given['type']))
+    shared = {key: value for key, value in defaults.items() if key in named}
     resolved = {**own, **shared, **given}
     _check_keys(registry, resolved, where)
     return {'type': resolved.pop('type'), **resolved}
@@ -177,7 +177,7 @@ def _build_attention(config: PartConfig | None, sizes: dict[str, int]) -> nn.Mod
     config = config or {'type': 'MSDeformAttn'}
     if is_mmcv_attention(config['type']):
         options = {key: value for key, value in config.items() if key != 'type'}
-        return build_mmcv_attention(**sizes, **options)
+        return build_mmcv_attention(**{**sizes, **options})
     return build(MODELS, config, 'pixel_decoder.attention', **sizes)
 
 
@@ -193,10 +193,10 @@ def _lookup(registry: Registry, type_name: Any) -> Callable[..., Any] | None:
     return registry.get(_qualified(registry, type_name))
 
 
-def _parameters(part: Callable[..., Any] | None) -> tuple[set[str] | None, dict[str, Any]]:
-    """Names a part accepts (None: any) and its own defaults."""
+def _parameters(part: Callable[..., Any] | None) -> tuple[set[str], bool, dict[str, Any]]:
+    """Names a part's signature has, whether it takes others as well, and its own defaults."""
     if part is None:
-        return None, {}
+        return set(), True, {}
     parameters = inspect.signature(part).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     names = {p.name for p in parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
@@ -208,13 +208,13 @@ def _parameters(part: Callable[..., Any] | None) -> tuple[set[str] | None, dict[
         own |= {field.name: field.default for field in fields}
     missing = (inspect.Parameter.empty, dataclasses.MISSING)
     defaults = {name: value for name, value in own.items() if value not in missing}
-    return (None if open_ended and settings is None else names), defaults
+    return names, open_ended and settings is None, defaults
 
 
 def _check_keys(registry: Registry, config: PartConfig, where: str) -> None:
-    known, _ = _parameters(_lookup(registry, config['type']))
-    unknown = sorted(set(config) - {'type'} - (known or set(config)))
-    if unknown:
+    named, takes_others, _ = _parameters(_lookup(registry, config['type']))
+    unknown = sorted(set(config) - {'type'} - named)
+    if unknown and not takes_others:
         raise ValueError(
-            f'{where}: {config["type"]} does not know {unknown}; known keys: {sorted(known or ())}'
+            f'{where}: {config["type"]} does not know {unknown}; known keys: {sorted(named)}'
         )

@@ -27,7 +27,7 @@ class Mask2FormerHead(BaseModule):
     """Pixel decoder, decoder, matcher and losses, each replaceable from the config.
 
     Args:
-        num_classes: K, without no-object.
+        num_classes: K, without no-object. With 1 the label maps hold 0 (background) and 1.
         in_channels: channels of the backbone's maps, stride 4 first.
         num_queries: Q.
         pixel_decoder, decoder, matcher: settings of the parts; ``type`` replaces a part.
@@ -131,6 +131,8 @@ class Mask2FormerHead(BaseModule):
     def _target(self, sample: Any) -> core.MaskTarget:
         label_map = sample.gt_sem_seg.data.squeeze(0)
         try:
+            if self.num_classes == 1:
+                return core.foreground_target(label_map, self.ignore_index)
             return core.label_map_target(label_map, self.num_classes, self.ignore_index)
         except ValueError as error:
             source = sample.metainfo.get('seg_map_path', 'an annotation without seg_map_path')

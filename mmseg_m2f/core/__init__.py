@@ -23,7 +23,7 @@ from mmseg_m2f.core.structures import (
     at_least_float32,
     mask_logits,
 )
-from mmseg_m2f.core.targets import label_map_target
+from mmseg_m2f.core.targets import foreground_target, label_map_target
 
 __all__ = [
     'ClassCost',
@@ -49,6 +49,7 @@ __all__ = [
     'PointSampler',
     'RowLoss',
     'at_least_float32',
+    'foreground_target',
     'label_map_target',
     'mask_logits',
     'semantic_scores',

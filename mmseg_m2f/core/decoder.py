@@ -24,9 +24,11 @@ def attention_mask(
     """Where each query may attend at one level: inside its own mask (paper eq. 2).
 
     ``pooled_features`` are the mask features resized to the level. Bilinear resizing and the inner
-    product commute, so this equals resizing full mask logits up to rounding. A sigmoid below one
-    half blocks: a logit of exactly 0, and NaN, stay open. A query whose mask is empty at this
-    level attends everywhere. Computed in float32, without gradient; one mask for all heads.
+    product commute, so this equals resizing full mask logits up to rounding. A negative logit
+    blocks, as a sigmoid below one half does (from -6e-8 to 0 the float32 sigmoid is exactly one
+    half, which the official code leaves open); a logit of 0, and NaN, stay open. A query whose
+    mask is empty at this level attends everywhere. Computed in float32, without gradient; one mask
+    for all heads.
     """
     with torch.autocast(pooled_features.device.type, enabled=False):
         logits = mask_logits(at_least_float32(mask_embed), pooled_features).flatten(2)

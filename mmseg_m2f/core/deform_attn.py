@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmseg_m2f.core.structures import at_least_float32
-from mmseg_m2f.ops import ms_deform_attn
+from mmseg_m2f.ops.ms_deform_attn import BACKENDS, ms_deform_attn
 
 LevelShapes = Sequence[tuple[int, int]]
 
@@ -28,6 +28,7 @@ class MSDeformAttn(nn.Module):
         backend: str = 'auto',
     ) -> None:
         super().__init__()
+        BACKENDS.check_name(backend)
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         self.backend = backend
         num_samples = num_heads * num_levels * num_points

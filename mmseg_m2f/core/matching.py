@@ -125,7 +125,9 @@ class HungarianMatcher:
         if num_points <= 0:
             raise ValueError(f'num_points must be positive, got {num_points}')
         paper = (ClassCost(), PointMaskCost(), PointDiceCost())
-        self.costs: list[MatchCost] = list(costs or paper)
+        self.costs: list[MatchCost] = list(paper if costs is None else costs)
+        if not self.costs:
+            raise ValueError('the matcher needs at least one cost, got none')
         self.num_points, self.points, self.sample_points = num_points, points, sample_points
 
     @property

@@ -29,3 +29,17 @@ def label_map_target(
             f'label {ignore_index}. Check num_classes, reduce_zero_label and the files themselves.'
         )
     return MaskTarget(labels.long(), label_map[None] == labels[:, None, None])
+
+
+def foreground_target(label_map: Int[Tensor, 'H W'], ignore_index: int = 255) -> MaskTarget:
+    """The target of a model with a single class: label 1 is that class, label 0 is none.
+
+    MMSegmentation's convention for one output channel: predictions are 0 and 1 as well, so the
+    data set names two classes, background and foreground.
+
+    Raises:
+        ValueError: a label other than 0, 1 and ``ignore_index``.
+    """
+    target = label_map_target(label_map, 2, ignore_index)
+    is_foreground = target.labels == 1
+    return MaskTarget(target.labels[is_foreground] - 1, target.masks[is_foreground])

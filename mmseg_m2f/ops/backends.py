@@ -15,7 +15,8 @@ logger = logging.getLogger('mmseg_m2f')
 class Backend(NamedTuple):
     """``why_not(*args)`` returns None if ``function(*args)`` can run, else the reason.
 
-    The answer may depend on the device, dtype and shape of the arguments only.
+    The answer may depend on the device, dtype and shape of the arguments, and on whether their
+    gradient is asked for; on nothing else.
     """
 
     name: str
@@ -40,6 +41,12 @@ class BackendTable:
         """Put ``backend`` before all others; one of the same name is replaced."""
         self._backends = [backend] + [b for b in self._backends if b.name != backend.name]
 
+    def check_name(self, name: str) -> None:
+        """Raises ValueError unless ``name`` is ``'auto'`` or a registered back end."""
+        if name not in ('auto', *self.names):
+            known = ', '.join(repr(known) for known in ['auto', *self.names])
+            raise ValueError(f'{self.operator}: unknown back end {name!r}; known: {known}')
+
     def choose(self, name: str, *args: Any) -> Backend:
         """The back end ``name``, or for ``'auto'`` the first that can run on ``args``.
 
@@ -48,14 +55,12 @@ class BackendTable:
         """
         if name == 'auto':
             return self._first(*args)
-        for backend in self._backends:
-            if backend.name == name:
-                objection = backend.why_not(*args)
-                if objection is not None:
-                    raise ValueError(f'{self.operator}: back end {name!r} cannot run: {objection}')
-                return backend
-        known = ', '.join(repr(known) for known in ['auto', *self.names])
-        raise ValueError(f'{self.operator}: unknown back end {name!r}; known: {known}')
+        self.check_name(name)
+        backend = next(backend for backend in self._backends if backend.name == name)
+        objection = backend.why_not(*args)
+        if objection is not None:
+            raise ValueError(f'{self.operator}: back end {name!r} cannot run: {objection}')
+        return backend
 
     def _first(self, *args: Any) -> Backend:
         for backend in self._backends:

@@ -1,5 +1,8 @@
 """mmcv's operator as a back end: where it objects, and that it agrees with the reference."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -66,3 +69,30 @@ def test_half_types_on_cuda_keep_exact_locations(dtype):
     assert BACKENDS.choose('auto', *args).name == 'reference'
     with pytest.raises(ValueError, match='one dtype'):
         ms_deform_attn(*args, backend='mmcv')
+
+
+WITHOUT_OPERATORS = """
+import sys
+sys.modules['mmcv._ext'] = None
+try:
+    import mmseg_m2f.adapters  # upstream MMSegmentation stops here
+    from mmseg_m2f.registry import MODELS
+    attention = dict(type='MultiScaleDeformableAttention')
+    MODELS.build(
+        dict(
+            type='mmseg_m2f.MSDeformAttnPixelDecoder',
+            in_channels=[8, 16, 32, 64],
+            attention=attention,
+        )
+    )
+except RuntimeError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_missing_operators_get_one_typed_error_that_says_what_to_install():
+    command = [sys.executable, '-c', WITHOUT_OPERATORS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith('MissingOperatorsError')
+    assert 'MMCV_WITH_OPS=1 pip install' in last

@@ -112,6 +112,16 @@ def test_a_cost_set_to_none_is_taken_out():
         ({'matcher': {'points': 'some'}}, r"points must be one of .*'some'"),
         ({'class_weight': [1.0]}, r'class_weight must have num_classes \(3\)'),
         ({'num_queries': 0}, r'num_queries must be positive, got 0'),
+        ({'in_channels': 64}, r'in_channels must list the channels .* got 64'),
+        ({'decoder': {'num_classes': 9}}, r'head has num_classes = 3, its decoder 9'),
+        (
+            {'matcher': {'costs': {'cls': None, 'mask': None, 'dice': None}}},
+            r'needs at least one cost',
+        ),
+        (
+            {'pixel_decoder': {**SMALL['pixel_decoder'], 'attention': {'backend': 'fastest'}}},
+            r"unknown back end 'fastest'; known: 'auto', 'mmcv'",
+        ),
         ({'pixel_decoder': {'channels': 30}}, r'channels must be a multiple'),
     ],
 )
@@ -198,6 +208,38 @@ def test_mmdet_parts_equal_ours_where_the_formula_is_the_same():
     for name, value in our_losses.items():
         torch.testing.assert_close(their_losses[name], value, rtol=1e-4, atol=1e-5, msg=name)
     torch.testing.assert_close(their_grad, our_grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_class_derived_from_mmdet_is_adapted_too():
+    match_cost = pytest.importorskip('mmdet.models.task_modules')
+
+    class Twice(match_cost.DiceCost):
+        def __call__(self, *args, **kwargs):
+            return 2 * super().__call__(*args, **kwargs)
+
+    cost = {'type': Twice, 'weight': 5.0, 'pred_act': True, 'eps': 1.0}
+    head = build_head(matcher={'costs': {'dice': cost}})
+    assert torch.isfinite(sum(loss(head).values()))
+
+
+class ModuleCost(torch.nn.Module):
+    """As a user would write it: no constructor of its own."""
+
+    def forward(self, class_logits, point_logits, labels, point_targets):
+        return torch.zeros(len(class_logits), len(labels))
+
+
+class PlainCost:
+    def __call__(self, class_logits, point_logits, labels, point_targets):
+        return torch.zeros(len(class_logits), len(labels))
+
+
+def test_costs_without_constructor():
+    for cost in (ModuleCost, PlainCost):
+        head = build_head(matcher={'costs': {'dice': {'type': cost}}})
+        assert torch.isfinite(sum(loss(head).values()))
+    with pytest.raises(ValueError, match=r"does not know \['foo'\]; known keys: \[\]"):
+        build_head(matcher={'costs': {'dice': {'type': PlainCost, 'foo': 1}}})
 
 
 def test_a_sigmoid_class_loss_is_refused():

@@ -169,14 +169,44 @@ def test_unknown_keys_raise_and_list_the_known_ones():
 
 
 def test_one_class_is_foreground_where_its_score_exceeds_one_half():
-    model = build_segmentor(num_classes=1)
-    head = model.decode_head
+    head = build_segmentor(num_classes=1).decode_head
     score = torch.tensor([0.4999, 0.5001])
     assert ((score.sigmoid() > head.threshold) == torch.tensor([False, True])).all()
 
-    data = batch(num_classes=1)
-    out = model.eval().test_step(data)[0]
-    assert out.pred_sem_seg.data.unique().tolist() in ([0], [1], [0, 1])
+
+def test_one_class_learns_label_one_and_predicts_it(monkeypatch):
+    """A perfect model of one class scores 100 on a data set of background and foreground."""
+    from mmseg.evaluation import IoUMetric
+
+    model = build_segmentor(num_classes=1).eval()
+    label_map = torch.zeros(64, 96, dtype=torch.long)
+    label_map[:, 40:] = 1
+    target = model.decode_head._target(sample(label_map))
+    assert target.labels.tolist() == [0]
+    assert torch.equal(target.masks[0], label_map == 1)
+
+    # Logits that say so: every query is sure of its class, one in a hundred thousand is not.
+    def perfect(inputs):
+        logits = (target.masks[None, :, ::4, ::4].float() - 0.5) * 40
+        return torch.tensor([[[9.0, -9.0]]]), logits
+
+    monkeypatch.setattr(model.decode_head, 'forward', perfect)
+    data = {
+        'inputs': [torch.zeros(3, 64, 96, dtype=torch.uint8)],
+        'data_samples': [sample(label_map)],
+    }
+    results = [out.to_dict() for out in model.test_step(data)]
+    metric = IoUMetric()
+    metric.dataset_meta = {'classes': ('background', 'foreground')}
+    metric.process({}, results)
+    assert metric.evaluate(1)['mIoU'] == 100
+
+
+def test_one_class_refuses_other_labels():
+    model = build_segmentor(num_classes=1)
+    label_map = torch.full((8, 8), 2)
+    with pytest.raises(ValueError, match=r'holds \[2\]'):
+        model.decode_head._target(sample(label_map))
 
 
 def test_bfloat16_autocast_keeps_the_pixel_decoder_and_the_losses_in_float32():
