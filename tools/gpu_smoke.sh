@@ -47,7 +47,7 @@ install_parts() {
   [ -f "$parts/site.tar.xz" ] || fail "no $parts/site.tar.xz: see tools/gpu_smoke_prepare.sh"
   tar -C "$site" -xJf "$parts/site.tar.xz"
   step "building mmcv's deformable attention"
-  timeout 240 "$python" tools/gpu_smoke_build.py "$parts"/onedl_mmcv-*.tar.gz "$site"
+  timeout 180 "$python" tools/gpu_smoke_build.py "$parts"/onedl_mmcv-*.tar.gz "$site"
 }
 
 run_tests() {
@@ -57,14 +57,14 @@ run_tests() {
   local files
   files=$(grep -rl 'mark\.cuda' tests --include='test_*.py')
   # shellcheck disable=SC2086
-  timeout 150 "$python" -m pytest -m cuda -W default -p no:cacheprovider $files
+  timeout 120 "$python" -m pytest -m cuda -W default -p no:cacheprovider $files
 }
 
 train() {
   step "training $1 iterations with AMP"
   local iterations=$1
   shift
-  timeout 240 "$python" tools/train.py configs/demo/mask2former_r18_facade.py --amp \
+  timeout 150 "$python" tools/train.py configs/demo/mask2former_r18_facade.py --amp \
     --work-dir "$out/train" \
     --cfg-options "train_cfg.max_iters=$iterations" "train_cfg.val_interval=$iterations" \
     "default_hooks.logger.interval=$((iterations < 10 ? 1 : 10))" "$@"

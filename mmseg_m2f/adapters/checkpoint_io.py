@@ -28,7 +28,7 @@ from mmengine.runner import (
     get_mmcls_models,
     get_torchvision_models,
 )
-from torch import nn
+from torch import Tensor
 
 from mmseg_m2f.adapters.plain_pickle import File, MapLocation, is_plain_config, load_plain
 
@@ -90,11 +90,13 @@ def read_checkpoint(
     return checkpoint
 
 
-def save_weights(model: nn.Module, path: str | Path, meta: dict[str, Any] | None = None) -> None:
+def save_weights(
+    weights: Mapping[str, Tensor], path: str | Path, meta: dict[str, Any] | None = None
+) -> None:
     """Writes weights for publication: tensors and plain values, nothing to allow when loading.
 
     Args:
-        model: Its ``state_dict`` is saved, on the CPU.
+        weights: A model's ``state_dict``; saved on the CPU.
         path: Written whole or not at all.
         meta: Strings, numbers, booleans, None, and lists, tuples and dicts of them.
 
@@ -103,9 +105,7 @@ def save_weights(model: nn.Module, path: str | Path, meta: dict[str, Any] | None
     """
     meta = meta or {}
     _check_plain(meta, 'meta')
-    state = model.state_dict()
-    for key, value in state.items():
-        state[key] = value.detach().cpu().clone()
+    state = {key: value.detach().cpu().clone() for key, value in weights.items()}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.{os.getpid()}.part')

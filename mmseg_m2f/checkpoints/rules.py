@@ -77,13 +77,8 @@ class KeyMap:
         for key, value in state_dict.items():
             for pattern, rule in self._to_theirs:
                 if hit := pattern.fullmatch(key):
-                    parts = (
-                        rule.to_theirs(value).chunk(len(rule.theirs))
-                        if len(rule.theirs) > 1
-                        else [rule.to_theirs(value)]
-                    )
                     names = [_render(template, hit) for template in rule.theirs]
-                    converted.update(zip(names, parts, strict=True))
+                    converted.update(zip(names, _parts(rule, value), strict=True))
                     break
             else:
                 unknown.append(key)

@@ -424,7 +424,7 @@ def test_published_weights_load_plainly(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     path = tmp_path / 'new' / 'weights.pth'
     meta = {'dataset_meta': {'classes': ('a', 'b'), 'palette': [[0, 0, 0]]}, 'mIoU': 0.5}
-    save_weights(model, path, meta)
+    save_weights(model.state_dict(), path, meta)
     loaded = torch.load(path, weights_only=True)
     assert loaded['meta'] == meta
     torch.testing.assert_close(loaded['state_dict'], model.state_dict())
@@ -441,5 +441,5 @@ def test_published_weights_load_plainly(tmp_path: Path) -> None:
 def test_meta_must_be_plain(tmp_path: Path, meta: dict, where: str) -> None:
     path = tmp_path / 'weights.pth'
     with pytest.raises(TypeError, match=where):
-        save_weights(nn.Linear(1, 1), path, meta)
+        save_weights(nn.Linear(1, 1).state_dict(), path, meta)
     assert not path.exists()

@@ -71,7 +71,7 @@ def test_a_process_measures_itself(tmp_path: Path) -> None:
     path = tmp_path / 'result.json'
     harness.main(benchmark(), ['--measure', 'small', 'ours', '--result', str(path)])
     sample = harness.Sample(**json.loads(path.read_text()))
-    assert 0 <= sample.seconds < 1
+    assert sample.seconds >= 0
     # More than a bare interpreter, less than the machine: the unit is MiB.
     assert 5 < sample.peak_mib < 100_000
 
