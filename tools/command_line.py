@@ -106,6 +106,9 @@ def _start_cpu_processes(config: 'Config') -> None:
     if torch.cuda.is_available():
         return
     torch.distributed.init_process_group('gloo')
+    if 'SyncBN' in str(config.model):
+        print('SyncBN needs GPUs: on the CPU every process normalises its own pictures (BN)')
+        _replace_sync_bn(config.model)
     config.setdefault(
         'model_wrapper_cfg',
         {
@@ -115,3 +118,12 @@ def _start_cpu_processes(config: 'Config') -> None:
             'find_unused_parameters': config.get('find_unused_parameters', False),
         },
     )
+
+
+def _replace_sync_bn(config: dict[str, Any]) -> None:
+    """``type='SyncBN'`` to ``'BN'`` wherever it stands in ``config``."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _replace_sync_bn(value)
+        elif (key, value) == ('type', 'SyncBN'):
+            config[key] = 'BN'

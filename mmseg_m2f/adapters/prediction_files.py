@@ -53,7 +53,7 @@ class SaveLabelMapsHook(Hook):
             label_map = _label_map(sample.pred_sem_seg)
             if sample.metainfo.get('reduce_zero_label'):
                 label_map = label_map + 1
-            dtype = np.uint8 if len(dataset.metainfo['classes']) < 256 else np.uint16
+            dtype = np.uint8 if label_map.max(initial=0) < 256 else np.uint16
             path = _target_path(self.out_dir, sample.img_path, dataset)
             Image.fromarray(label_map.astype(dtype)).save(path)
 

@@ -110,5 +110,7 @@ def test_a_bare_name_is_enough(installed, tmp_path):
     """The row is found; without its data the run then stops with the folder it misses."""
     command = ['mim', 'train', 'mmseg_m2f', 'mask2former_r50_ade20k.py']
     done = run(*command, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert done.returncode != 0
     assert '.mim/configs/mask2former_r50_ade20k.py instead' in done.stdout
+    assert 'FileNotFoundError' in done.stdout
     assert 'data/ade/ADEChallengeData2016' in done.stdout

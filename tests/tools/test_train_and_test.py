@@ -166,6 +166,14 @@ def test_pictures_alone_are_enough(trained: Trained, tmp_path):
         assert read(picture).shape[1] == 2 * 384
 
 
+def test_sync_bn_gives_way_in_processes_without_gpu(load_tool):
+    config = Config(
+        {'model': {'backbone': {'norm_cfg': {'type': 'SyncBN', 'requires_grad': True}}}}
+    )
+    load_tool('command_line')._replace_sync_bn(config.model)
+    assert config.model.backbone.norm_cfg == {'type': 'BN', 'requires_grad': True}
+
+
 @pytest.mark.long
 @pytest.mark.parametrize('tool', ['train', 'test'])
 def test_two_processes(tool, trained: Trained, tmp_path):
