@@ -129,7 +129,7 @@ def install_rest(environment: Environment) -> None:
         f'installing the {environment.stack} stack and the test tools',
         *(*common, '-r', stack, '-r', test),
     )
-    # mim looks for the folder mmseg_m2f beside the metadata, which only this mode offers.
+    # onedl-mim looks for the folder mmseg_m2f beside the metadata, which only this mode offers.
     editable = ['-e', ROOT, '--config-settings', 'editable_mode=compat', '--no-deps']
     environment.pip_install('installing this package, editable', *common, *editable)
 
