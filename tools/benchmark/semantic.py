@@ -3,9 +3,10 @@
     python -m tools.benchmark.semantic --csv docs/benchmarks/semantic_fp32_cpu.csv
 
 Real pictures (two crops of ``data/tiny/coco``, 133 classes), the same R50, random weights,
-everything else by default. A loss step is forward, losses and backward; a test goes from pictures to the label
-map. Before any timing the outputs on equal weights are compared: all losses under equal points, and the
-score maps. Our matcher draws its points once per picture (its default), mmseg's for every layer.
+everything else by default. A loss step is forward, losses and backward; a test goes from pictures
+to the label map. Before any timing the outputs on equal weights are compared: all losses under
+equal points, and the score maps. Our matcher draws its points once per picture (its default),
+mmseg's for every prediction.
 """
 
 import functools
