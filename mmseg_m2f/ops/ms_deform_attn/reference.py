@@ -28,8 +28,10 @@ def ms_deform_attn_reference(
     areas = [height * width for height, width in level_shapes]
     with torch.autocast(value.device.type, enabled=False):
         for level, tokens in enumerate(maps.split(areas, dim=-1)):
+            # Without a contiguous grid the call misses its fast path and takes a fifth longer.
+            points = grid[:, :, level].contiguous()
             samples = F.grid_sample(
-                tokens.unflatten(-1, level_shapes[level]), grid[:, :, level], align_corners=False
+                tokens.unflatten(-1, level_shapes[level]), points, align_corners=False
             )
             # Level by level: the samples of all levels never exist together.
             out = out + (samples * weights[:, None, :, level]).sum(-1)  # (B heads, D, Q)
