@@ -9,7 +9,7 @@ optim_wrapper = dict(
     constructor='mmseg_m2f.Mask2FormerOptimWrapperConstructor',
     paramwise_cfg=dict(backbone_lr_mult=1.0),
 )
-max_iters = 580
+max_iters = 500
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, begin=0, end=50, by_epoch=False),
     dict(type='PolyLR', power=0.9, eta_min=0.0, begin=50, end=max_iters + 1, by_epoch=False),
