@@ -19,3 +19,5 @@ model = dict(
         losses=dict(points=dict(num_points=1024)),
     ),
 )
+# The same numbers on the same machine.
+randomness = dict(seed=0)

@@ -5,4 +5,3 @@ _base_ = ['../runtime.py', '../datasets/facade.py', '../schedules/adamw_demo.py'
 default_hooks = dict(
     logger=dict(interval=10), checkpoint=dict(interval=1000, save_best=None, max_keep_ckpts=1)
 )
-randomness = dict(seed=0)
