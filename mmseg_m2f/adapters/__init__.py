@@ -1,8 +1,8 @@
 """The bridge to OpenMMLab: the only package here that imports mmengine, mmcv, mmseg or mmdet.
 
 Importing it registers every part in the scope ``mmseg_m2f``, offers mmcv's operator to ``ops`` and
-puts the safe checkpoint loader in the place of MMEngine's. MMEngine imports it by itself when a
-config names ``mmseg_m2f.X``.
+puts the safe checkpoint loader in the place of MMEngine's. MMEngine imports it by itself when it
+builds the first ``mmseg_m2f.X``; our configs import it earlier, by ``custom_imports``.
 """
 
 from mmseg_m2f.adapters import amp, hooks, optim, parts, prediction_files, semantic, transforms, tta
