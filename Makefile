@@ -3,9 +3,12 @@
 #   TORCH   what pip installs as torch, e.g. TORCH='torch torchvision' on a GPU machine;
 #           left out: as last time, at first the CPU-tested torch==2.13.0
 #   PYTHON  the interpreter that creates the environment, 3.10 to 3.13
+# and make demo for the
+#   TASK    panoptic (one model for all three questions), instance or semantic
 STACK ?= onedl
 TORCH ?=
 PYTHON ?= python3
+TASK ?= panoptic
 PYTEST_ARGS ?=
 
 VENV := $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
@@ -19,7 +22,7 @@ setup:
 	@$(PYTHON) scripts/setup_env.py --stack '$(STACK)' --venv '$(VENV)' --torch '$(TORCH)' </dev/null
 
 demo: setup
-	@$(RUN) tools/demo.py
+	@$(RUN) tools/demo.py --task '$(TASK)'
 
 test: setup
 	@$(RUN) -m pytest $(PYTEST_ARGS)

@@ -1,171 +1,49 @@
-"""Train a small Mask2Former on the photos in data/, test it, and compare it with mmseg's own head.
+"""Train a small Mask2Former on the photos in data/, test it, and compare it with OpenMMLab's own.
 
-    python tools/demo.py [--work-dir work_dirs/demo] [--skip-peer] [--iterations 100]
+    python tools/demo.py [--task panoptic] [--work-dir DIR] [--skip-peer] [--iterations 100]
 
-It runs the commands it prints; each also works alone. mmseg's head gets the same photos, the same
-settings and as many iterations as it manages in the time the first training took.
+The panoptic model is trained once and then answers all three questions in one test. The other
+head, mmdet's (mmseg's for TASK=semantic), gets the same photos, the same settings and as many
+iterations as it manages in the time the first training took. The commands it runs are printed;
+each also works alone.
 """
 
 import argparse
 import csv
 import json
-import os
-import re
-import subprocess
 import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any
 
 import numpy as np
+from demo_runs import ROOT, DemoError, Training, say, test, train, train_for
+from demo_tasks import DEFAULT, TASKS, Task, why_no_peer, why_not
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG = 'configs/demo/mask2former_r18_facade.py'
-PEER_CONFIG = 'configs/demo/mmseg_r18_facade.py'
-PROGRESS_SECONDS = 10
-# It has to end after the warm-up of the configs.
-SHORTEST_SCHEDULE = 100
-# The configs log every ten iterations, and only whole tens are timed.
-LOG_INTERVAL = 10
-LOG_TAIL_LINES = 20
-ITERATION = re.compile(r'Iter\(train\) +\[ *(\d+)/(\d+)\].* eta: ([\d:]+).* loss: ([\d.]+)')
-# Threads that wait for each other spin for long by default. Where another program takes one of two
-# cores, an iteration was seen to take 20 times as long for it; with this limit not 3 times, and
-# without such a program no longer than before.
-CALM_THREADS = {'GOMP_SPINCOUNT': '3000'}
-STARTED = time.monotonic()
+OURS = 'mask2former'
 
 
-class DemoError(Exception):
-    """Which command failed, and the end of its output."""
-
-
-class Training(NamedTuple):
-    """``seconds`` is the time within the iterations, without start, validation and saving."""
-
-    work_dir: Path
-    iterations: int
-    seconds: float
-
-
-def say(message: str) -> None:
-    minutes, seconds = divmod(int(time.monotonic() - STARTED), 60)
-    print(f'[demo {minutes}:{seconds:02}] {message}', flush=True)
-
-
-def run(command: Sequence[str], log: Path) -> None:
-    """Run a tool with its output in ``log``; of the training iterations some are shown."""
-    say('$ python ' + ' '.join(command))
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        log.open('w') as file,
-        subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env={**CALM_THREADS, **os.environ},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors='replace',
-        ) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            follow(process.stdout, file)
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode:
-        tail = ''.join(log.read_text().splitlines(keepends=True)[-LOG_TAIL_LINES:])
-        raise DemoError(f'{command[0]} failed; the end of {log}:\n{tail}')
-
-
-def follow(output: Iterable[str], log: TextIO) -> None:
-    """Copy the lines to the log and show the progress now and then."""
-    shown = time.monotonic()
-    for line in output:
-        log.write(line)
-        progress = ITERATION.search(line)
-        if progress and time.monotonic() - shown > PROGRESS_SECONDS:
-            shown = time.monotonic()
-            done, total, left, loss = progress.groups()
-            say(f'  iteration {done}/{total}, loss {loss}, {left} left')
-
-
-def train(config: str, work_dir: Path, iterations: int | None = None) -> Training:
-    """Train by tools/train.py; ``iterations`` shortens or stretches the config's schedule."""
-    command = ['tools/train.py', config, '--work-dir', str(work_dir)]
-    if iterations:
-        settings = {
-            'train_cfg.max_iters': iterations,
-            'train_cfg.val_interval': iterations,
-            'param_scheduler.1.end': max(iterations, SHORTEST_SCHEDULE) + 1,
-        }
-        command += ['--cfg-options', *(f'{key}={value}' for key, value in settings.items())]
-    run(command, work_dir / 'train.log')
-    logged = logged_training(work_dir)
-    # Each line holds the mean time of the iterations since the one before.
-    steps = np.diff([0, *(line['iter'] for line in logged)])
-    seconds = float(np.dot(steps, [line['time'] for line in logged]))
-    return Training(work_dir, int(logged[-1]['iter']), seconds)
-
-
-def logged_training(work_dir: Path) -> list[dict[str, Any]]:
-    """What the newest training logged every few iterations."""
-    log = newest(work_dir, '*/vis_data/scalars.json').read_text()
-    return [line for line in map(json.loads, log.splitlines()) if 'loss' in line]
-
-
-def seconds_per_iteration(config: str, work_dir: Path) -> float:
-    """Of a short training. The first iterations warm up and do not count."""
-    train(config, work_dir, 2 * LOG_INTERVAL)
-    return logged_training(work_dir)[-1]['time']
-
-
-def newest(folder: Path, pattern: str) -> Path:
-    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
-
-
-def test(config: str, training: Training, *options: str) -> dict[str, float]:
-    """The metrics of the trained model by tools/test.py."""
-    checkpoint = (training.work_dir / 'last_checkpoint').read_text().strip()
-    work_dir = training.work_dir / 'test'
-    command = ['tools/test.py', config, checkpoint, '--work-dir', str(work_dir), *options]
-    run(command, work_dir / 'test.log')
-    return json.loads(newest(work_dir, '*/*.json').read_text())
-
-
-def measure(config: str, training: Training, *options: str) -> dict[str, Any]:
+def measure(task: Task, config: str, training: Training, *options: str) -> dict[str, Any]:
+    """Shares of one, so that measures of different origin read alike; None: it has none."""
     metrics = test(config, training, *options)
+    measured = {
+        name: round(metrics[key] / full, 4) if key in metrics else None
+        for name, (key, full) in task.measures.items()
+    }
     return {
-        'mIoU': round(metrics['mIoU'] / 100, 4),
-        'aAcc': round(metrics['aAcc'] / 100, 4),
+        **measured,
         'training_minutes': round(training.seconds / 60, 2),
         'iterations': training.iterations,
         'config': config,
     }
 
 
-def why_no_peer(skip: bool) -> str | None:
-    if skip:
-        return '--skip-peer was given'
-    if find_spec('mmdet') is None:
-        return "mmdet is not installed, and mmseg's own Mask2Former head needs it"
-    return None
-
-
-def measure_peer(work_dir: Path, seconds: float) -> dict[str, Any]:
-    """The same for mmseg's own head, with as many iterations as fit into ``seconds``."""
-    say("mmseg's own head: how many iterations it manages in the same time")
-    pace = seconds_per_iteration(PEER_CONFIG, work_dir / 'probe')
-    iterations = max(1, round(seconds / pace / LOG_INTERVAL)) * LOG_INTERVAL
-    say(f"mmseg's own head: {pace:.2f} s per iteration, so {iterations} iterations")
-    training = train(PEER_CONFIG, work_dir / 'training', iterations)
-    return measure(PEER_CONFIG, training, '--show-dir', str(work_dir / 'pictures'))
+def measure_peer(task: Task, work_dir: Path, seconds: float) -> dict[str, Any]:
+    """The same for the other head, with as many iterations as fit into ``seconds``."""
+    say(f"{task.library}'s own head: how many iterations it manages in the same time")
+    training = train_for(task.peer_config, work_dir, seconds)
+    return measure(task, task.peer_config, training, '--show-dir', str(work_dir / 'pictures'))
 
 
 def confusion_matrix(label_dir: Path, prediction_dir: Path, num_classes: int) -> np.ndarray:
@@ -196,52 +74,86 @@ def best_constant(confusion: np.ndarray) -> float:
     return float(truth.max() / truth.sum() / (truth > 0).sum())
 
 
-def print_summary(results: Mapping[str, Any], work_dir: Path) -> None:
-    say('done: validation mIoU')
-    rows = [('Mask2Former of this package', results['mask2former'])]
-    rows.append(('Mask2Former head of mmseg', results['mmseg']))
-    for name, result in rows:
-        if 'mIoU' in result:
-            print(
-                f'  {name:28} {result["mIoU"]:.3f}   {result["training_minutes"]:.1f} minutes, '
-                f'{result["iterations"]} iterations'
-            )
-        else:
-            print(f'  {name:28} left out: {result["left_out"]}')
-    print(f'  {"best constant prediction":28} {results["best_constant_mIoU"]:.3f}')
-    print(f'Photo, ground truth and prediction side by side: {work_dir / "pictures"}')
-    print(f'All numbers: {work_dir / "metrics.json"} and {work_dir / "per_class.csv"}')
+def summary(task: Task, results: Mapping[str, Any]) -> str:
+    """A line for each model, a column for each measure."""
+    names = {OURS: 'Mask2Former of this package', task.library: f'Mask2Former of {task.library}'}
+    lines = [f'  {"":28}' + ''.join(f'{name:>8}' for name in task.headline)]
+    for key, name in names.items():
+        result = results[key]
+        if 'left_out' in result:
+            lines.append(f'  {name:28}left out: {result["left_out"]}')
+            continue
+        numbers = [result[measure] for measure in task.headline]
+        shown = [f'{"cannot" if number is None else f"{number:.3f}":>8}' for number in numbers]
+        spent = f'{result["training_minutes"]:.1f} minutes, {result["iterations"]} iterations'
+        lines.append(f'  {name:28}{"".join(shown)}   {spent}')
+    if 'best_constant_mIoU' in results:
+        lines.append(f'  {"best constant prediction":28}{results["best_constant_mIoU"]:8.3f}')
+    if 'object_mask_thr' in results:
+        threshold = results['object_mask_thr']
+        lines.append(f'  PQ with object_mask_thr {threshold:g} (the paper: 0.8, for long training)')
+    return '\n'.join(lines)
 
 
-def demonstrate(work_dir: Path, skip_peer: bool, iterations: int | None) -> None:
+def add_label_maps(task: Task, dataset: Any, work_dir: Path, results: dict[str, Any]) -> None:
+    """The table per class, and what to compare a mIoU with, from the predicted label maps."""
+    assert task.label_maps
+    classes = json.loads((ROOT / dataset.data_root / 'classes.json').read_text())['classes']
+    names = [entry['name'] for entry in classes]
+    prefix = dataset.data_prefix
+    label_dir = ROOT / dataset.data_root / (prefix.get('seg_map_path') or prefix.get('label_map'))
+    confusion = confusion_matrix(label_dir, work_dir / task.label_maps, len(names))
+    write_per_class(work_dir / 'per_class.csv', names, confusion)
+    results['best_constant_mIoU'] = round(best_constant(confusion), 4)
+
+
+def demonstrate(name: str, work_dir: Path, skip_peer: bool, iterations: int | None) -> None:
+    reason = why_not(name)
+    if reason:
+        raise DemoError(reason)
     from mmengine.config import Config
 
-    dataset = Config.fromfile(ROOT / CONFIG).test_dataloader.dataset
-    classes = dataset.metainfo.classes
-    say(f'training on the photos of {dataset.data_root}, {len(classes)} classes, from scratch')
-    training = train(CONFIG, work_dir / 'training', iterations)
+    task = TASKS[name]
+    config = Config.fromfile(ROOT / task.config)
+    dataset = config.test_dataloader.dataset
+    say(f'{name}: training on the photos of {dataset.data_root} from scratch')
+    training = train(task.config, work_dir / 'training', iterations)
     say('testing')
-    label_maps = work_dir / 'label_maps'
-    options = ('--out', str(label_maps), '--show-dir', str(work_dir / 'pictures'))
-    results: dict[str, Any] = {'mask2former': measure(CONFIG, training, *options)}
-    label_dir = ROOT / dataset.data_root / dataset.data_prefix.seg_map_path
-    confusion = confusion_matrix(label_dir, label_maps, len(classes))
-    write_per_class(work_dir / 'per_class.csv', classes, confusion)
-    results['best_constant_mIoU'] = round(best_constant(confusion), 4)
-    say(f'mIoU {results["mask2former"]["mIoU"]:.3f}; pictures: {work_dir / "pictures"}')
-    reason = why_no_peer(skip_peer)
-    results['mmseg'] = (
-        {'left_out': reason} if reason else measure_peer(work_dir / 'mmseg', training.seconds)
+    options = ('--out', str(work_dir / task.results), '--show-dir', str(work_dir / 'pictures'))
+    results: dict[str, Any] = {
+        'task': name,
+        OURS: measure(task, task.config, training, *options),
+    }
+    if task.label_maps:
+        add_label_maps(task, dataset, work_dir, results)
+    if 'PQ' in task.measures:
+        results['object_mask_thr'] = config.model.test_cfg.object_mask_thr
+    shown = ', '.join(f'{key} {results[OURS][key]:.3f}' for key in task.headline)
+    say(f'{shown}; pictures: {work_dir / "pictures"}')
+    reason = why_no_peer(name, skip_peer)
+    results[task.library] = (
+        {'left_out': reason}
+        if reason
+        else measure_peer(task, work_dir / task.library, training.seconds)
     )
     (work_dir / 'metrics.json').write_text(json.dumps(results, indent=2) + '\n')
-    print_summary(results, work_dir)
+    say(f'done: {name}, measured on the photos for validation')
+    print(summary(task, results))
+    print(f'Photo, ground truth and predictions side by side: {work_dir / "pictures"}')
+    print(
+        f'All numbers: {work_dir}/'
+        + ('{metrics.json,per_class.csv}' if task.label_maps else 'metrics.json')
+    )
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='The demo: train, test, compare.')
-    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/demo')
+    parser.add_argument('--task', choices=sorted(TASKS), default=DEFAULT)
+    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo/<task>')
     parser.add_argument(
-        '--skip-peer', action='store_true', help="leave out the training of mmseg's own head"
+        '--skip-peer',
+        action='store_true',
+        help="leave out the training of mmdet's or mmseg's own head",
     )
     parser.add_argument(
         '--iterations',
@@ -253,8 +165,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    work_dir = args.work_dir or ROOT / 'work_dirs/demo' / args.task
     try:
-        demonstrate(args.work_dir.resolve(), args.skip_peer, args.iterations)
+        demonstrate(args.task, work_dir.resolve(), args.skip_peer, args.iterations)
     except DemoError as error:
         print(f'demo stopped: {error}', file=sys.stderr)
         return 1

@@ -1,6 +1,9 @@
 """Test a model: python tools/test.py CONFIG CHECKPOINT."""
 
 import argparse
+import json
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from command_line import UsageError, build_runner, check_file, create_parser, load_config
@@ -8,31 +11,60 @@ from command_line import UsageError, build_runner, check_file, create_parser, lo
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+ANNOTATION_STEP = re.compile(r'Load\w*Annotations|LoadSegments')
+# Where a data set looks for its ground truth: mmseg's, and the panoptic ones here and in mmdet.
+TRUTH_FOLDERS = ('seg_map_path', 'seg', 'label_map')
+
 
 def create_test_parser() -> argparse.ArgumentParser:
     parser = create_parser('Test a model.')
     parser.add_argument('checkpoint', help='checkpoint file or address')
     parser.add_argument(
-        '--out', metavar='DIR', help='save the predicted label maps as PNG, named like the pictures'
+        '--out',
+        metavar='DIR',
+        help='save the predictions. Of a semantic model: label maps as PNG, named like the '
+        'pictures; of a detector: the submission formats of COCO, COCO panoptic and Cityscapes',
     )
     parser.add_argument(
         '--show-dir',
         metavar='DIR',
-        help='save pictures: photo, ground truth if there is any, prediction, legend',
+        help='save pictures: photo, ground truth if there is any, predictions, legend',
     )
     parser.add_argument(
-        '--tta', action='store_true', help='test-time augmentation: tta_model, tta_pipeline'
+        '--tta',
+        action='store_true',
+        help='test-time augmentation of a semantic model: tta_model, tta_pipeline',
     )
     parser.add_argument(
         '--format-only',
         action='store_true',
         help='predict without ground truth and compute no metric; goes without saying where the '
-        'dataset of the config has no label maps',
+        'dataset of the config has no label maps, or its JSON no annotations',
     )
     return parser
 
 
+def is_detector(config: 'Config') -> bool:
+    """Whether the model is one of mmdet's kind: instances, panoptic segments; else mmseg's."""
+    from mmengine.registry import MODELS
+
+    model = config.model.type
+    if isinstance(model, str):
+        with MODELS.switch_scope_and_registry(config.get('default_scope')) as registry:
+            model = registry.get(model)
+    # mmdet's base class by name: mmdet itself may be missing.
+    bases = getattr(model, '__mro__', ())
+    return any(
+        base.__name__ == 'BaseDetector' and base.__module__.startswith('mmdet.') for base in bases
+    )
+
+
 def enable_tta(config: 'Config') -> None:
+    if is_detector(config):
+        raise UsageError(
+            '--tta averages the score maps of a semantic model; for instances and panoptic '
+            'segments it is not supported'
+        )
     missing = [key for key in ('tta_model', 'tta_pipeline') if key not in config]
     if missing:
         raise UsageError(f'--tta needs {" and ".join(missing)} in the config')
@@ -41,15 +73,16 @@ def enable_tta(config: 'Config') -> None:
 
 
 def drop_ground_truth(config: 'Config') -> None:
-    """Neither load label maps nor compute a metric."""
+    """Neither load ground truth nor compute a metric."""
     dataset = config.test_dataloader.dataset
     dataset.pipeline = _without_annotations(dataset.pipeline)
-    dataset.get('data_prefix', {}).pop('seg_map_path', None)
+    for folder in TRUTH_FOLDERS:
+        dataset.get('data_prefix', {}).pop(folder, None)
     config.test_evaluator = []
 
 
 def _without_annotations(pipeline: list[Any]) -> list[Any]:
-    kept = [step for step in pipeline if 'LoadAnnotations' not in str(step.get('type'))]
+    kept = [step for step in pipeline if not ANNOTATION_STEP.search(str(step.get('type')))]
     for step in kept:
         if step.get('type') == 'TestTimeAug':
             step.transforms = [
@@ -61,22 +94,33 @@ def _without_annotations(pipeline: list[Any]) -> list[Any]:
 def add_hooks(config: 'Config', out: str | None, show_dir: str | None) -> None:
     hooks = [*(config.get('custom_hooks') or [])]
     if out:
-        hooks.append({'type': 'mmseg_m2f.SaveLabelMapsHook', 'out_dir': out})
+        saver = 'SaveResultsHook' if is_detector(config) else 'SaveLabelMapsHook'
+        hooks.append({'type': f'mmseg_m2f.{saver}', 'out_dir': out})
     if show_dir:
         hooks.append({'type': 'mmseg_m2f.DrawPredictionsHook', 'out_dir': show_dir})
     config.custom_hooks = hooks
 
 
 def has_ground_truth(config: 'Config') -> bool:
-    """Whether the test dataset says where its label maps are (a wrapper's is not looked into)."""
+    """Whether the test dataset says where its ground truth is (a wrapper's is not looked into)."""
     dataset = config.test_dataloader.dataset
-    return 'data_prefix' not in dataset or bool(dataset.data_prefix.get('seg_map_path'))
+    if not is_detector(config):
+        return 'data_prefix' not in dataset or bool(dataset.data_prefix.get('seg_map_path'))
+    path = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+    # A test set comes as a JSON of pictures and categories alone.
+    return path.suffix != '.json' or not path.is_file() or 'annotations' in _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_bytes())
 
 
 def apply_options(config: 'Config', args: argparse.Namespace) -> None:
     check_file(args.checkpoint, 'checkpoint')
     config.load_from = args.checkpoint
     config.resume = False
+    # Before --tta wraps the model.
+    add_hooks(config, args.out, args.show_dir)
     if args.tta:
         enable_tta(config)
     if args.format_only or not has_ground_truth(config):
@@ -84,7 +128,6 @@ def apply_options(config: 'Config', args: argparse.Namespace) -> None:
             raise UsageError('without ground truth there is no metric: give --out or --show-dir')
         print('no ground truth: the metrics are left out')
         drop_ground_truth(config)
-    add_hooks(config, args.out, args.show_dir)
 
 
 def main() -> None:

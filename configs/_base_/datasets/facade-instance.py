@@ -1,0 +1,53 @@
+# The things among the segments of the facade photos, from COCO's instance format. In places they
+# overlap: polygons are kept whole.
+crop_size = (192, 192)
+dataset = dict(type='mmseg_m2f.InstanceDataset', data_root='data/tiny/facade')
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='mmseg_m2f.LoadSegments'),
+    dict(
+        type='RandomChoiceResize',
+        scales=[224, 256, 288, 320, 352, 384, 416],
+        resize_type='mmseg_m2f.ResizeShortestEdge',
+        max_size=1024,
+    ),
+    dict(type='mmseg_m2f.RandomCrop', crop_size=crop_size),
+    dict(type='mmseg_m2f.RandomFlip', prob=0.5),
+    dict(type='mmseg_m2f.PackSegments', keep_empty=False),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(384, 384), keep_ratio=True, backend='pillow'),
+    dict(type='mmseg_m2f.PackSegments'),
+]
+train_dataloader = dict(
+    batch_size=4,
+    # The pictures are small: a process of its own for loading would take more than it gives.
+    num_workers=0,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        ann_file='annotations/instances_train.json',
+        data_prefix=dict(img='img/train'),
+        pipeline=train_pipeline,
+        **dataset,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        ann_file='annotations/instances_val.json',
+        data_prefix=dict(img='img/val'),
+        pipeline=test_pipeline,
+        test_mode=True,
+        **dataset,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(
+    type='mmseg_m2f.InstanceMetric',
+    ann_file=dataset['data_root'] + '/annotations/instances_val.json',
+)
+test_evaluator = val_evaluator
+del dataset

@@ -1,0 +1,58 @@
+# 36 photos of facades for training and 12 for validation, 384 x 384, which come with the sources:
+# 5 things, 6 stuff classes, some 40 segments per photo. Classes are read from the JSON.
+crop_size = (192, 192)
+dataset = dict(type='mmseg_m2f.PanopticDataset', data_root='data/tiny/facade')
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='mmseg_m2f.LoadSegments'),
+    dict(
+        type='RandomChoiceResize',
+        scales=[224, 256, 288, 320, 352, 384, 416],
+        resize_type='mmseg_m2f.ResizeShortestEdge',
+        max_size=1024,
+    ),
+    dict(type='mmseg_m2f.RandomCrop', crop_size=crop_size),
+    dict(type='mmseg_m2f.RandomFlip', prob=0.5),
+    # Most of a photo's segments lie outside a crop this small: kept as empty targets, as in the
+    # full recipes, they would take most of the queries.
+    dict(type='mmseg_m2f.PackSegments', keep_empty=False),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(384, 384), keep_ratio=True, backend='pillow'),
+    dict(type='mmseg_m2f.PackSegments'),
+]
+train_dataloader = dict(
+    batch_size=4,
+    # The pictures are small: a process of its own for loading would take more than it gives.
+    num_workers=0,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        ann_file='annotations/panoptic_train.json',
+        data_prefix=dict(img='img/train', seg='panoptic/train', label_map='labelmap/train'),
+        pipeline=train_pipeline,
+        **dataset,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        ann_file='annotations/panoptic_val.json',
+        data_prefix=dict(img='img/val', seg='panoptic/val', label_map='labelmap/val'),
+        pipeline=test_pipeline,
+        test_mode=True,
+        **dataset,
+    ),
+)
+test_dataloader = val_dataloader
+del dataset
+
+val_evaluator = [
+    dict(type='mmseg_m2f.PanopticMetric'),
+    # On instances made from the panoptic labels.
+    dict(type='mmseg_m2f.InstanceMetric'),
+    dict(type='mmseg_m2f.SemanticMetric'),
+]
+test_evaluator = val_evaluator

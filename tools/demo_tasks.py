@@ -1,0 +1,98 @@
+"""What the demo trains and measures for each task, and the head of OpenMMLab it compares with."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import NamedTuple
+
+
+class Measure(NamedTuple):
+    """``key`` is the metric in the log of tools/test.py, ``full`` its highest value there."""
+
+    key: str
+    full: float
+
+
+class Task(NamedTuple):
+    """``results`` is the folder of the predictions, ``label_maps`` that of the label maps in it.
+
+    ``library`` has the framework the task runs in and the other head; ``peer_needs`` is what that
+    head imports besides.
+    """
+
+    config: str
+    peer_config: str
+    library: str
+    peer_needs: str
+    measures: Mapping[str, Measure]
+    results: str
+    label_maps: str | None
+
+    @property
+    def headline(self) -> list[str]:
+        """The measures the summary shows."""
+        return [name for name in ('mIoU', 'PQ', 'AP') if name in self.measures]
+
+
+MIOU = {'mIoU': Measure('mIoU', 100), 'aAcc': Measure('aAcc', 100)}
+AP = {
+    'AP': Measure('coco/segm_mAP', 1),
+    'AP50': Measure('coco/segm_mAP_50', 1),
+    'AP75': Measure('coco/segm_mAP_75', 1),
+}
+PQ = {name: Measure(f'coco_panoptic/{name}', 100) for name in ('PQ', 'SQ', 'RQ', 'PQ_th', 'PQ_st')}
+TASKS = {
+    'semantic': Task(
+        config='configs/demo/mask2former_r18_facade.py',
+        peer_config='configs/demo/mmseg_r18_facade.py',
+        library='mmseg',
+        peer_needs='mmdet',
+        measures=MIOU,
+        results='label_maps',
+        label_maps='label_maps',
+    ),
+    'instance': Task(
+        config='configs/demo/mask2former_r18_facade-instance.py',
+        peer_config='configs/demo/mmdet_r18_facade-instance.py',
+        library='mmdet',
+        peer_needs='mmdet',
+        measures=AP,
+        results='results',
+        label_maps=None,
+    ),
+    'panoptic': Task(
+        config='configs/demo/mask2former_r18_facade-panoptic.py',
+        peer_config='configs/demo/mmdet_r18_facade-panoptic.py',
+        library='mmdet',
+        peer_needs='mmdet',
+        measures={**MIOU, **PQ, **AP},
+        results='results',
+        label_maps='results/semantic',
+    ),
+}
+DEFAULT = 'panoptic'
+DISTRIBUTIONS = {
+    'mmseg': 'onedl-mmsegmentation (upstream: mmsegmentation)',
+    'mmdet': 'onedl-mmdetection (upstream: mmdet)',
+}
+
+
+def why_not(name: str) -> str | None:
+    """What the task lacks in this environment, in one sentence."""
+    library = TASKS[name].library
+    if find_spec(library) is not None:
+        return None
+    others = [other for other, task in TASKS.items() if task.library != library]
+    return (
+        f'TASK={name} needs {library}, which is not installed: install {DISTRIBUTIONS[library]}, '
+        f'or choose TASK={" or ".join(others)}'
+    )
+
+
+def why_no_peer(name: str, skip: bool) -> str | None:
+    """Why the other head is left out."""
+    if skip:
+        return '--skip-peer was given'
+    task = TASKS[name]
+    if find_spec(task.peer_needs) is None:
+        return f"{task.peer_needs} is not installed, and {task.library}'s own head needs it"
+    return None
