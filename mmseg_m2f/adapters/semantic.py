@@ -5,25 +5,22 @@ The head keeps mmseg's protocol without inheriting from mmseg or mmdet: the segm
 ``align_corners`` and ``threshold``.
 """
 
-import copy
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.logging import MessageHub
-from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmseg_m2f import core
-from mmseg_m2f.adapters.assembly import HeadConfig, assemble
+from mmseg_m2f.adapters.assembly import HeadConfig
+from mmseg_m2f.adapters.heads import MaskHead, reject_unknown
 from mmseg_m2f.adapters.parts import PartConfig
 from mmseg_m2f.registry import MODELS
 
 
 @MODELS.register_module()
-class Mask2FormerHead(BaseModule):
+class Mask2FormerHead(MaskHead):
     """Pixel decoder, decoder, matcher and losses, each replaceable from the config.
 
     Args:
@@ -59,12 +56,7 @@ class Mask2FormerHead(BaseModule):
         init_cfg: dict | None = None,
         **unknown: Any,
     ) -> None:
-        super().__init__(init_cfg)
-        _reject(unknown)
-        self.num_classes = self.out_channels = num_classes
-        self.ignore_index, self.align_corners = ignore_index, align_corners
-        # The segmentor compares sigmoid(score) with this for a single class: score > 1/2.
-        self.threshold = 1 / (1 + math.exp(-0.5))
+        reject_unknown(Mask2FormerHead, unknown)
         config = HeadConfig(
             num_classes=num_classes,
             in_channels=in_channels,
@@ -76,21 +68,12 @@ class Mask2FormerHead(BaseModule):
             class_weight=class_weight,
             no_object_weight=no_object_weight,
         )
-        self.pixel_decoder, self.decoder, self.matcher, self.criterion, self._config = assemble(
-            config
-        )
-        self._config |= {'ignore_index': ignore_index, 'align_corners': align_corners}
-
-    def resolved_config(self) -> dict[str, Any]:
-        """The head's configuration with every default filled in, as plain Python values."""
-        return copy.deepcopy(self._config)
-
-    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Class logits ``(B, Q, K+1)`` and mask logits ``(B, Q, h, w)`` of the last prediction."""
-        features = self.pixel_decoder(inputs)
-        last = self.decoder.predict(features)
-        embed = core.at_least_float32(last.mask_embed)
-        return last.class_logits, core.mask_logits(embed, features.mask_features)
+        own = {'ignore_index': ignore_index, 'align_corners': align_corners}
+        super().__init__(config, own, init_cfg)
+        self.out_channels = num_classes
+        self.ignore_index, self.align_corners = ignore_index, align_corners
+        # The segmentor compares sigmoid(score) with this for a single class: score > 1/2.
+        self.threshold = 1 / (1 + math.exp(-0.5))
 
     def loss(
         self, inputs: Sequence[Tensor], batch_data_samples: Sequence[Any], train_cfg: Any = None
@@ -102,15 +85,7 @@ class Mask2FormerHead(BaseModule):
             NonFinitePredictionError: NaN in a prediction, with the picture and the learning rate.
         """
         targets = [self._target(sample) for sample in batch_data_samples]
-        features = self.pixel_decoder(inputs)
-        predictions = self.decoder(features)
-        try:
-            matches = self.matcher(predictions, features.mask_features, targets)
-        except core.NonFinitePredictionError as error:
-            hint = _hint(batch_data_samples[error.picture])
-            raise core.NonFinitePredictionError(error.prediction, error.picture, hint) from None
-        terms = self.criterion(predictions, features.mask_features, targets, matches)
-        return _name_losses(terms)
+        return self._losses(inputs, targets, batch_data_samples)
 
     def predict(
         self, inputs: Sequence[Tensor], batch_img_metas: Sequence[dict], test_cfg: Any = None
@@ -139,23 +114,6 @@ class Mask2FormerHead(BaseModule):
             raise ValueError(f'{source}: {error}') from None
 
 
-def _reject(unknown: Mapping[str, Any]) -> None:
-    """Unknown keys, against the constructor's own signature, so that the list cannot go stale."""
-    if unknown:
-        known = sorted(set(inspect.signature(Mask2FormerHead).parameters) - {'unknown'})
-        raise ValueError(f'Mask2FormerHead does not know {sorted(unknown)}; known keys: {known}')
-
-
-def _name_losses(terms: Sequence[core.LossTerms]) -> dict[str, Tensor]:
-    """MMDetection's names, which users' logs and scripts know."""
-    prefixes = [f'd{i}.' for i in range(len(terms) - 1)] + ['']
-    return {
-        f'{prefix}loss_{name}': value
-        for prefix, term in zip(prefixes, terms, strict=True)
-        for name, value in term._asdict().items()
-    }
-
-
 def _input_size(meta: Mapping[str, Any], test_cfg: Mapping[str, Any] | None) -> tuple[int, int]:
     """Size of the picture or window the backbone saw.
 
@@ -165,12 +123,3 @@ def _input_size(meta: Mapping[str, Any], test_cfg: Mapping[str, Any] | None) -> 
     is_window = (test_cfg or {}).get('mode', 'whole') == 'slide'
     shape = meta['img_shape'] if is_window else meta.get('pad_shape', meta['img_shape'])
     return int(shape[0]), int(shape[1])
-
-
-def _hint(sample: Any) -> str:
-    """Where to look for the cause of a NaN."""
-    hint = f' Picture: {sample.metainfo.get("img_path", "unknown")}.'
-    scalars = MessageHub.get_current_instance().log_scalars
-    if 'train/lr' in scalars:
-        hint += f' Learning rate: {scalars["train/lr"].current():.3g}.'
-    return hint
