@@ -48,7 +48,7 @@ def is_detector(config: 'Config') -> bool:
     """Whether the model is one of mmdet's kind: instances, panoptic segments; else mmseg's."""
     from mmengine.registry import MODELS
 
-    model = config.model.type
+    model = config.model.get('type')
     if isinstance(model, str):
         with MODELS.switch_scope_and_registry(config.get('default_scope')) as registry:
             model = registry.get(model)

@@ -4,14 +4,7 @@ import torch
 from mmengine.structures import BaseDataElement, PixelData
 from PIL import Image
 
-from mmseg_m2f.adapters.prediction_files import (
-    LINE_HEIGHT,
-    OPACITY,
-    DrawPredictionsHook,
-    Panel,
-    SaveLabelMapsHook,
-    draw_panels,
-)
+from mmseg_m2f.adapters.prediction_files import DrawPredictionsHook, SaveLabelMapsHook
 
 CLASSES = ['wall', 'sky', 'tree']
 PALETTE = [[255, 0, 0], [0, 0, 255], [0, 255, 0]]
@@ -88,30 +81,3 @@ def test_names_and_colours_of_the_checkpoint_serve_a_dataset_without(photo, tmp_
     runner = Runner(Dataset(tmp_path / 'photos', classes=None))
     hook.after_test_iter(runner, 0, outputs=[sample(photo)])
     assert (tmp_path / 'out/town/a.b.png').is_file()
-
-
-def test_colours_are_the_palettes_and_ignored_pixels_dark():
-    photo = np.full((100, 400, 3), 100, np.uint8)
-    label_map = np.zeros((100, 400), np.int64)
-    label_map[:, 100:200], label_map[:, 200:300] = 1, 255
-    picture = np.asarray(draw_panels(photo, [Panel('prediction', label_map)], CLASSES, PALETTE))
-    row = picture[LINE_HEIGHT + 50, 400:]
-    photo_share = round(100 * (1 - OPACITY))
-    for column, color in ((50, PALETTE[0]), (150, PALETTE[1]), (250, (0, 0, 0))):
-        expected = np.array(color) * OPACITY + photo_share
-        np.testing.assert_allclose(row[column], expected, atol=1)
-    # The photo itself stays as it is, and the legend has the two classes that occur.
-    assert (picture[LINE_HEIGHT + 50, 200] == 100).all()
-    legend = picture[LINE_HEIGHT + 100 :].reshape(-1, 3)
-    found = [(legend == color).all(1).any() for color in PALETTE]
-    assert found == [True, True, False]
-
-
-def test_a_long_legend_breaks_into_lines():
-    photo = np.zeros((50, 400, 3), np.uint8)
-    classes = [f'a rather long class name {i}' for i in range(20)]
-    label_map = np.resize(np.arange(20), (50, 400))
-    palette = [[i, i, i] for i in range(20)]
-    picture = draw_panels(photo, [Panel('prediction', label_map)], classes, palette)
-    assert picture.size[0] == 800
-    assert picture.size[1] >= 50 + LINE_HEIGHT * 6

@@ -2,13 +2,14 @@
 
 import csv
 import json
+import re
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tools.conftest import TOOLS, run_tool
+from tests.tools.conftest import ROOT, TOOLS, run_tool
 
 
 @pytest.fixture
@@ -17,6 +18,12 @@ def demo(monkeypatch):
     import demo
 
     return demo
+
+
+@pytest.fixture
+def tasks(demo):
+    """The module of the table, as the demo has it."""
+    return sys.modules['demo_tasks']
 
 
 def test_confusion_leaves_ignored_pixels_out(demo, tmp_path):
@@ -48,34 +55,132 @@ def test_progress_is_read_from_mmengines_lines(demo):
         '11/21 09:45:06 - mmengine - INFO - Iter(train) [ 20/700]  base_lr: 4.0e-04 lr: 4.0e-04  '
         'eta: 0:03:51  time: 0.34  data_time: 0.01  loss: 31.2042  decode.loss_cls: 2.1'
     )
-    assert demo.ITERATION.search(line).groups() == ('20', '700', '0:03:51', '31.2042')
+    iteration = sys.modules['demo_runs'].ITERATION
+    assert iteration.search(line).groups() == ('20', '700', '0:03:51', '31.2042')
 
 
-def test_the_peer_is_left_out_for_a_stated_reason(demo, monkeypatch):
-    assert demo.why_no_peer(skip=True) == '--skip-peer was given'
-    monkeypatch.setitem(sys.modules, 'mmdet', None)
-    monkeypatch.setattr(demo, 'find_spec', lambda name: None)
-    assert 'mmdet is not installed' in demo.why_no_peer(skip=False)
+@pytest.mark.parametrize('name', ['semantic', 'instance', 'panoptic'])
+def test_a_missing_library_is_named_with_what_works_without(name, tasks, monkeypatch):
+    assert tasks.why_not(name) is None
+    library = tasks.TASKS[name].library
+    monkeypatch.setattr(tasks, 'find_spec', lambda module: None if module == library else module)
+    reason = tasks.why_not(name)
+    assert f'TASK={name} needs {library}, which is not installed' in reason
+    assert [other for other in tasks.TASKS if tasks.why_not(other) is None] == re.findall(
+        r'\w+', reason.rpartition('TASK=')[2].replace(' or ', ' ')
+    )
+
+
+def test_the_default_task_needs_no_mmseg(tasks, monkeypatch):
+    monkeypatch.setattr(tasks, 'find_spec', lambda module: None if module == 'mmseg' else module)
+    assert tasks.why_not(tasks.DEFAULT) is None
+    assert tasks.why_no_peer(tasks.DEFAULT, skip=False) is None
+
+
+def test_the_other_head_is_left_out_for_a_stated_reason(tasks, monkeypatch):
+    assert tasks.why_no_peer('semantic', skip=True) == '--skip-peer was given'
+    monkeypatch.setattr(tasks, 'find_spec', lambda module: None if module == 'mmdet' else module)
+    assert 'mmdet is not installed' in tasks.why_no_peer('semantic', skip=False)
+    assert tasks.why_not('semantic') is None
+
+
+def test_the_summary_shows_what_each_can(demo, tasks):
+    ours = {'mIoU': 0.25, 'PQ': 0.125, 'AP': 0.0625, 'training_minutes': 2.0, 'iterations': 20}
+    results = {
+        'mask2former': ours,
+        'mmdet': {**ours, 'mIoU': None},
+        'best_constant_mIoU': 0.032,
+        'object_mask_thr': 0.2,
+    }
+    lines = demo.summary(tasks.TASKS['panoptic'], results).splitlines()
+    assert lines[0].split() == ['mIoU', 'PQ', 'AP']
+    assert '0.250   0.125   0.062   2.0 minutes, 20 iterations' in lines[1]
+    assert 'cannot   0.125   0.062' in lines[2]
+    assert lines[3].split()[-1] == '0.032'
+    assert 'object_mask_thr 0.2' in lines[4]
+    results['mmdet'] = {'left_out': 'of a reason'}
+    assert 'left out: of a reason' in demo.summary(tasks.TASKS['panoptic'], results)
 
 
 def test_a_failing_tool_ends_the_demo_with_the_end_of_its_output(demo, tmp_path):
     with pytest.raises(demo.DemoError, match='unrecognized arguments: --no'):
-        demo.run(['tools/train.py', 'x.py', '--no'], tmp_path / 'train.log')
+        sys.modules['demo_runs'].run(['tools/train.py', 'x.py', '--no'], tmp_path / 'train.log')
+
+
+@pytest.mark.parametrize('task', ['panoptic', 'instance'])
+def test_the_other_head_is_as_large_and_sees_the_same(task, tasks):
+    """Parameters, queries, pictures, schedule and thresholds."""
+    pytest.importorskip('mmdet')
+    from mmdet.registry import MODELS
+    from mmengine import Config, DefaultScope
+
+    import mmseg_m2f.adapters  # noqa: F401
+
+    chosen = tasks.TASKS[task]
+    configs = [Config.fromfile(ROOT / path) for path in (chosen.config, chosen.peer_config)]
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        ours, theirs = (MODELS.build(config.model) for config in configs)
+    counts = [sum(p.numel() for p in model.parameters()) for model in (ours, theirs)]
+    assert counts[0] == counts[1]
+    assert ours.panoptic_head.num_queries == theirs.panoptic_head.num_queries
+    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'test_dataloader', 'randomness'):
+        assert configs[0][key] == configs[1][key], key
+    loaders = [config.train_dataloader.to_dict() for config in configs]
+    for loader in loaders:
+        loader['dataset']['pipeline'][-1].pop('layout', None)
+    assert loaders[0] == loaders[1]
+    if task == 'panoptic':
+        thresholds = [config.model.test_cfg.object_mask_thr for config in configs]
+        assert thresholds[0] == thresholds[1]
 
 
 @pytest.mark.long
-def test_the_demo_writes_what_it_promises(tmp_path):
+def test_the_semantic_demo_writes_what_it_promises(tmp_path):
+    arguments = ['--task', 'semantic', '--iterations', '20', '--work-dir', tmp_path]
+    output = run_tool('demo.py', *arguments, cwd=tmp_path)
+    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    check_per_class(tmp_path, metrics)
+    check_pictures(tmp_path, panels=3)
+    assert 'mIoU' in metrics['mmseg'] or 'left_out' in metrics['mmseg']
+    assert str(tmp_path / 'pictures') in output
+
+
+@pytest.mark.long
+def test_the_panoptic_demo_answers_all_three_questions(tmp_path):
     output = run_tool('demo.py', '--iterations', '20', '--work-dir', tmp_path, cwd=tmp_path)
     metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    assert metrics['task'] == 'panoptic'
+    for name in ('mIoU', 'PQ', 'AP', 'PQ_th', 'PQ_st', 'AP50'):
+        assert 0 <= metrics['mask2former'][name] <= 1
+    check_per_class(tmp_path, metrics)
+    check_pictures(tmp_path, panels=5)
+    assert metrics['mmdet']['mIoU'] is None
+    assert 0 <= metrics['mmdet']['PQ'] <= 1
+    assert 'cannot' in output
+
+
+@pytest.mark.long
+def test_the_instance_demo_writes_what_it_promises(tmp_path):
+    arguments = ['--task', 'instance', '--iterations', '20', '--work-dir', tmp_path]
+    run_tool('demo.py', *arguments, '--skip-peer', cwd=tmp_path)
+    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    assert 0 <= metrics['mask2former']['AP'] <= metrics['mask2former']['AP50'] <= 1
+    assert metrics['mmdet'] == {'left_out': '--skip-peer was given'}
+    check_pictures(tmp_path, panels=3)
+    assert not (tmp_path / 'per_class.csv').exists()
+
+
+def check_per_class(folder, metrics):
     assert metrics['best_constant_mIoU'] == pytest.approx(0.03, abs=0.02)
-    with (tmp_path / 'per_class.csv').open() as file:
+    with (folder / 'per_class.csv').open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 11
     mean = np.nanmean([float(row['IoU']) for row in rows])
     assert mean == pytest.approx(metrics['mask2former']['mIoU'], abs=2e-4)
-    pictures = list((tmp_path / 'pictures').glob('*.png'))
+
+
+def check_pictures(folder, panels):
+    pictures = list((folder / 'pictures').glob('*.png'))
     assert len(pictures) == 12
     with Image.open(pictures[0]) as picture:
-        assert picture.width == 3 * 384
-    assert 'mIoU' in metrics['mmseg'] or 'left_out' in metrics['mmseg']
-    assert str(tmp_path / 'pictures') in output
+        assert picture.width == panels * 384

@@ -1,5 +1,5 @@
-# MMDetection's own Mask2Former in the sizes of the demo's model. What depends on the classes is left
-# to the config: num_things_classes, num_stuff_classes and the class weights.
+# MMDetection's own Mask2Former in the sizes of the demo's model. What depends on the classes is
+# left to the config: num_things_classes, num_stuff_classes and the class weights.
 channels = 64
 num_queries = 50
 num_decoder_layers = 6
