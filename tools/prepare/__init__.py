@@ -1,0 +1,1 @@
+"""From the data sets as they are downloaded to what the configs read."""

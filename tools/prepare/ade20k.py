@@ -1,0 +1,196 @@
+"""ADE20K (ADEChallengeData2016 with the instances of 2017): panoptic and instance annotations."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from command_line import UsageError
+
+from prepare.annotations import (
+    Json,
+    Outcome,
+    Picture,
+    Record,
+    Split,
+    instance_categories,
+    make,
+    panoptic_categories,
+)
+from prepare.files import Layout, keep_or_write_png, read_map, read_size
+from prepare.segments import encode_masks, measure, to_colours
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FOLDERS = {'train': 'training', 'val': 'validation'}
+
+
+class Instances(NamedTuple):
+    """``ids`` ``(height, width)``, 0 none; ``categories`` from these ids to 1..100."""
+
+    ids: 'np.ndarray'
+    categories: dict[int, int]
+
+
+def make_panoptic(root: Path, out: Path, splits: Sequence[str], workers: int) -> Iterator[Outcome]:
+    """``ade20k_panoptic_{train,val}.json`` and the PNG files in the folders of the same names."""
+    from mmseg_m2f.metadata import load_metadata
+
+    metadata = load_metadata('ade20k')
+    stuff = tuple(i for i in range(len(metadata.classes)) if i not in metadata.thing_ids)
+    convert = partial(panoptic_record, stuff, load_metadata('ade20k_instance').category_ids)
+    categories = panoptic_categories(metadata)
+    folders = ('images', 'annotations', 'annotations_instance')
+    plan = _plan('panoptic', folders, root, out, splits, categories, convert)
+    for split in plan:
+        yield make(split, workers)
+
+
+def make_instance(root: Path, out: Path, splits: Sequence[str], workers: int) -> Iterator[Outcome]:
+    """``ade20k_instance_{train,val}.json`` in COCO's format."""
+    from mmseg_m2f.metadata import load_metadata
+
+    metadata = load_metadata('ade20k_instance')
+    convert = partial(instance_record, metadata.category_ids)
+    categories = instance_categories(metadata)
+    folders = ('images', 'annotations_instance')
+    plan = _plan('instance', folders, root, out, splits, categories, convert)
+    for split in plan:
+        yield make(split, workers)
+
+
+def _plan(
+    task: str,
+    folders: Sequence[str],
+    root: Path,
+    out: Path,
+    splits: Sequence[str],
+    categories: list[Json],
+    convert: Callable[[Picture], Record],
+) -> list[Split]:
+    """Looks everything up before anything is written."""
+    names = ', '.join(f'{folder}/' for folder in folders)
+    layout = Layout(root, f'{names} each with training/*, validation/*')
+    plan = []
+    for split in splits:
+        photos, *maps = (layout.folder(f'{folder}/{FOLDERS[split]}') for folder in folders)
+        stems = [name.removesuffix('.jpg') for name in layout.names(photos, '.jpg')]
+        for folder in maps:
+            layout.require(folder, [f'{stem}.png' for stem in stems])
+        pictures = [
+            Picture(
+                stem,
+                f'{stem}.jpg',
+                (photos / f'{stem}.jpg', *(folder / f'{stem}.png' for folder in maps)),
+                out / f'ade20k_panoptic_{split}/{stem}.png' if task == 'panoptic' else None,
+            )
+            for stem in stems
+        ]
+        path = out / f'ade20k_{task}_{split}.json'
+        plan.append(
+            Split(
+                name=split,
+                path=path,
+                root=root,
+                pictures=pictures,
+                categories=categories,
+                convert=convert,
+                numbered=task == 'instance',
+            )
+        )
+    return plan
+
+
+def panoptic_record(
+    stuff: Sequence[int], thing_categories: Sequence[int], picture: Picture
+) -> Record:
+    """Stuff from the semantic map, over it the instances.
+
+    As in the official preparation, area and box of stuff are those before instances cover it, and
+    a thing's pixels in the semantic map that no instance claims are void.
+    """
+    import numpy as np
+
+    photo, semantic_path, instance_path = picture.sources
+    size = read_size(photo)
+    semantic = read_map(semantic_path)
+    _check(semantic_path, semantic, size, 2)
+    if semantic.max() > 150:
+        raise UsageError(f'{semantic_path} holds label {semantic.max()}; 0 to 150 are allowed')
+    pixels = np.bincount(semantic.ravel(), minlength=151)
+    present = [index for index in stuff if pixels[index + 1]]
+    numbers = np.zeros(256, np.int32)
+    numbers[[index + 1 for index in present]] = np.arange(1, len(present) + 1)
+    ids = numbers[semantic]
+    segments = [
+        _segment(number, present[number - 1], area, bbox)
+        for number, (area, bbox) in measure(ids).items()
+    ]
+    instances = _read_instances(instance_path, size, len(thing_categories))
+    for number, (value, (area, bbox)) in enumerate(
+        measure(instances.ids).items(), len(present) + 1
+    ):
+        category = thing_categories[instances.categories[value] - 1]
+        segments.append(_segment(number, category, area, bbox))
+        ids[instances.ids == value] = number
+    assert picture.target is not None
+    written = keep_or_write_png(picture.target, to_colours(ids))
+    return Record(_image(picture, size), segments, written)
+
+
+def instance_record(thing_categories: Sequence[int], picture: Picture) -> Record:
+    """Each instance as a mask."""
+    photo, instance_path = picture.sources
+    size = read_size(photo)
+    instances = _read_instances(instance_path, size, len(thing_categories))
+    extents = measure(instances.ids)
+    masks = encode_masks(instances.ids, list(extents))
+    annotations = [
+        {
+            'area': area,
+            'bbox': bbox,
+            'category_id': thing_categories[instances.categories[value] - 1],
+            'iscrowd': 0,
+            'segmentation': mask,
+        }
+        for (value, (area, bbox)), mask in zip(extents.items(), masks, strict=True)
+    ]
+    return Record(_image(picture, size), annotations)
+
+
+def _image(picture: Picture, size: tuple[int, int]) -> Json:
+    return {'file_name': picture.file_name, 'height': size[0], 'width': size[1]}
+
+
+def _segment(number: int, category: int, area: int, bbox: list[int]) -> Json:
+    return {'area': area, 'bbox': bbox, 'category_id': category, 'id': number, 'iscrowd': 0}
+
+
+def _read_instances(path: Path, size: tuple[int, int], num_categories: int) -> Instances:
+    """Red is the category, green the number of the instance within the picture, 0 none."""
+    import numpy as np
+
+    pixels = read_map(path)
+    _check(path, pixels, size, 3)
+    ids = pixels[..., 1]
+    pairs = np.bincount((ids.astype(np.int32) << 8 | pixels[..., 0]).ravel(), minlength=1 << 16)
+    categories: dict[int, int] = {}
+    for pair in np.flatnonzero(pairs[256:]) + 256:
+        value, category = divmod(int(pair), 256)
+        if value in categories or not 1 <= category <= num_categories:
+            raise UsageError(
+                f'{path}: instance {value} has category {category}'
+                + (f' and {categories[value]}' if value in categories else '')
+                + f'; it should have one of 1 to {num_categories}'
+            )
+        categories[value] = category
+    return Instances(ids, categories)
+
+
+def _check(path: Path, pixels: 'np.ndarray', size: tuple[int, int], dimensions: int) -> None:
+    if pixels.dtype.name != 'uint8' or pixels.ndim != dimensions:
+        kind = 'a grey' if dimensions == 2 else 'an RGB'
+        raise UsageError(f'{path} should be {kind} picture of 8 bits')
+    if pixels.shape[:2] != size:
+        raise UsageError(f'{path} is of size {pixels.shape[:2]}, its photo of {size}')

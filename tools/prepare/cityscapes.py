@@ -1,0 +1,161 @@
+"""Cityscapes: panoptic and instance annotations from the ``*_gtFine_instanceIds.png`` files.
+
+A pixel there holds ``1000 * label + number`` for an instance and the bare label for stuff, and for
+a group of things that could not be told apart: a crowd.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from command_line import UsageError
+
+from prepare.annotations import (
+    Json,
+    Outcome,
+    Picture,
+    Record,
+    Split,
+    instance_categories,
+    make,
+    panoptic_categories,
+)
+from prepare.files import Layout, keep_or_write_png, read_map
+from prepare.segments import encode_masks, measure, to_colours
+
+if TYPE_CHECKING:
+    import numpy as np
+
+IDS = '_gtFine_instanceIds.png'
+PHOTO = '_leftImg8bit.png'
+FIRST_INSTANCE = 1000
+# Labels end at 33, and a picture has fewer than 1000 instances of a label.
+LARGEST_ID = 33_999
+
+
+def make_panoptic(root: Path, out: Path, splits: Sequence[str], workers: int) -> Iterator[Outcome]:
+    """``gtFine/cityscapes_panoptic_{train,val}.json`` and the folders of PNG files."""
+    from mmseg_m2f.metadata import load_metadata
+
+    metadata = load_metadata('cityscapes')
+    categories = panoptic_categories(metadata)
+    things = {category['id'] for category in categories if category['isthing']}
+    convert = partial(panoptic_record, frozenset(metadata.category_ids), frozenset(things))
+    for split in _plan('panoptic', root, out, splits, categories, convert):
+        yield make(split, workers)
+
+
+def make_instance(root: Path, out: Path, splits: Sequence[str], workers: int) -> Iterator[Outcome]:
+    """``gtFine/cityscapes_instance_{train,val}.json`` in COCO's format."""
+    from mmseg_m2f.metadata import load_metadata
+
+    metadata = load_metadata('cityscapes_instance')
+    categories = instance_categories(metadata)
+    convert = partial(instance_record, frozenset(metadata.category_ids))
+    for split in _plan('instance', root, out, splits, categories, convert):
+        yield make(split, workers)
+
+
+def _plan(
+    task: str,
+    root: Path,
+    out: Path,
+    splits: Sequence[str],
+    categories: list[Json],
+    convert: Callable[[Picture], Record],
+) -> list[Split]:
+    """Looks everything up before anything is written."""
+    layout = Layout(
+        root,
+        f'gtFine/{{train,val}}/CITY/*{IDS} and leftImg8bit/{{train,val}}/CITY/*{PHOTO}',
+    )
+    plan = []
+    for split in splits:
+        labels = layout.folder(f'gtFine/{split}')
+        photos = layout.folder(f'leftImg8bit/{split}')
+        name = f'cityscapes_{task}_{split}'
+        pictures = []
+        for city in sorted(path.name for path in labels.iterdir() if path.is_dir()):
+            stems = [file.removesuffix(IDS) for file in layout.names(labels / city, IDS)]
+            layout.require(photos / city, [f'{stem}{PHOTO}' for stem in stems])
+            for stem in stems:
+                target = out / f'gtFine/{name}/{stem}_gtFine_panoptic.png'
+                pictures.append(
+                    Picture(
+                        stem,
+                        f'{city}/{stem}{PHOTO}',
+                        (labels / city / f'{stem}{IDS}',),
+                        target if task == 'panoptic' else None,
+                    )
+                )
+        if not pictures:
+            raise layout.missing(labels / f'CITY/*{IDS}')
+        plan.append(
+            Split(
+                name=split,
+                path=out / f'gtFine/{name}.json',
+                root=root,
+                pictures=pictures,
+                categories=categories,
+                convert=convert,
+                numbered=task == 'instance',
+            )
+        )
+    return plan
+
+
+def panoptic_record(labels: frozenset[int], things: frozenset[int], picture: Picture) -> Record:
+    """Segments in cityscapesScripts' format: their ids are the values of the instance map."""
+    import numpy as np
+
+    ids = _read_ids(picture.sources[0])
+    segments = []
+    kept = np.zeros(LARGEST_ID + 1, bool)
+    for value, (area, bbox) in measure(ids).items():
+        label = _label(value)
+        if label not in labels:
+            continue
+        kept[value] = True
+        is_crowd = int(value < FIRST_INSTANCE and label in things)
+        segments.append(
+            {'area': area, 'bbox': bbox, 'category_id': label, 'id': value, 'iscrowd': is_crowd}
+        )
+    assert picture.target is not None
+    written = keep_or_write_png(picture.target, to_colours(np.where(kept[ids], ids, 0)))
+    return Record(_image(picture, ids), segments, written)
+
+
+def instance_record(labels: frozenset[int], picture: Picture) -> Record:
+    """Each instance, and each group as a crowd, as a mask."""
+    ids = _read_ids(picture.sources[0])
+    extents = {value: extent for value, extent in measure(ids).items() if _label(value) in labels}
+    masks = encode_masks(ids, list(extents))
+    annotations = [
+        {
+            'area': area,
+            'bbox': bbox,
+            'category_id': _label(value),
+            'iscrowd': int(value < FIRST_INSTANCE),
+            'segmentation': mask,
+        }
+        for (value, (area, bbox)), mask in zip(extents.items(), masks, strict=True)
+    ]
+    return Record(_image(picture, ids), annotations)
+
+
+def _label(value: int) -> int:
+    return value if value < FIRST_INSTANCE else value // FIRST_INSTANCE
+
+
+def _image(picture: Picture, ids: 'np.ndarray') -> Json:
+    return {'file_name': picture.file_name, 'height': ids.shape[0], 'width': ids.shape[1]}
+
+
+def _read_ids(path: Path) -> 'np.ndarray':
+    import numpy as np
+
+    ids = read_map(path)
+    if ids.ndim != 2 or ids.max() > LARGEST_ID or ids.min() < 0:
+        raise UsageError(f'{path} should be a grey picture with values from 0 to {LARGEST_ID}')
+    return ids.astype(np.int32)

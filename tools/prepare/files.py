@@ -1,0 +1,147 @@
+"""Reading what was downloaded, and writing files that are either whole or not there."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from command_line import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# The last chunk of every PNG: its absence shows a file that was cut short.
+PNG_END = b'\x00\x00\x00\x00IEND\xaeB`\x82'
+
+
+class Layout:
+    """The folder of a data set, and the sentence for what is missing in it."""
+
+    def __init__(self, root: Path, expected: str) -> None:
+        self.root = root
+        self.expected = expected
+
+    def missing(self, path: Path, remark: str = '') -> UsageError:
+        """The error to raise for a path that should be there."""
+        return UsageError(
+            f'{path} is missing{remark}: expected in {self.root} are {self.expected} '
+            '(docs/datasets.md tells where to get them)'
+        )
+
+    def folder(self, name: str) -> Path:
+        """Raises UsageError if it is not there."""
+        path = self.root / name
+        if not path.is_dir():
+            raise self.missing(path)
+        return path
+
+    def file(self, name: str) -> Path:
+        """Raises UsageError if it is not there."""
+        path = self.root / name
+        if not path.is_file():
+            raise self.missing(path)
+        return path
+
+    def names(self, folder: Path, ending: str) -> list[str]:
+        """The sorted names in a folder with this ending; none at all is an error."""
+        names = list_names(folder, ending)
+        if not names:
+            raise self.missing(folder / f'*{ending}')
+        return sorted(names)
+
+    def require(self, folder: Path, names: Iterable[str]) -> None:
+        """Every one of these files, looked up by one listing of the folder."""
+        there = list_names(folder, '')
+        lost = [name for name in names if name not in there]
+        if lost:
+            remark = f' (and {len(lost) - 1} more)' if len(lost) > 1 else ''
+            raise self.missing(folder / lost[0], remark)
+
+
+def list_names(folder: Path, ending: str) -> set[str]:
+    """Names in a folder with this ending, hidden ones left out; none if there is no folder."""
+    if not folder.is_dir():
+        return set()
+    with os.scandir(folder) as entries:
+        return {
+            entry.name
+            for entry in entries
+            if entry.name.endswith(ending) and not entry.name.startswith('.')
+        }
+
+
+def read_map(path: Path) -> 'np.ndarray':
+    """A label or id map as it is stored: ``(height, width)`` or ``(height, width, channels)``."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture)
+    except (OSError, SyntaxError) as error:
+        raise UsageError(f'{path} cannot be read: {error}') from error
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """``(height, width)`` from the head of the file."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except (OSError, SyntaxError) as error:
+        raise UsageError(f'{path} cannot be read: {error}') from error
+
+
+def read_json(path: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """``hook`` may replace each object by something smaller while the file is read."""
+    try:
+        with path.open(encoding='utf-8') as file:
+            return json.load(file, object_hook=hook)
+    except ValueError as error:
+        raise UsageError(f'{path} is no JSON file: {error}') from error
+
+
+def is_whole_png(path: Path) -> bool:
+    """Judged by the two ends of the file; the pixels are not decoded."""
+    try:
+        with path.open('rb') as file:
+            head = file.read(8)
+            file.seek(-len(PNG_END), os.SEEK_END)
+            return head == b'\x89PNG\r\n\x1a\n' and file.read() == PNG_END
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
+    """A file under a temporary name that takes its place when the block ends without error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'{path.name}.tmp')
+    try:
+        with temporary.open(mode, encoding=None if 'b' in mode else 'utf-8') as file:
+            yield file
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_png(path: Path, pixels: 'np.ndarray') -> None:
+    """``uint8``, ``(height, width)`` or ``(height, width, 3)``."""
+    from PIL import Image
+
+    with replacing(path, 'wb') as file:
+        Image.fromarray(pixels).save(file, format='PNG')
+
+
+def keep_or_write_png(path: Path, pixels: 'np.ndarray') -> bool:
+    """Write the file unless it holds these very pixels; whether it was written."""
+    import numpy as np
+
+    if is_whole_png(path) and np.array_equal(read_map(path), pixels):
+        return False
+    write_png(path, pixels)
+    return True

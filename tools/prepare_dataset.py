@@ -1,0 +1,148 @@
+"""Make what the instance and panoptic configs read, from the data sets as they are downloaded.
+
+    python tools/prepare_dataset.py ade20k-panoptic data/ade/ADEChallengeData2016 --workers 8
+
+An interrupted run goes on where it stopped when the same command is given again, and finished files
+are left alone. docs/datasets.md tells what to download and what becomes of it.
+"""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import NamedTuple
+
+from command_line import UsageError
+
+SPLITS = ('train', 'val')
+
+
+class Command(NamedTuple):
+    """``function`` is in ``prepare/<module>.py``; ``root`` is where the configs look."""
+
+    module: str
+    function: str
+    root: str
+    help: str
+
+
+COMMANDS = {
+    'ade20k-panoptic': Command(
+        'ade20k',
+        'make_panoptic',
+        'data/ade/ADEChallengeData2016',
+        'ade20k_panoptic_{train,val}.json and PNG, 150 classes',
+    ),
+    'ade20k-instance': Command(
+        'ade20k',
+        'make_instance',
+        'data/ade/ADEChallengeData2016',
+        'ade20k_instance_{train,val}.json, 100 classes',
+    ),
+    'cityscapes-panoptic': Command(
+        'cityscapes',
+        'make_panoptic',
+        'data/cityscapes',
+        'gtFine/cityscapes_panoptic_{train,val}.json and PNG, 19 classes',
+    ),
+    'cityscapes-instance': Command(
+        'cityscapes',
+        'make_instance',
+        'data/cityscapes',
+        'gtFine/cityscapes_instance_{train,val}.json, 8 classes',
+    ),
+    'coco-panoptic-semantic': Command(
+        'coco',
+        'make_semantic',
+        'data/coco',
+        'panoptic_semseg_{train,val}2017/*.png, label maps of 133 classes for mIoU',
+    ),
+    'mapillary': Command(
+        'mapillary',
+        'make_panoptic',
+        'data/mapillary',
+        'annotations/panoptic_{training,validation}.json, 65 classes',
+    ),
+}
+
+
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='From a downloaded data set to what the configs read; see docs/datasets.md.'
+    )
+    commands = parser.add_subparsers(dest='command', required=True, metavar='DATASET-TASK')
+    for name, command in COMMANDS.items():
+        one = commands.add_parser(name, help=command.help, description=f'Makes {command.help}.')
+        one.add_argument(
+            'root',
+            nargs='?',
+            type=Path,
+            default=Path(command.root),
+            help=f'folder of the data set; default {command.root}',
+        )
+        one.add_argument('--out', type=Path, help='where to write; default: into that folder')
+        one.add_argument(
+            '--workers', type=int, default=_cores(), help='processes; default %(default)s'
+        )
+        one.add_argument(
+            '--splits', nargs='+', choices=SPLITS, default=list(SPLITS), help='default: both'
+        )
+    args = parser.parse_args(arguments)
+    if args.workers < 1:
+        parser.error(f'--workers must be at least 1, got {args.workers}')
+    return args
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Make the splits; a line for each, and one for all."""
+    from prepare.progress import clock, say
+
+    command = COMMANDS[args.command]
+    module = importlib.import_module(f'prepare.{command.module}')
+    started = time.monotonic()
+    splits = [split for split in SPLITS if split in args.splits]
+    out = args.out or args.root
+    outcomes = getattr(module, command.function)(args.root, out, splits, args.workers)
+    pictures = segments = 0
+    for split, outcome in zip(splits, outcomes, strict=True):
+        pictures += outcome.pictures
+        segments += outcome.segments
+        say(
+            f'{split}: {outcome.pictures} pictures, {outcome.segments} segments, '
+            f'{outcome.kept} pictures were done before: {outcome.path}'
+        )
+    seconds = clock(time.monotonic() - started)
+    say(f'{args.command} done: {pictures} pictures, {segments} segments in {seconds}')
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        prepare(args)
+    except UsageError as error:
+        print(f'prepare_dataset: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('interrupted: the same command goes on where this one stopped', file=sys.stderr)
+        return 130
+    except BrokenProcessPool:
+        print('a process was killed, perhaps for memory: try fewer --workers', file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f'stopped: {error}; the same command goes on from here', file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
