@@ -1,0 +1,92 @@
+"""A hook that compares the classes of the data with those of the head before anything runs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmseg_m2f.adapters.hooks import resolved_head_config
+from mmseg_m2f.registry import HOOKS
+
+_LOADERS = ('train', 'val', 'test')
+# How many classes a message names.
+_MAX_NAMED = 8
+
+
+@HOOKS.register_module()
+class ClassCheckHook(Hook):
+    """Stops a run whose data set has other classes, or other things, than the head.
+
+    A data set tells its ``classes`` and, for panoptic models, its ``thing_ids`` (or mmdet's
+    ``thing_classes``) in ``metainfo``; what it does not tell is not checked.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        """Checks the data sets of all loops that are about to run.
+
+        Raises:
+            ValueError: the classes, or the things among them, differ.
+        """
+        config = resolved_head_config(runner.model)
+        if config is None or 'num_classes' not in config:
+            return
+        for loader, metainfo in _metainfos(runner):
+            _check_count(loader, metainfo, config)
+            _check_things(loader, metainfo, config)
+
+
+def _metainfos(runner: Runner) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What the data sets of the loops built by now tell of themselves."""
+    for name in _LOADERS:
+        # A loop that is not part of this run is still a dict, or None.
+        loader = getattr(getattr(runner, f'_{name}_loop'), 'dataloader', None)
+        metainfo = getattr(getattr(loader, 'dataset', None), 'metainfo', None)
+        if metainfo:
+            yield f'{name}_dataloader', metainfo
+
+
+def _check_count(loader: str, metainfo: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    classes, num_classes = metainfo.get('classes'), config['num_classes']
+    if not classes or len(classes) == num_classes:
+        return
+    if num_classes == 1 and len(classes) == 2 and 'thing_ids' not in config:
+        return  # mmseg's single class: background and foreground
+    raise ValueError(
+        f'the data set of {loader} has {len(classes)} classes ({_names(classes)}), the head '
+        f'num_classes={num_classes}: set num_classes={len(classes)} on the head, or the classes '
+        "in the data set's metainfo"
+    )
+
+
+def _check_things(loader: str, metainfo: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    thing_ids = _thing_ids(metainfo)
+    if thing_ids is None or 'thing_ids' not in config:
+        return
+    classes = metainfo.get('classes') or [f'class {i}' for i in range(config['num_classes'])]
+    of_data, of_head = set(thing_ids), set(config['thing_ids'])
+    differing = [
+        f'things in {where} only: {_names([f"{i} {classes[i]}" for i in sorted(ids)])}'
+        for where, ids in (('the data set', of_data - of_head), ('the head', of_head - of_data))
+        if ids
+    ]
+    if differing:
+        raise ValueError(
+            f'the data set of {loader} and the head disagree about what is a thing; '
+            f'{"; ".join(differing)}. Set thing_ids={sorted(of_data)} on the head'
+        )
+
+
+def _thing_ids(metainfo: Mapping[str, Any]) -> Sequence[int] | None:
+    if metainfo.get('thing_ids') is not None:
+        return metainfo['thing_ids']
+    # mmdet's panoptic data sets name the things.
+    classes, things = metainfo.get('classes'), metainfo.get('thing_classes')
+    if not classes or things is None or not set(things) <= set(classes):
+        return None
+    return [list(classes).index(name) for name in things]
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ', '.join(map(str, names[:_MAX_NAMED]))
+    return f'{shown}, ...' if len(names) > _MAX_NAMED else shown
