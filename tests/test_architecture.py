@@ -24,6 +24,7 @@ MAY_IMPORT = {
     'core': {'core', 'ops'},
     'ops': {'ops'},
     'checkpoints': {'checkpoints', 'core'},
+    'metadata': {'metadata'},
 }
 # Constructors whose parameters are the keys of a config dict: the framework passes them one by one.
 CONFIG_KEYS = {'mmseg_m2f/adapters/semantic.py: Mask2FormerHead'}

@@ -5,7 +5,17 @@ puts the safe checkpoint loader in the place of MMEngine's. MMEngine imports it 
 builds the first ``mmseg_m2f.X``; our configs import it earlier, by ``custom_imports``.
 """
 
-from mmseg_m2f.adapters import amp, hooks, optim, parts, prediction_files, semantic, transforms, tta
+from mmseg_m2f.adapters import (
+    amp,
+    data,
+    hooks,
+    optim,
+    parts,
+    prediction_files,
+    semantic,
+    transforms,
+    tta,
+)
 from mmseg_m2f.adapters.checkpoint_io import install_safe_loader
 from mmseg_m2f.adapters.kernels import check_mmseg_imports, offer_mmcv_operator
 
@@ -15,6 +25,7 @@ install_safe_loader()
 
 __all__ = [
     'amp',
+    'data',
     'hooks',
     'optim',
     'parts',
