@@ -48,14 +48,16 @@ def is_detector(config: 'Config') -> bool:
     """Whether the model is one of mmdet's kind: instances, panoptic segments; else mmseg's."""
     from mmengine.registry import MODELS
 
+    from mmseg_m2f.adapters.universal import build_detector
+
     model = config.model.get('type')
     if isinstance(model, str):
         with MODELS.switch_scope_and_registry(config.get('default_scope')) as registry:
             model = registry.get(model)
     # mmdet's base class by name: mmdet itself may be missing.
-    bases = getattr(model, '__mro__', ())
-    return any(
-        base.__name__ == 'BaseDetector' and base.__module__.startswith('mmdet.') for base in bases
+    return model is build_detector or any(
+        base.__name__ == 'BaseDetector' and base.__module__.startswith('mmdet.')
+        for base in getattr(model, '__mro__', ())
     )
 
 
