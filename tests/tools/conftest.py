@@ -1,4 +1,4 @@
-"""One tiny row, dumped as a user's config and trained once by tools/train.py."""
+"""Tiny rows, dumped as a user's configs and trained once by tools/train.py."""
 
 import os
 import subprocess
@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
 ROW = ROOT / 'configs/mask2former_r50_ade20k.py'
+PANOPTIC = ROOT / 'configs/demo/mask2former_r18_facade-panoptic.py'
+PICTURES = {'train': 4, 'val': 2, 'test': 2}
 
 
 class Trained(NamedTuple):
@@ -71,3 +73,29 @@ def trained(row: Path) -> Trained:
     checkpoint = row.parent / 'work_dirs/row/iter_2.pth'
     assert checkpoint.is_file(), output
     return Trained(row.parent, row, checkpoint, output)
+
+
+@pytest.fixture(scope='session')
+def panoptic_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The panoptic demo's config on a few of its photos, with a smaller model."""
+    pytest.importorskip('mmdet')
+    from mmengine import Config
+
+    cfg = Config.fromfile(PANOPTIC)
+    cfg.model.panoptic_head.update(num_queries=8, decoder={'num_layers': 1, 'ffn_dim': 64})
+    for name, number in PICTURES.items():
+        dataset = cfg[f'{name}_dataloader'].dataset
+        dataset.update(data_root=str(ROOT / dataset.data_root), indices=number)
+    cfg.train_dataloader.batch_size = 1
+    cfg.train_cfg.update(max_iters=2, val_interval=2)
+    path = tmp_path_factory.mktemp('panoptic') / 'panoptic.py'
+    cfg.dump(path)
+    return path
+
+
+@pytest.fixture(scope='session')
+def trained_panoptic(panoptic_row: Path) -> Trained:
+    output = run_tool('train.py', panoptic_row.name, cwd=panoptic_row.parent)
+    checkpoint = panoptic_row.parent / 'work_dirs/panoptic/iter_2.pth'
+    assert checkpoint.is_file(), output
+    return Trained(panoptic_row.parent, panoptic_row, checkpoint, output)

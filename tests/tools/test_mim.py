@@ -48,6 +48,24 @@ def test_mmseg_tests_a_config_of_ours(trained: Trained, tmp_path):
     assert 'mIoU' in output
 
 
+# What mim calls MMDetection: the distribution.
+MMDET = 'onedl-mmdetection' if has_distribution('onedl-mim') else 'mmdet'
+
+
+def test_mmdet_trains_a_config_of_ours(trained_panoptic: Trained, tmp_path):
+    arguments = ['--work-dir', tmp_path, '--cfg-options', *SHORT]
+    mim('train', MMDET, trained_panoptic.config, *arguments, cwd=trained_panoptic.folder)
+    assert (tmp_path / 'iter_1.pth').is_file()
+
+
+def test_mmdet_tests_a_config_of_ours(trained_panoptic: Trained, tmp_path):
+    config, checkpoint = trained_panoptic.config, trained_panoptic.checkpoint
+    arguments = ['--checkpoint', checkpoint, '--work-dir', tmp_path]
+    output = mim('test', MMDET, config, *arguments, cwd=trained_panoptic.folder)
+    for name in ('mIoU', 'coco/segm_mAP', 'coco_panoptic/PQ'):
+        assert name in output
+
+
 @ONLY_ONEDL
 def test_our_tools_train_through_mim(trained: Trained, tmp_path):
     """From the editable clone of the set-up."""

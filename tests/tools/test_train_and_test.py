@@ -117,6 +117,53 @@ def test_tta_needs_the_config_to_define_it(load_tool):
         test.enable_tta(Config({'model': {}}))
 
 
+@pytest.mark.parametrize(
+    ('path', 'expected'),
+    [
+        ('mask2former_r18_facade.py', False),
+        ('mmseg_r18_facade.py', False),
+        ('mask2former_r18_facade-panoptic.py', True),
+        ('mmdet_r18_facade-instance.py', True),
+    ],
+)
+def test_the_models_type_decides_what_is_saved(load_tool, path, expected):
+    """Ours, mmseg's and mmdet's alike."""
+    pytest.importorskip('mmdet' if expected else 'mmseg')
+    test = load_tool('test')
+    config = Config.fromfile(ROOT / 'configs/demo' / path)
+    assert test.is_detector(config) is expected
+    test.add_hooks(config, 'out', 'shown')
+    saver = 'SaveResultsHook' if expected else 'SaveLabelMapsHook'
+    assert [hook['type'] for hook in config.custom_hooks[-2:]] == [
+        f'mmseg_m2f.{saver}',
+        'mmseg_m2f.DrawPredictionsHook',
+    ]
+
+
+def test_tta_of_a_detector_is_refused(load_tool, panoptic_row):
+    test = load_tool('test')
+    with pytest.raises(test.UsageError, match='instances and panoptic segments'):
+        test.enable_tta(Config.fromfile(panoptic_row))
+
+
+def without_annotations(folder: Path) -> Path:
+    """The facade photos for validation as a test set: pictures and categories alone."""
+    known = json.loads((ROOT / 'data/tiny/facade/annotations/panoptic_val.json').read_text())
+    path = folder / 'image_info.json'
+    path.write_text(json.dumps({key: known[key] for key in ('images', 'categories')}))
+    return path
+
+
+def test_a_json_without_annotations_has_no_ground_truth(load_tool, panoptic_row, tmp_path):
+    test = load_tool('test')
+    config = Config.fromfile(panoptic_row)
+    assert test.has_ground_truth(config)
+    config.test_dataloader.dataset.ann_file = str(without_annotations(tmp_path))
+    assert not test.has_ground_truth(config)
+    test.drop_ground_truth(config)
+    assert config.test_dataloader.dataset.data_prefix.keys() == {'img'}
+
+
 def test_training_leaves_a_checkpoint_logs_and_an_eta(trained: Trained):
     work_dir = trained.folder / 'work_dirs/row'
     assert 'eta:' in trained.output
@@ -164,6 +211,34 @@ def test_pictures_alone_are_enough(trained: Trained, tmp_path):
     assert len(list((tmp_path / 'out').iterdir())) == 2
     for picture in (tmp_path / 'shown').iterdir():
         assert read(picture).shape[1] == 2 * 384
+
+
+def test_one_test_of_a_panoptic_model_answers_three_questions(trained_panoptic, tmp_path):
+    config, checkpoint = trained_panoptic.config, trained_panoptic.checkpoint
+    arguments = ['--out', 'out', '--show-dir', 'shown', '--work-dir', 'logs']
+    output = run_tool('test.py', config, checkpoint, *arguments, cwd=tmp_path)
+    for name in ('mIoU', 'coco/segm_mAP', 'coco_panoptic/PQ'):
+        assert name in output
+    assert (tmp_path / 'out/panoptic.json').is_file()
+    assert (tmp_path / 'out/instances.json').is_file()
+    for folder in ('panoptic', 'semantic'):
+        assert len(list((tmp_path / 'out' / folder).glob('*.png'))) == 2
+    pictures = sorted((tmp_path / 'shown').iterdir())
+    assert len(pictures) == 2
+    # Photo, ground truth, semantic, instances, panoptic.
+    assert read(pictures[0]).shape[1] == 5 * 384
+
+
+def test_a_test_set_is_predicted_without_annotations(trained_panoptic, tmp_path):
+    config, checkpoint = trained_panoptic.config, trained_panoptic.checkpoint
+    ann_file = without_annotations(tmp_path)
+    arguments = ['--out', 'out', '--show-dir', 'shown', '--cfg-options']
+    arguments.append(f'test_dataloader.dataset.ann_file={ann_file}')
+    output = run_tool('test.py', config, checkpoint, *arguments, cwd=tmp_path)
+    assert 'no ground truth' in output
+    assert len(json.loads((tmp_path / 'out/panoptic.json').read_text())['annotations']) == 2
+    for picture in (tmp_path / 'shown').iterdir():
+        assert read(picture).shape[1] == 4 * 384
 
 
 def test_sync_bn_gives_way_in_processes_without_gpu(load_tool):
