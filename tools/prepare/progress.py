@@ -1,9 +1,12 @@
 """Work through many pictures with several processes, and say how far it is."""
 
+import multiprocessing
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from threading import Thread
 from typing import TypeVar
 
 Item = TypeVar('Item')
@@ -46,7 +49,7 @@ def convert_all(
         for item in items:
             yield item, convert(item)
         return
-    executor = ProcessPoolExecutor(workers, initializer=_leave_interrupts_to_the_parent)
+    executor = ProcessPoolExecutor(workers, initializer=_follow_the_parent)
     queue: deque[tuple[Item, Future[Result]]] = deque()
     try:
         for item in items:
@@ -61,9 +64,18 @@ def convert_all(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    # Ctrl-C reaches the whole group; a picture that is being written is finished.
+def _follow_the_parent() -> None:
+    # Ctrl-C reaches the whole group: the parent ends this process once its picture is finished.
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    # A killed parent leaves no message, and its processes would wait for pictures for ever.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
