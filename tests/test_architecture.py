@@ -18,6 +18,7 @@ CORE_ORDER = [
     {'layers', 'points'},
     {'deform_attn', 'losses', 'matching'},
     {'pixel_decoder', 'decoder', 'criterion', 'postprocess', 'targets'},
+    {'postprocess_instance', 'postprocess_panoptic'},
     {'__init__'},
 ]
 MAY_IMPORT = {

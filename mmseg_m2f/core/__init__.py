@@ -1,6 +1,11 @@
 """Mask2Former in pure PyTorch: what the paper says, independent of any framework."""
 
-from mmseg_m2f.core.config import DecoderConfig, PixelDecoderConfig, PointConfig
+from mmseg_m2f.core.config import (
+    DecoderConfig,
+    PixelDecoderConfig,
+    PointConfig,
+    PostprocessConfig,
+)
 from mmseg_m2f.core.criterion import LossTerms, MaskClassificationLoss
 from mmseg_m2f.core.decoder import MaskedAttentionDecoder
 from mmseg_m2f.core.deform_attn import MSDeformAttn
@@ -14,8 +19,17 @@ from mmseg_m2f.core.matching import (
 )
 from mmseg_m2f.core.pixel_decoder import MSDeformAttnPixelDecoder
 from mmseg_m2f.core.points import PointSampler
-from mmseg_m2f.core.postprocess import semantic_scores
+from mmseg_m2f.core.postprocess import (
+    MaskRestorer,
+    resize_masks,
+    restore_masks,
+    restore_scores,
+    semantic_scores,
+)
+from mmseg_m2f.core.postprocess_instance import Instances, instances
+from mmseg_m2f.core.postprocess_panoptic import Panoptic, panoptic
 from mmseg_m2f.core.structures import (
+    ImageGeometry,
     MaskPrediction,
     MaskTarget,
     Match,
@@ -23,22 +37,34 @@ from mmseg_m2f.core.structures import (
     at_least_float32,
     mask_logits,
 )
-from mmseg_m2f.core.targets import foreground_target, label_map_target
+from mmseg_m2f.core.targets import (
+    check_labels,
+    foreground_target,
+    instance_target,
+    label_map_target,
+    pad_target,
+    segment_target,
+    without_empty,
+)
 
 __all__ = [
     'ClassCost',
     'ClassLoss',
     'DecoderConfig',
     'HungarianMatcher',
+    'ImageGeometry',
+    'Instances',
     'LossTerms',
     'MSDeformAttn',
     'MSDeformAttnPixelDecoder',
     'MaskClassificationLoss',
     'MaskPrediction',
+    'MaskRestorer',
     'MaskTarget',
     'MaskedAttentionDecoder',
     'Match',
     'NonFinitePredictionError',
+    'Panoptic',
     'PixelDecoderConfig',
     'PixelFeatures',
     'PointConfig',
@@ -47,10 +73,21 @@ __all__ = [
     'PointMaskCost',
     'PointMaskLoss',
     'PointSampler',
+    'PostprocessConfig',
     'RowLoss',
     'at_least_float32',
+    'check_labels',
     'foreground_target',
+    'instance_target',
+    'instances',
     'label_map_target',
     'mask_logits',
+    'pad_target',
+    'panoptic',
+    'resize_masks',
+    'restore_masks',
+    'restore_scores',
+    'segment_target',
     'semantic_scores',
+    'without_empty',
 ]

@@ -101,3 +101,38 @@ class PointConfig:
             0 <= self.importance_ratio <= 1,
             f'importance_ratio must lie in [0, 1], got {self.importance_ratio}',
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostprocessConfig:
+    """Which results are formed, and their thresholds: the keys of ``test_cfg``.
+
+    ``object_mask_thr`` (a query's class probability must exceed it) and ``overlap_thr`` (won area
+    over mask area must reach it) are for panoptic; ``score_thr`` (a score must reach it),
+    ``max_per_image`` and ``non_overlap`` (each pixel to its best instance) for instances.
+    """
+
+    semantic_on: bool = True
+    instance_on: bool = True
+    panoptic_on: bool = True
+    object_mask_thr: float = 0.8
+    overlap_thr: float = 0.8
+    score_thr: float = 0.0
+    max_per_image: int = 100
+    non_overlap: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ('semantic_on', 'instance_on', 'panoptic_on', 'non_overlap'):
+            value = getattr(self, name)
+            _require(
+                isinstance(value, bool), f'test_cfg.{name} must be True or False, got {value!r}'
+            )
+        for name in ('object_mask_thr', 'overlap_thr', 'score_thr'):
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float)
+            _require(
+                is_number and 0 <= value <= 1, f'test_cfg.{name} must lie in [0, 1], got {value!r}'
+            )
+        number = self.max_per_image
+        is_count = isinstance(number, int) and not isinstance(number, bool) and number > 0
+        _require(is_count, f'test_cfg.max_per_image must be a positive integer, got {number!r}')

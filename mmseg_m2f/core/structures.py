@@ -52,6 +52,18 @@ class Match(NamedTuple):
     target_idx: Tensor
 
 
+class ImageGeometry(NamedTuple):
+    """The sizes ``(height, width)`` a picture has on its way.
+
+    ``padded`` is the network's input, ``resized`` the picture at its top left, ``original`` the
+    file.
+    """
+
+    padded: tuple[int, int]
+    resized: tuple[int, int]
+    original: tuple[int, int]
+
+
 def mask_logits(
     mask_embed: Float[Tensor, '*batch Q C'], mask_features: Float[Tensor, '*batch C h w']
 ) -> Float[Tensor, '*batch Q h w']:
@@ -68,6 +80,7 @@ def at_least_float32(x: Float[Tensor, '*shape']) -> Float[Tensor, '*shape']:
 
 
 __all__ = [
+    'ImageGeometry',
     'MaskPrediction',
     'MaskTarget',
     'Match',
