@@ -7,6 +7,7 @@ builds the first ``mmseg_m2f.X``; our configs import it earlier, by ``custom_imp
 
 from mmseg_m2f.adapters import (
     amp,
+    class_check,
     data,
     hooks,
     optim,
@@ -15,6 +16,7 @@ from mmseg_m2f.adapters import (
     semantic,
     transforms,
     tta,
+    universal,
 )
 from mmseg_m2f.adapters.checkpoint_io import install_safe_loader
 from mmseg_m2f.adapters.kernels import check_mmseg_imports, offer_mmcv_operator
@@ -25,6 +27,7 @@ install_safe_loader()
 
 __all__ = [
     'amp',
+    'class_check',
     'data',
     'hooks',
     'optim',
@@ -33,4 +36,5 @@ __all__ = [
     'semantic',
     'transforms',
     'tta',
+    'universal',
 ]
