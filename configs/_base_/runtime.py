@@ -25,6 +25,7 @@ default_hooks = dict(
     visualization=dict(type='SegVisualizationHook'),
 )
 custom_hooks = [
+    dict(type='mmseg_m2f.ClassCheckHook'),
     dict(type='mmseg_m2f.HeadConfigHook'),
     dict(type='mmseg_m2f.BatchSizeHook'),
     dict(type='mmseg_m2f.RandomStateHook'),

@@ -1,0 +1,25 @@
+# Pictures of ADE20K for instance and panoptic models.
+_base_ = './loaders.py'
+
+short_side = 640
+crop_size = (640, 640)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='mmseg_m2f.LoadSegments'),
+    dict(
+        type='RandomChoiceResize',
+        scales=[short_side * i // 10 for i in range(5, 21)],
+        resize_type='mmseg_m2f.ResizeShortestEdge',
+        max_size=4 * short_side,
+    ),
+    dict(type='mmseg_m2f.RandomCrop', crop_size=crop_size),
+    dict(type='mmseg_m2f.PhotoMetricDistortion'),
+    dict(type='mmseg_m2f.RandomFlip', prob=0.5),
+    dict(type='mmseg_m2f.PadToSize', size=crop_size, pad_value=128),
+    dict(type='mmseg_m2f.PackSegments'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(4 * short_side, short_side), keep_ratio=True, backend='pillow'),
+    dict(type='mmseg_m2f.PackSegments'),
+]

@@ -1,0 +1,15 @@
+"""Swin-B IN-1k on COCO instances: 46.7 AP published by the authors; 8 V100, 368,750 iterations.
+
+arXiv:2112.01527 and its model zoo; 33.2 boundary AP; 50 epochs, large-scale jitter to 1024, 16
+pictures per iteration.
+"""
+
+_base_ = [
+    './_base_/recipes/coco-instance-50e.py',
+    './_base_/backbones/swin-b-in1k_mmdet.py',
+]
+
+model = dict(
+    backbone=_base_.preset_backbone,
+    panoptic_head=dict(in_channels=_base_.preset_in_channels),
+)

@@ -1,0 +1,15 @@
+"""Swin-B IN-1k on COCO panoptic: 55.1 PQ published by the authors; 8 V100, 368,750 iterations.
+
+arXiv:2112.01527 and its model zoo; 45.2 AP of things, 65.1 mIoU; 50 epochs, large-scale jitter to
+1024, 16 pictures per iteration.
+"""
+
+_base_ = [
+    './_base_/recipes/coco-panoptic-50e.py',
+    './_base_/backbones/swin-b-in1k_mmdet.py',
+]
+
+model = dict(
+    backbone=_base_.preset_backbone,
+    panoptic_head=dict(in_channels=_base_.preset_in_channels),
+)
