@@ -25,6 +25,7 @@ MAY_IMPORT = {
     'core': {'core', 'ops'},
     'ops': {'ops'},
     'checkpoints': {'checkpoints', 'core'},
+    'evaluation': {'evaluation', 'metadata'},
     'metadata': {'metadata'},
 }
 # Constructors whose parameters are the keys of a config dict: the framework passes them one by one.
