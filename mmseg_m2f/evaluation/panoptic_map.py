@@ -56,10 +56,8 @@ def decode_panoptic(sem_seg: np.ndarray, num_classes: int) -> Segments:
 def read_segments(file: File, segments_info: Sequence[Mapping[str, Any]]) -> AnnotatedSegments:
     """The segments of a panoptic PNG.
 
-    Pixels whose id is not listed are void, as are those with id 0.
-
-    Args:
-        segments_info: per segment ``id``, ``label`` (the class index) and ``is_crowd``.
+    ``segments_info`` gives per segment ``id``, ``label`` (the class index) and ``is_crowd``.
+    Pixels whose id it does not list are void.
     """
     ids = np.array([info['id'] for info in segments_info], np.int64)
     labels = np.array([info['label'] for info in segments_info], np.int64)
@@ -88,7 +86,9 @@ def read_ids(file: File) -> np.ndarray:
                 f'a panoptic PNG must be an RGB picture (id = R + 256 G + 65536 B), got mode '
                 f'{image.mode}'
             )
-        return rgb2id(np.asarray(image.convert('RGB')))
+        # A fourth byte, which PIL keeps anyway, makes integers of the pixels.
+        pixels = np.asarray(image.convert('RGB').convert('RGBX'))
+    return pixels.view('<i4')[..., 0] & 0xFFFFFF
 
 
 def write_ids(file: File, segment_map: np.ndarray) -> None:
@@ -98,8 +98,7 @@ def write_ids(file: File, segment_map: np.ndarray) -> None:
 
 def rgb2id(rgb: np.ndarray) -> np.ndarray:
     """Colours ``(H, W, 3)`` uint8 to ids ``(H, W)`` int32: base 256, red lowest."""
-    red, green, blue = np.moveaxis(rgb.astype(np.int32), -1, 0)
-    return red + 256 * green + 256**2 * blue
+    return rgb.astype(np.int32) @ np.array([1, 256, 256**2], np.int32)
 
 
 def id2rgb(segment_map: np.ndarray) -> np.ndarray:

@@ -18,9 +18,7 @@ def class_areas(
 ) -> np.ndarray:
     """``(3, K)`` pixels per class of one picture: common, true, predicted. They add up.
 
-    Args:
-        truth: labels ``(H, W)``; pixels with ``ignore_index`` are left out.
-        predicted: labels ``(H, W)``.
+    Of the label maps ``(H, W)`` the pixels whose true label is ``ignore_index`` are left out.
 
     Raises:
         ValueError: the maps differ in size, or one holds a label that is no class.

@@ -1,0 +1,123 @@
+"""AP of instances by the protocol of Cityscapes, computed by the package cityscapesScripts.
+
+The package works on files: a text file per picture that lists a mask file, a label id and a score
+per instance. It keeps its settings in a global object, of which a copy is used here.
+"""
+
+import copy
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+
+class CityscapesScores(NamedTuple):
+    """AP and AP50 in [0, 1] over the classes that occur, and per class name (NaN: it does not)."""
+
+    ap: float
+    ap50: float
+    per_class: dict[str, tuple[float, float]]
+
+
+def truth_file(gt_dir: str | Path, img_path: str | Path) -> Path:
+    """``GT_DIR/<city>/<city>_<sequence>_<frame>_gtFine_instanceIds.png`` of a picture.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    name = core_name(img_path)
+    path = Path(gt_dir, name.split('_')[0], f'{name}_gtFine_instanceIds.png')
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'the ground truth of {img_path} is not at {path}: gt_dir must be a folder of gtFine, '
+            'such as data/cityscapes/gtFine/val, with a folder for each city'
+        )
+    return path
+
+
+def core_name(img_path: str | Path) -> str:
+    """``<city>_<sequence>_<frame>`` of a picture, which all files of it start with.
+
+    Raises:
+        ValueError: the picture's name has other parts.
+    """
+    parts = Path(img_path).stem.split('_')
+    if len(parts) < 3:
+        raise ValueError(
+            f'{img_path} is not named as in Cityscapes: <city>_<sequence>_<frame>_leftImg8bit.png'
+        )
+    return '_'.join(parts[:3])
+
+
+def write_instances(
+    folder: Path, name: str, masks: np.ndarray, label_ids: np.ndarray, scores: np.ndarray
+) -> Path:
+    """One picture in the format of the benchmark; returns its list ``FOLDER/<name>_pred.txt``.
+
+    Masks ``(N, H, W)`` without a pixel are left out. Label ids are those of Cityscapes (car: 26).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for index in np.flatnonzero(masks.any((1, 2))):
+        file = f'{name}_{index}_{label_ids[index]}.png'
+        # They are many, and read once or sent away in an archive.
+        Image.fromarray(masks[index]).save(folder / file, compress_level=1)
+        lines.append(f'{file} {label_ids[index]} {float(scores[index])!r}\n')
+    path = folder / f'{name}_pred.txt'
+    path.write_text(''.join(lines))
+    return path
+
+
+def match_picture(truth: Path, predicted: Path) -> dict[str, Any]:
+    """Overlaps of the instances of one picture, as `cityscapes_scores` takes them."""
+    evaluator = import_evaluator()
+    settings = _settings(evaluator, predicted.parent)
+    with warnings.catch_warnings():
+        # It calls a function that NumPy 2 has given another name.
+        warnings.simplefilter('ignore', DeprecationWarning)
+        instances = evaluator.instances2dict([str(truth)], False)
+        return evaluator.matchGtWithPreds([str(predicted)], [str(truth)], instances, settings)
+
+
+def cityscapes_scores(matches: Mapping[str, Any]) -> CityscapesScores:
+    """The scores from the joined results of `match_picture`."""
+    evaluator = import_evaluator()
+    settings = _settings(evaluator, Path())
+    per_threshold = evaluator.evaluateMatches(matches, settings)
+    with warnings.catch_warnings():
+        # The mean over no class is NaN, and 0 here.
+        warnings.simplefilter('ignore', RuntimeWarning)
+        averages = evaluator.computeAverages(per_threshold, settings)
+    per_class = {
+        name: (float(of_class['ap']), float(of_class['ap50%']))
+        for name, of_class in averages['classes'].items()
+    }
+    ap, ap50 = np.nan_to_num([averages['allAp'], averages['allAp50%']]).tolist()
+    return CityscapesScores(ap, ap50, per_class)
+
+
+def import_evaluator() -> Any:
+    """The package's module for instances.
+
+    Raises:
+        ImportError: it is not installed, with the command.
+    """
+    try:
+        from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling
+    except ImportError as error:
+        raise ImportError(
+            f"Cityscapes' instance AP is computed by cityscapesScripts, which cannot be imported "
+            f'({error}): pip install cityscapesscripts, or leave CityscapesInstanceMetric out'
+        ) from error
+    return evalInstanceLevelSemanticLabeling
+
+
+def _settings(evaluator: Any, folder: Path) -> Any:
+    settings = copy.copy(evaluator.args)
+    settings.quiet = True
+    settings.predictionPath = str(folder.resolve())
+    evaluator.setInstanceLabels(settings)
+    return settings

@@ -1,0 +1,197 @@
+"""Average precision of instance masks, exactly as COCO computes it.
+
+faster-coco-eval computes it where it is installed, pycocotools otherwise: the same numbers. The AP
+of boundaries (Cheng et al., CVPR 2021) needs the former.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmseg_m2f.evaluation.panoptic_map import AnnotatedSegments
+from mmseg_m2f.evaluation.rle import Rle, encode_masks, import_coco_mask
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+# In the order of COCO's area ranges, whose borders are 32**2 and 96**2 pixels.
+AREAS = ('all', 's', 'm', 'l')
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureInstances:
+    """What one picture contributes, in COCO's terms but for its id.
+
+    Args:
+        image_id: number or name of the picture.
+        size: ``(height, width)`` of the file.
+        predicted: per instance ``category_id``, ``segmentation`` (RLE) and ``score``.
+        true: per instance ``category_id``, ``segmentation``, ``area``, ``bbox`` and ``iscrowd``.
+    """
+
+    image_id: int | str
+    size: tuple[int, int]
+    predicted: list[dict[str, Any]]
+    true: list[dict[str, Any]] = field(default_factory=list)
+
+
+class InstanceScores(NamedTuple):
+    """AP over all classes by name, and per class ``(K, 3)``: AP, AP50, AP75; -1 where undefined.
+
+    Undefined is an AP without a true instance: of the class, or of that area. Where nothing is
+    predicted, or nothing is true, all averages are 0.
+    """
+
+    average: dict[str, float]
+    per_class: np.ndarray
+
+
+def predicted_instances(
+    masks: np.ndarray, labels: np.ndarray, scores: np.ndarray, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Instances in COCO's result format, without the picture's id.
+
+    No box is given: COCO's evaluation would take the instance's area from it.
+    """
+    return [
+        {'category_id': int(category_ids[label]), 'segmentation': rle, 'score': float(score)}
+        for rle, label, score in zip(
+            encode_masks(masks), labels.tolist(), scores.tolist(), strict=True
+        )
+    ]
+
+
+def true_instances(
+    truth: AnnotatedSegments, is_thing: np.ndarray, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The things among the segments of a panoptic ground truth as COCO instances."""
+    chosen = np.flatnonzero(is_thing[truth.labels])
+    masks = truth.segment_map == 1 + chosen[:, None, None]
+    instances = [
+        annotation(rle, category_ids[truth.labels[index]], truth.is_crowd[index])
+        for index, rle in zip(chosen, encode_masks(masks), strict=True)
+    ]
+    return [instance for instance in instances if instance['area'] > 0]
+
+
+def annotation(rle: Rle, category_id: int, is_crowd: bool) -> dict[str, Any]:
+    """One true instance in COCO's terms; area and box are those of the mask."""
+    coco_mask = import_coco_mask()
+    return {
+        'category_id': int(category_id),
+        'segmentation': rle,
+        'area': float(coco_mask.area(rle)),
+        'bbox': coco_mask.toBbox(rle).tolist(),
+        'iscrowd': int(is_crowd),
+    }
+
+
+def has_faster_coco_eval() -> bool:
+    """Whether faster-coco-eval can be imported."""
+    try:
+        import faster_coco_eval  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def instance_scores(
+    pictures: Sequence[PictureInstances],
+    category_ids: Sequence[int],
+    max_dets: int = 100,
+    iou_type: str = 'segm',
+    faster: bool = False,
+) -> InstanceScores:
+    """COCO's AP of the pictures.
+
+    Args:
+        pictures: each counts, also one without instances.
+        category_ids: the classes that count, per class of the result.
+        max_dets: so many best-scored instances count per picture and class.
+        iou_type: ``segm`` or, with faster-coco-eval, ``boundary``.
+        faster: use faster-coco-eval.
+    """
+    true_ids = {
+        instance['category_id']
+        for picture in pictures
+        for instance in picture.true
+        if not instance['iscrowd']
+    }
+    if not true_ids or not any(picture.predicted for picture in pictures):
+        zeros = np.zeros((len(IOU_THRESHOLDS), 1, len(category_ids), len(AREAS)))
+        is_there = np.isin(category_ids, list(true_ids))[:, None]
+        return InstanceScores(_averages(zeros), np.where(is_there, np.zeros(3), -1.0))
+    order = np.argsort(category_ids, kind='stable')
+    precision = _precision(pictures, category_ids, max_dets, iou_type, faster)
+    per_class = np.empty((len(category_ids), 3))
+    # COCO sorts the classes by id.
+    for row, index in enumerate(order):
+        of_class = precision[:, :, row, 0]
+        per_class[index] = [_mean(of_class), _mean(of_class[:1]), _mean(of_class[5:6])]
+    return InstanceScores(_averages(precision), per_class)
+
+
+def _averages(precision: np.ndarray) -> dict[str, float]:
+    every_area = precision[..., 0]
+    averages = {
+        'mAP': _mean(every_area),
+        'mAP_50': _mean(every_area[:1]),
+        'mAP_75': _mean(every_area[5:6]),
+    }
+    for index, area in enumerate(AREAS[1:], 1):
+        averages[f'mAP_{area}'] = _mean(precision[..., index])
+    return averages
+
+
+def _mean(precision: np.ndarray) -> float:
+    defined = precision[precision > -1]
+    return float(np.mean(defined)) if len(defined) else -1.0
+
+
+def _precision(
+    pictures: Sequence[PictureInstances],
+    category_ids: Sequence[int],
+    max_dets: int,
+    iou_type: str,
+    faster: bool,
+) -> np.ndarray:
+    """COCO's precision ``(10 thresholds, 101 recalls, K classes sorted by id, 4 areas)``."""
+    if faster:
+        from faster_coco_eval import COCO
+        from faster_coco_eval import COCOeval_faster as COCOeval
+    else:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+    # Ties in score between pictures are broken by their order, COCO's is that of the ids.
+    pictures = sorted(pictures, key=lambda picture: picture.image_id)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = {
+            'info': {},
+            'images': [
+                {'id': i, 'height': picture.size[0], 'width': picture.size[1]}
+                for i, picture in enumerate(pictures)
+            ],
+            'categories': [{'id': int(i), 'name': str(i)} for i in category_ids],
+            'annotations': _numbered(picture.true for picture in pictures),
+        }
+        truth.createIndex()
+        predicted = truth.loadRes(_numbered(picture.predicted for picture in pictures))
+        evaluation = COCOeval(truth, predicted, iou_type)
+        evaluation.params.catIds = sorted(int(i) for i in category_ids)
+        evaluation.params.maxDets = [max_dets]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return np.asarray(evaluation.eval['precision'])[..., -1]
+
+
+def _numbered(per_picture: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Copies with ids: the libraries write into what they are given, and take 0 for no match."""
+    pairs = [(i, instance) for i, instances in enumerate(per_picture) for instance in instances]
+    return [
+        {**instance, 'image_id': image, 'id': number}
+        for number, (image, instance) in enumerate(pairs, 1)
+    ]
