@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tests.tools.conftest import TOOLS, run, run_tool
+from tests.tools.conftest import ROOT, TOOLS, run, run_tool
 
 HEIGHT, WIDTH = 6, 8
 
@@ -149,6 +149,27 @@ def coco(root: Path) -> Path:
         content = {'annotations': annotations, 'images': [], 'categories': []}
         (root / f'annotations/panoptic_{split}2017.json').write_text(json.dumps(content))
     return root
+
+
+def complete_coco(root: Path) -> None:
+    """The images and categories that the preparation does not read."""
+    from mmseg_m2f.metadata import load_metadata
+
+    metadata = load_metadata('coco_panoptic')
+    categories = [
+        {'id': number, 'name': name, 'isthing': int(index in metadata.thing_ids)}
+        for index, (number, name) in enumerate(
+            zip(metadata.category_ids, metadata.classes, strict=True)
+        )
+    ]
+    for split, maps in COCO_MAPS.items():
+        path = root / f'annotations/panoptic_{split}2017.json'
+        images = [
+            {'id': int(stem), 'file_name': f'{stem}.jpg', 'height': HEIGHT, 'width': WIDTH}
+            for stem in maps
+        ]
+        content = {**read(path), 'images': images, 'categories': categories}
+        path.write_text(json.dumps(content))
 
 
 # Mapillary: the last category, the first, and one that is not evaluated.
@@ -446,17 +467,33 @@ def test_records_of_another_folder_do_not_count(prepare, tmp_path):
     assert not (root / 'ade20k_instance_val.json').exists()
 
 
-def test_the_panoptic_files_of_cityscapesscripts_are_completed(prepare, tmp_path, capsys):
-    """Its PNG files stay; its JSON names no city, so that nothing would find the photos."""
+def test_the_files_of_cityscapesscripts_are_kept_or_completed(prepare, tmp_path, capsys):
     scripts = pytest.importorskip('cityscapesscripts.preparation.createPanopticImgs')
     root = cityscapes(tmp_path)
     scripts.convert2panoptic(str(root / 'gtFine'), str(root / 'gtFine'), False, ['train', 'val'])
-    before = times_of(root)
+    theirs = times_of(root)
     assert prepare('cityscapes-panoptic', root) == 0
-    assert 'is not what the configs read: made anew' in capsys.readouterr().out
-    after = times_of(root)
-    changed = sorted(name for name in before if after[name] != before[name])
-    assert changed == [f'gtFine/cityscapes_panoptic_{split}.json' for split in ('train', 'val')]
+    assert times_of(root) == theirs
+    folder = root / 'gtFine/cityscapes_panoptic_train'
+    (folder / 'bochum_000000_000313_gtFine_panoptic.png').unlink()
+    assert prepare('cityscapes-panoptic', root) == 0
+    assert 'made by another tool and lacks PNG files' in capsys.readouterr().out
+    ours = times_of(root)
+    assert sorted(name for name in theirs if ours[name] != theirs[name]) == [
+        'gtFine/cityscapes_panoptic_train.json',
+        'gtFine/cityscapes_panoptic_train/bochum_000000_000313_gtFine_panoptic.png',
+    ]
+
+
+def test_annotations_of_other_pictures_are_replaced(prepare, tmp_path, capsys):
+    root = ade20k(tmp_path)
+    assert prepare('ade20k-panoptic', root) == 0
+    whole = files_of(root)
+    path = root / 'ade20k_panoptic_train.json'
+    path.write_text(path.read_text().replace('ADE_train_00000002', 'ADE_train_00000003'))
+    assert prepare('ade20k-panoptic', root) == 0
+    assert 'train.json is not what the configs read: made anew' in capsys.readouterr().out
+    assert files_of(root) == whole
 
 
 def test_png_files_that_do_not_belong_to_the_records_are_replaced(prepare, tmp_path):
@@ -580,3 +617,51 @@ def test_usage(tmp_path):
     done = run(*tool, 'mapillary', cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout.startswith('prepare_dataset: data/mapillary/training/images is missing')
+
+
+ROWS = {
+    'ade20k-panoptic': 'mask2former_r50_ade20k-panoptic.py',
+    'ade20k-instance': 'mask2former_r50_ade20k-instance.py',
+    'cityscapes-panoptic': 'mask2former_r50_cityscapes-panoptic.py',
+    'cityscapes-instance': 'mask2former_r50_cityscapes-instance.py',
+    'coco-panoptic-semantic': 'mask2former_r50_coco-panoptic.py',
+    'mapillary': 'mask2former_r50_mapillary-panoptic.py',
+}
+
+
+@pytest.mark.parametrize('command', ROWS)
+def test_the_rows_find_every_file(prepare, tmp_path, command):
+    """Their own data set settings, except for the folder, load what was prepared."""
+    pytest.importorskip('mmdet')
+    from mmengine import Config
+
+    from mmseg_m2f.adapters.data import LoadSegments
+    from mmseg_m2f.registry import DATASETS
+
+    root = RAW[command](tmp_path)
+    if command.startswith('coco'):
+        complete_coco(root)
+    assert prepare(command, root) == 0
+    cfg = Config.fromfile(ROOT / 'configs' / ROWS[command])
+    found = {'label_map_path': 0, 'segments': 0}
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        settings = {**loader.dataset, 'data_root': str(root), 'pipeline': []}
+        dataset = DATASETS.build(settings)
+        for record in map(dataset.get_data_info, range(len(dataset))):
+            photo = np.asarray(Image.open(record['img_path']))
+            assert photo.shape[:2] == (record['height'], record['width'])
+            if 'label_map_path' in record:
+                found['label_map_path'] += Path(record['label_map_path']).is_file()
+            loaded = LoadSegments()({**record, 'img': photo})['gt_segments']
+            found['segments'] += len(loaded.labels)
+    # Crowds are dropped; label maps are read in the test set, of one picture.
+    segments = {
+        'ade20k-panoptic': 6,
+        'ade20k-instance': 3,
+        'cityscapes-panoptic': 5,
+        'cityscapes-instance': 3,
+        'coco-panoptic-semantic': 4,
+        'mapillary': 3,
+    }[command]
+    label_maps = 0 if command.endswith('instance') else 1
+    assert found == {'label_map_path': label_maps, 'segments': segments}

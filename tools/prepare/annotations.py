@@ -173,15 +173,18 @@ def _finished(split: Split) -> Json | None:
     """The JSON file that is there, if it is of these pictures and categories."""
     if not split.path.is_file():
         return None
+    # Other tools name the photos differently in the panoptic format, but agree on the ids.
+    key, names = 'id', [picture.name for picture in split.pictures]
+    if split.numbered:
+        key, names = 'file_name', [picture.file_name for picture in split.pictures]
     try:
         found = read_json(split.path)
-        images = sorted(image['file_name'] for image in found['images'])
+        images = sorted(image[key] for image in found['images'])
         categories = [category['id'] for category in found['categories']]
     except (UsageError, KeyError, TypeError):
         return None
-    expected = sorted(picture.file_name for picture in split.pictures)
     same = [category['id'] for category in split.categories]
-    return found if (images, categories) == (expected, same) else None
+    return found if (images, categories) == (sorted(names), same) else None
 
 
 def _has_png(picture: Picture) -> bool:
