@@ -1,31 +1,19 @@
-"""Semantic predictions of a test as files: label maps for programs, pictures for people."""
+"""Predictions of a test as files: label maps for programs, pictures for people."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mmcv
 import numpy as np
 from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from mmseg_m2f.adapters.drawing import Panel, draw_panels, panel_of_masks, spread_colors
+from mmseg_m2f.evaluation.panoptic_map import decode_panoptic
 from mmseg_m2f.registry import HOOKS
-
-OPACITY = 0.65
-# Panels are brought to a width in between, so that titles and legend can be read.
-PANEL_WIDTHS = (384, 1024)
-LINE_HEIGHT = 26
-FONT_SIZE = 16
-UNLABELED_COLOR = (0, 0, 0)
-
-
-class Panel(NamedTuple):
-    """One label map to show; ``label_map`` (H, W) may hold values that are no class."""
-
-    title: str
-    label_map: np.ndarray
 
 
 @HOOKS.register_module()
@@ -60,14 +48,18 @@ class SaveLabelMapsHook(Hook):
 
 @HOOKS.register_module()
 class DrawPredictionsHook(Hook):
-    """Writes for every picture of a test: photo, ground truth if any, prediction, legend.
+    """Writes for every picture of a test: photo, ground truth if any, predictions, legend.
 
-    Names and colours are those of the data set; if it has none, those saved in the checkpoint.
+    Of semantic, instance and panoptic predictions it draws those that are there; of the instances
+    those with a score of at least ``score_thr``, the best on top. Names and colours are those of
+    the data set; if it has none, those saved in the checkpoint.
     """
 
-    def __init__(self, out_dir: str) -> None:
+    def __init__(self, out_dir: str, score_thr: float = 0.3) -> None:
         self.out_dir = Path(out_dir)
+        self.score_thr = score_thr
         self._saved_meta: dict[str, Any] = {}
+        self._index_by_id: dict[Any, int] | None = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keeps the names and colours the model was trained with."""
@@ -83,84 +75,90 @@ class DrawPredictionsHook(Hook):
         """Draws one batch."""
         dataset = runner.test_dataloader.dataset
         meta = dataset.metainfo if dataset.metainfo.get('classes') else self._saved_meta
+        classes = meta['classes']
         for sample in outputs or ():
             photo = mmcv.imfrombytes(get(sample.img_path), channel_order='rgb')
-            panels = [Panel('prediction', _label_map(sample.pred_sem_seg))]
-            if 'gt_sem_seg' in sample:
-                panels.insert(0, Panel('ground truth', _label_map(sample.gt_sem_seg)))
-            picture = draw_panels(photo, panels, meta['classes'], meta['palette'])
+            truth = self._truth(sample, dataset, photo)
+            predictions = [*predicted_panels(sample, len(classes), self.score_thr)]
+            if len(predictions) == 1:
+                predictions = [predictions[0]._replace(title='prediction')]
+            panels = predictions if truth is None else [truth, *predictions]
+            picture = draw_panels(photo, panels, classes, palette_of(meta))
             picture.save(_target_path(self.out_dir, sample.img_path, dataset))
 
+    def _truth(self, sample: Any, dataset: Any, photo: np.ndarray) -> Panel | None:
+        """What mmseg's samples hold, or our data sets know."""
+        if 'gt_sem_seg' in sample:
+            return Panel('ground truth', _label_map(sample.gt_sem_seg))
+        record = sample.metainfo
+        if not record.get('segments_info'):
+            record = self._record(sample, dataset)
+        if not (record.get('segments_info') or record.get('instances')):
+            return None
+        return _panel_of_record(record, photo)
 
-def draw_panels(
-    photo: np.ndarray,
-    panels: Sequence[Panel],
-    classes: Sequence[str],
-    palette: Sequence[Sequence[int]],
-) -> Image.Image:
-    """The photo (H, W, 3) uint8 RGB, the panels to its right, a legend of what occurs below.
+    def _record(self, sample: Any, dataset: Any) -> Mapping[str, Any]:
+        """The data set's own of the picture: instances stand in no sample of a test."""
+        # pycocotools, which it needs, comes with mmdet: semantic models do without.
+        from mmseg_m2f.adapters.data.instance import InstanceDataset
 
-    Pixels without a class (ignored ones) are darkened.
-    """
-    width = int(np.clip(photo.shape[1], *PANEL_WIDTHS))
-    height = round(photo.shape[0] * width / photo.shape[1])
-    maps = [np.asarray(_resized(panel.label_map, (width, height))) for panel in panels]
-    base = Image.fromarray(photo).resize((width, height), Image.Resampling.BILINEAR)
-    tiles = [base, *(_painted(base, label_map, palette) for label_map in maps)]
-    used = sorted(set(np.unique(maps).tolist()) & set(range(len(classes))))
-    legend = _legend([(classes[i], palette[i]) for i in used], width * len(tiles))
-    canvas = Image.new('RGB', (width * len(tiles), LINE_HEIGHT + height + legend.height), 'white')
-    draw = ImageDraw.Draw(canvas)
-    titles = ['photo', *(panel.title for panel in panels)]
-    for left, tile, title in zip(range(0, canvas.width, width), tiles, titles, strict=True):
-        draw.text((left + 6, 4), title, fill='black', font=_font())
-        canvas.paste(tile, (left, LINE_HEIGHT))
-    canvas.paste(legend, (0, LINE_HEIGHT + height))
-    return canvas
+        if not isinstance(dataset, InstanceDataset):
+            return {}
+        if self._index_by_id is None:
+            ids = (dataset.get_data_info(i)['img_id'] for i in range(len(dataset)))
+            self._index_by_id = {img_id: index for index, img_id in enumerate(ids)}
+        return dataset.get_data_info(self._index_by_id[sample.img_id])
 
 
-def _resized(label_map: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    return Image.fromarray(label_map.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
+def predicted_panels(sample: Any, num_classes: int, score_thr: float) -> Iterator[Panel]:
+    """A panel for each kind of prediction the sample holds."""
+    if 'pred_sem_seg' in sample:
+        yield Panel('semantic', _label_map(sample.pred_sem_seg))
+    if 'pred_instances' in sample and 'masks' in sample.pred_instances:
+        kept = sample.pred_instances[sample.pred_instances.scores >= score_thr]
+        kept = kept[kept.scores.argsort(descending=True)]
+        masks, labels = kept.masks.cpu().numpy().astype(bool), kept.labels.cpu().numpy()
+        yield panel_of_masks(f'instances, score >= {score_thr:g}', masks, labels)
+    if 'pred_panoptic_seg' in sample:
+        encoded = _label_map(sample.pred_panoptic_seg)
+        segment_map, labels = decode_panoptic(encoded, num_classes)
+        label_map = np.concatenate([[-1], labels]).astype(np.int64)[segment_map]
+        yield Panel('panoptic', label_map, segment_map)
 
 
-def _painted(
-    photo: Image.Image, label_map: np.ndarray, palette: Sequence[Sequence[int]]
-) -> Image.Image:
-    colors = np.array([*palette, UNLABELED_COLOR], np.uint8)
-    is_class = (label_map >= 0) & (label_map < len(palette))
-    paint = colors[np.where(is_class, label_map, len(palette))]
-    return Image.blend(photo, Image.fromarray(paint), OPACITY)
+def palette_of(meta: Mapping[str, Any]) -> Sequence[Sequence[int]]:
+    """The colours of the classes; made up where the data set has none or too few."""
+    palette, num_classes = meta.get('palette'), len(meta['classes'])
+    # mmdet's data sets may also name a rule, such as 'random'.
+    if palette is None or isinstance(palette, str) or len(palette) < num_classes:
+        return spread_colors(num_classes)
+    return palette
 
 
-def _legend(entries: Sequence[tuple[str, Sequence[int]]], width: int) -> Image.Image:
-    """Colour fields with names, broken into as many lines as the width needs."""
-    font, places = _font(), []
-    left = line = 0
-    for name, _ in entries:
-        needed = LINE_HEIGHT + round(font.getlength(name)) + 18
-        if left and left + needed > width:
-            left, line = 0, line + 1
-        places.append((left, line * LINE_HEIGHT))
-        left += needed
-    legend = Image.new('RGB', (width, (line + 1) * LINE_HEIGHT), 'white')
-    draw = ImageDraw.Draw(legend)
-    for (name, color), (x, y) in zip(entries, places, strict=True):
-        draw.rectangle((x + 5, y + 6, x + 20, y + 21), fill=tuple(color), outline='black')
-        draw.text((x + LINE_HEIGHT, y + 4), name, fill='black', font=font)
-    return legend
+def _panel_of_record(record: Mapping[str, Any], photo: np.ndarray) -> Panel:
+    # They need pycocotools, which semantic models do without.
+    from mmseg_m2f.adapters.data.loading import LoadSegments
+    from mmseg_m2f.adapters.data.segments import SegmentMap
 
-
-def _font() -> Any:
-    return ImageFont.load_default(FONT_SIZE)
+    segments = LoadSegments().transform({**record, 'img': photo})['gt_segments']
+    if isinstance(segments, SegmentMap):
+        segment_map = segments.index_map()
+        return Panel('ground truth', np.append(segments.labels, -1)[segment_map], segment_map)
+    masks = segments.masks()
+    smallest_first = masks.sum((1, 2)).argsort(kind='stable')
+    labels = segments.labels[smallest_first]
+    return panel_of_masks('ground truth', masks[smallest_first], labels)
 
 
 def _label_map(pixel_data: Any) -> np.ndarray:
-    return pixel_data.data.squeeze(0).cpu().numpy().astype(np.int64)
+    """Of mmseg's results, whose field is ``data``, or mmdet's, where it is ``sem_seg``."""
+    values = pixel_data.sem_seg if 'sem_seg' in pixel_data else pixel_data.data
+    return values.squeeze(0).cpu().numpy().astype(np.int64)
 
 
 def _target_path(out_dir: Path, img_path: str, dataset: Any) -> Path:
-    picture = Path(img_path)
-    root = getattr(dataset, 'data_prefix', {}).get('img_path')
+    picture, prefix = Path(img_path), getattr(dataset, 'data_prefix', {})
+    root = prefix.get('img_path') or prefix.get('img')
     inside = picture.relative_to(root) if root and picture.is_relative_to(root) else picture.name
     path = (out_dir / inside).with_suffix('.png')
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,10 @@
 channels = 64
 num_queries = 50
 num_decoder_layers = 6
-attention = dict(embed_dims=channels, num_heads=8, dropout=0.0, batch_first=True)
+attention = dict(embed_dims=channels, num_heads=8, batch_first=True)
 feed_forward = dict(embed_dims=channels, feedforward_channels=256)
 encoder_layer = dict(
-    self_attn_cfg=dict(num_levels=3, num_points=4, **attention), ffn_cfg=feed_forward
+    self_attn_cfg=dict(num_levels=3, num_points=4, dropout=0.0, **attention), ffn_cfg=feed_forward
 )
 decoder_layer = dict(self_attn_cfg=attention, cross_attn_cfg=attention, ffn_cfg=feed_forward)
 position = dict(num_feats=channels // 2, normalize=True)
