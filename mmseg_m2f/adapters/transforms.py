@@ -28,13 +28,15 @@ class ResizeShortestEdge(BaseTransform):
         self.max_size = max_size
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Resizes ``img`` (uint8) and every label map named in ``seg_fields``."""
+        """Resizes ``img`` (uint8), every label map named in ``seg_fields``, and ``gt_segments``."""
         height, width = results['img'].shape[:2]
         new_height, new_width = shortest_edge_size(height, width, self.scale, self.max_size)
         size = (new_width, new_height)
         results['img'] = mmcv.imresize(results['img'], size, backend='pillow')
         for key in results.get('seg_fields', []):
             results[key] = mmcv.imresize(results[key], size, interpolation='nearest', backend='cv2')
+        if 'gt_segments' in results:
+            results['gt_segments'] = results['gt_segments'].resize((new_height, new_width))
         results['img_shape'] = (new_height, new_width)
         results['scale'] = size
         results['scale_factor'] = (new_width / width, new_height / height)

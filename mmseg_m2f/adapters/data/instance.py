@@ -1,0 +1,136 @@
+"""COCO's instance format, of any data set."""
+
+import os.path as osp
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+
+from mmseg_m2f.adapters.data.coco_format import (
+    Json,
+    announce,
+    check_prefixes,
+    class_table,
+    initial_metainfo,
+    label_of_category,
+    read_json,
+)
+from mmseg_m2f.registry import DATASETS
+
+
+@DATASETS.register_module()
+class InstanceDataset(BaseDataset):
+    """Photos with instances: one JSON file. All classes are things.
+
+    A class is the position of its category in the JSON file, whatever its id; or, with
+    ``metadata``, that of the published models. The classes are printed once.
+
+    Args:
+        ann_file: the JSON file.
+        data_prefix: ``img``, the folder of the pictures.
+        metadata: a name of ``mmseg_m2f.metadata``; the file must have these categories.
+        metainfo: MMEngine's; ``classes`` chooses categories by name, and their order.
+        filter_empty: leave out pictures with no instance but crowds, as the official code does
+            for training on COCO. Test sets keep them.
+        settings: of MMEngine's ``BaseDataset``: ``data_root``, ``pipeline``, ``test_mode``, ...
+
+    Raises:
+        ValueError: the file is not of this format, or uses a category that it does not list.
+    """
+
+    def __init__(
+        self,
+        ann_file: str,
+        data_prefix: Mapping[str, str],
+        metadata: str | None = None,
+        metainfo: Mapping[str, Any] | None = None,
+        filter_empty: bool = False,
+        **settings: Any,
+    ) -> None:
+        check_prefixes(data_prefix, ('img',))
+        self.filter_empty = filter_empty
+        super().__init__(
+            ann_file=ann_file,
+            data_prefix=dict(data_prefix),
+            metainfo=initial_metainfo(metadata, metainfo),
+            **settings,
+        )
+        self._metainfo['metadata'] = metadata
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """A record for each picture: ``img_path``, ``img_id``, its size, ``instances``.
+
+        An annotation without an area (no mask, or polygons of fewer than three points) is left
+        out, as in the official code.
+        """
+        content = read_json(self.ann_file)
+        table = class_table(self.ann_file, content['categories'], self._metainfo)
+        table = table._replace(thing_ids=tuple(range(len(table.classes))))
+        self._metainfo.update(table._asdict())
+        announce(table)
+        instances = self._instances(content, table.label_of)
+        return [
+            {
+                'img_path': osp.join(self.data_prefix['img'], image['file_name']),
+                'img_id': image['id'],
+                'height': image['height'],
+                'width': image['width'],
+                'instances': instances[image['id']],
+            }
+            for image in content['images']
+        ]
+
+    def filter_data(self) -> list[dict[str, Any]]:
+        """Leaves out pictures without instances, if asked to."""
+        if self.test_mode or not self.filter_empty:
+            return self.data_list
+        return [
+            record
+            for record in self.data_list
+            if not all(instance['is_crowd'] for instance in record['instances'])
+        ]
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """The classes in a picture, for MMEngine's ``ClassBalancedDataset``."""
+        return [instance['label'] for instance in self.get_data_info(idx)['instances']]
+
+    def _instances(self, content: Json, label_of: Mapping[int, int]) -> defaultdict[Any, list]:
+        known = {category['id'] for category in content['categories']}
+        images = {image['id']: image for image in content['images']}
+        instances: defaultdict[Any, list] = defaultdict(list)
+        num_invalid = 0
+        for entry in content.get('annotations', []):
+            image = images.get(entry['image_id'])
+            if image is None:
+                raise ValueError(
+                    f'{self.ann_file}: an annotation is of image {entry["image_id"]!r}, which is '
+                    'not listed'
+                )
+            label = label_of_category(self.ann_file, label_of, known, entry, image)
+            shape = valid_shape(entry.get('segmentation'))
+            num_invalid += shape is None
+            if label is not None and shape is not None:
+                instances[entry['image_id']].append(
+                    {
+                        'label': label,
+                        'segmentation': shape,
+                        'is_crowd': bool(entry.get('iscrowd', 0)),
+                        'bbox': entry.get('bbox'),
+                    }
+                )
+        if num_invalid:
+            print_log(
+                f'{self.ann_file}: {num_invalid} annotations have no mask and are left out',
+                logger='current',
+            )
+        return instances
+
+
+def valid_shape(segmentation: Any) -> list[list[float]] | dict[str, Any] | None:
+    """A run-length encoding, or the polygons that enclose an area; None if nothing is left."""
+    if isinstance(segmentation, dict):
+        return segmentation if {'size', 'counts'} <= set(segmentation) else None
+    polygons = [p for p in segmentation or [] if len(p) >= 6 and len(p) % 2 == 0]
+    return polygons or None

@@ -1,0 +1,122 @@
+"""Annotations of a record to ``gt_segments``."""
+
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from mmseg_m2f.adapters.data.segments import InstanceShapes, PixelGrid, SegmentMap
+from mmseg_m2f.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class LoadSegments(BaseTransform):
+    """Reads the panoptic PNG, or takes the polygons and masks, that belong to a record.
+
+    It stands after ``LoadImageFromFile``. Crowds are left out: their pixels belong to no segment,
+    as in all official mappers. So are pixels of an id that no segment has.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Adds ``gt_segments``: a `SegmentMap` or `InstanceShapes`.
+
+        Raises:
+            ValueError: the record is of another data set, or does not fit its picture.
+            OSError: the panoptic PNG is missing or broken, with its path.
+        """
+        size = results['img'].shape[:2]
+        if 'segments_info' in results and 'seg_map_path' in results:
+            results['gt_segments'] = _segment_map(results, size)
+        elif 'instances' in results:
+            results['gt_segments'] = _instance_shapes(results, size)
+        else:
+            raise ValueError(
+                f'{results.get("img_path")}: LoadSegments reads records of '
+                'mmseg_m2f.PanopticDataset and mmseg_m2f.InstanceDataset, which have segments_info '
+                f'or instances; this one has {sorted(results)}'
+            )
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}()'
+
+
+def read_ids(path: str) -> np.ndarray:
+    """(height, width) int32 ids of a panoptic PNG: R + 256 G + 65536 B.
+
+    Raises:
+        OSError: the file is missing or broken.
+        ValueError: it is no colour picture.
+    """
+    try:
+        with Image.open(path) as file:
+            if file.mode not in ('RGB', 'RGBA', 'P'):
+                raise ValueError(
+                    f'{path} is of mode {file.mode}; a panoptic PNG is RGB, where the id of a '
+                    'segment is R + 256 G + 65536 B'
+                )
+            # PIL keeps a fourth byte for each pixel anyway: with it the pixels are integers.
+            pixels = np.asarray(file.convert('RGB').convert('RGBX'))
+    except OSError as error:
+        raise OSError(f'cannot read the panoptic PNG {path}: {error}') from error
+    return pixels.view('<i4')[..., 0] & 0xFFFFFF
+
+
+def _segment_map(results: dict[str, Any], size: tuple[int, int]) -> SegmentMap:
+    path = results['seg_map_path']
+    ids = read_ids(path)
+    if ids.shape != size:
+        raise ValueError(
+            f'{path} is of size {ids.shape} (height, width), its picture {results["img_path"]} '
+            f'of {size}'
+        )
+    segments = [segment for segment in results['segments_info'] if not segment['is_crowd']]
+    return SegmentMap(
+        ids=ids,
+        segment_ids=np.array([segment['id'] for segment in segments], np.int32),
+        labels=np.array([segment['label'] for segment in segments], np.int64),
+        is_thing=np.array([segment['is_thing'] for segment in segments], bool),
+        grid=PixelGrid.of(size),
+    )
+
+
+def _instance_shapes(results: dict[str, Any], size: tuple[int, int]) -> InstanceShapes:
+    stated = results['height'], results['width']
+    if stated != size:
+        raise ValueError(
+            f'{results["img_path"]} is of size {size} (height, width), its annotations of {stated}'
+        )
+    instances = [instance for instance in results['instances'] if not instance['is_crowd']]
+    outlines: dict[int, list[tuple[int, int]]] = {}
+    bitmaps = {}
+    vertices = [np.zeros((0, 2))]
+    total = 0
+    for index, instance in enumerate(instances):
+        shape = instance['segmentation']
+        if isinstance(shape, dict):
+            bitmaps[index] = _compressed(shape, size, results['img_path'])
+            continue
+        outlines[index] = []
+        for polygon in shape:
+            points = np.asarray(polygon, np.float64).reshape(-1, 2)
+            outlines[index].append((total, total + len(points)))
+            total += len(points)
+            vertices.append(points)
+    return InstanceShapes(
+        labels=np.array([instance['label'] for instance in instances], np.int64),
+        vertices=np.concatenate(vertices),
+        outlines=outlines,
+        bitmaps=bitmaps,
+        grid=PixelGrid.of(size),
+    )
+
+
+def _compressed(rle: dict[str, Any], size: tuple[int, int], img_path: str) -> dict[str, Any]:
+    if tuple(rle['size']) != size:
+        raise ValueError(
+            f'{img_path} is of size {size} (height, width), a mask of its annotations of '
+            f'{tuple(rle["size"])}'
+        )
+    return coco_mask.frPyObjects(rle, *size) if isinstance(rle['counts'], list) else rle

@@ -1,0 +1,149 @@
+"""A record to what the detectors read: the picture's tensor and a ``DetDataSample``."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.structures import InstanceData, PixelData
+
+from mmseg_m2f.adapters.data.segments import NO_SEGMENT, InstanceShapes, SegmentMap
+from mmseg_m2f.registry import TRANSFORMS
+
+if TYPE_CHECKING:
+    from mmdet.structures import DetDataSample
+
+META_KEYS = (
+    'img_id',
+    'img_path',
+    'ori_shape',
+    'img_shape',
+    'scale_factor',
+    'flip',
+    'flip_direction',
+    'seg_map_path',
+    'segments_info',
+    'label_map_path',
+)
+IGNORED_LABEL = 255
+
+
+@TRANSFORMS.register_module()
+class PackSegments(BaseTransform):
+    """Draws the segments and packs them; without ``gt_segments`` (in tests) only the picture.
+
+    Instances become ``gt_instances`` (``bboxes``, ``labels``, ``masks``). Panoptic segments become
+    ``gt_panoptic_seg.segment_idx`` (1, H, W) int32, an index into ``gt_segments.labels`` or -1,
+    or what MMDetection's own heads read: the things as ``gt_instances``, and ``gt_sem_seg`` with
+    the class of every pixel, 255 where there is none.
+
+    A picture whose segments are all gone stays: it shows the model what is none of its classes.
+
+    Args:
+        keep_empty: keep what a crop emptied, with a mask of no pixel. The official code does so
+            except for COCO instances.
+        layout: of panoptic segments, ``'segments'`` (ours) or ``'mmdet'``.
+        meta_keys: what the sample's metainfo takes from the record, where it is there.
+    """
+
+    def __init__(
+        self,
+        keep_empty: bool = True,
+        layout: Literal['segments', 'mmdet'] = 'segments',
+        meta_keys: Sequence[str] = META_KEYS,
+    ) -> None:
+        if layout not in ('segments', 'mmdet'):
+            raise ValueError(f"layout must be 'segments' or 'mmdet', got {layout!r}")
+        self.keep_empty = keep_empty
+        self.layout = layout
+        self.meta_keys = tuple(meta_keys)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """``inputs`` (C, H, W) of the picture's type, and ``data_samples``.
+
+        Raises:
+            ValueError: a transform moved the picture and not its segments.
+        """
+        # Semantic models do without mmdet.
+        from mmdet.structures import DetDataSample
+
+        img = results['img']
+        if img.ndim == 2:
+            img = img[..., None]
+        sample = DetDataSample(
+            metainfo={key: results[key] for key in self.meta_keys if key in results}
+        )
+        if 'gt_segments' in results:
+            _check_together(results)
+            self._add_segments(sample, results['gt_segments'])
+        inputs = torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))
+        return {'inputs': inputs, 'data_samples': sample}
+
+    def _add_segments(self, sample: 'DetDataSample', segments: SegmentMap | InstanceShapes) -> None:
+        if isinstance(segments, InstanceShapes):
+            masks, labels = segments.masks(), segments.labels
+            if not self.keep_empty:
+                occurs = masks.any(axis=(1, 2))
+                masks, labels = masks[occurs], labels[occurs]
+            sample.gt_instances = _instance_data(masks, labels)
+            return
+        index_map, kept = segments.index_map(), np.arange(len(segments.labels))
+        if not self.keep_empty:
+            index_map, kept = _without_empty(index_map, len(kept))
+        labels, is_thing = segments.labels[kept], segments.is_thing[kept]
+        if self.layout == 'segments':
+            sample.gt_panoptic_seg = PixelData(segment_idx=torch.from_numpy(index_map[None]))
+            sample.gt_segments = InstanceData(labels=torch.from_numpy(labels))
+            return
+        masks = index_map == np.flatnonzero(is_thing)[:, None, None]
+        sample.gt_instances = _instance_data(masks, labels[is_thing])
+        # The value at index -1 serves the pixels without a segment.
+        label_map = np.append(labels, IGNORED_LABEL)[index_map]
+        sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(label_map[None]))
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}(keep_empty={self.keep_empty}, layout={self.layout!r}, '
+            f'meta_keys={self.meta_keys})'
+        )
+
+
+def mask_boxes(masks: np.ndarray) -> np.ndarray:
+    """(N, 4) float32 ``x1 y1 x2 y2``, right and bottom exclusive; 0 for an empty mask."""
+    sides = masks.any(axis=1), masks.any(axis=2)
+    first = [side.argmax(axis=1) for side in sides]
+    end = [side.shape[1] - side[:, ::-1].argmax(axis=1) for side in sides]
+    boxes = np.stack([*first, *end], axis=1).astype(np.float32)
+    boxes[~masks.any(axis=(1, 2))] = 0
+    return boxes
+
+
+def _instance_data(masks: np.ndarray, labels: np.ndarray) -> InstanceData:
+    from mmdet.structures.mask import BitmapMasks
+
+    return InstanceData(
+        bboxes=torch.from_numpy(mask_boxes(masks)),
+        labels=torch.from_numpy(labels),
+        masks=BitmapMasks(masks.view(np.uint8), *masks.shape[1:]),
+    )
+
+
+def _without_empty(index_map: np.ndarray, num_segments: int) -> tuple[np.ndarray, np.ndarray]:
+    """The map with the remaining segments renumbered, and their former indices."""
+    occurs = np.bincount(index_map.ravel() + 1, minlength=num_segments + 1)[1:] > 0
+    kept = np.flatnonzero(occurs)
+    new_index = np.full(num_segments + 1, NO_SEGMENT, np.int32)
+    new_index[kept] = np.arange(len(kept))
+    return new_index[index_map], kept
+
+
+def _check_together(results: dict[str, Any]) -> None:
+    segments, size = results['gt_segments'], results['img'].shape[:2]
+    if segments.size != size or segments.is_flipped != bool(results.get('flip')):
+        raise ValueError(
+            f'{results.get("img_path")}: the picture is of size {size} (height, width), flip='
+            f'{bool(results.get("flip"))}; its segments are of {segments.size}, flip='
+            f'{segments.is_flipped}. A transform moved but one of them: use mmseg_m2f.RandomFlip, '
+            'RandomCrop, FixedSizeCrop, PadToSize, ResizeScale and ResizeShortestEdge.'
+        )

@@ -1,0 +1,166 @@
+"""COCO's panoptic format, of any data set."""
+
+import os.path as osp
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.dataset import BaseDataset
+
+from mmseg_m2f.adapters.data.coco_format import (
+    Json,
+    announce,
+    check_prefixes,
+    check_unique,
+    class_table,
+    initial_metainfo,
+    label_of_category,
+    read_json,
+)
+from mmseg_m2f.registry import DATASETS
+
+PREFIXES = ('img', 'seg', 'label_map')
+# cityscapesScripts names a photo in its JSON after the annotation, and without the city's folder.
+SCRIPTS_PHOTO = '_gtFine_leftImg8bit.png'
+PHOTO = '_leftImg8bit.png'
+
+
+@DATASETS.register_module()
+class PanopticDataset(BaseDataset):
+    """Photos with panoptic segments: a JSON file and a folder of PNG files.
+
+    The class of a segment is the position of its category in the JSON file, so ids may be 0, have
+    gaps and come in any order; or, with ``metadata``, that of the published models. Pictures
+    without things stay. The classes are printed once.
+
+    Args:
+        ann_file: the JSON file.
+        data_prefix: folders: ``img``; ``seg`` of the PNG files; ``label_map``, if there is one, of
+            label maps that have the picture's name with ``label_map_suffix``, for mIoU.
+        metadata: a name of ``mmseg_m2f.metadata``; the file must have these categories.
+        metainfo: MMEngine's; ``classes`` chooses categories by name, and their order.
+        label_map_suffix: stands in place of ``.jpg``, ``.png`` or ``_leftImg8bit.png``.
+        settings: of MMEngine's ``BaseDataset``: ``data_root``, ``pipeline``, ``test_mode``, ...
+
+    Raises:
+        ValueError: the file is not of this format, lacks the annotation of a picture, or uses
+            a category that it does not list; with its name.
+    """
+
+    def __init__(
+        self,
+        ann_file: str,
+        data_prefix: Mapping[str, str],
+        metadata: str | None = None,
+        metainfo: Mapping[str, Any] | None = None,
+        label_map_suffix: str = '.png',
+        **settings: Any,
+    ) -> None:
+        check_prefixes(data_prefix, PREFIXES)
+        self.label_map_suffix = label_map_suffix
+        super().__init__(
+            ann_file=ann_file,
+            data_prefix=dict(data_prefix),
+            metainfo=initial_metainfo(metadata, metainfo),
+            **settings,
+        )
+        self._metainfo['metadata'] = metadata
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """A record for each picture: ``img_path``, ``img_id``, ``height``, ``width``, and of the
+        annotation ``seg_map_path``, ``segments_info``, ``label_map_path``.
+
+        A test set without any annotations (COCO's test-dev) has none of the latter.
+        """
+        content = read_json(self.ann_file)
+        categories = content['categories']
+        _check_categories(self.ann_file, categories)
+        table = class_table(self.ann_file, categories, self._metainfo)
+        self._metainfo.update(table._asdict())
+        announce(table)
+        if self.test_mode and 'annotations' not in content:
+            return [self._photo(image) for image in content['images']]
+        annotations = _by_image(self.ann_file, content, self.data_prefix)
+        records = []
+        things, label_of = set(table.thing_ids), table.label_of
+        known = {category['id'] for category in categories}
+        for image in content['images']:
+            annotation = annotations[image['id']]
+            segments = []
+            for segment in annotation['segments_info']:
+                label = label_of_category(self.ann_file, label_of, known, segment, image)
+                if label is not None:
+                    segments.append(_segment(segment, label, label in things))
+            name = f'{self.ann_file}: {annotation["file_name"]}'
+            check_unique(name, 'segment', (segment['id'] for segment in segments))
+            records.append(
+                {
+                    **self._photo(image),
+                    'seg_map_path': osp.join(self.data_prefix['seg'], annotation['file_name']),
+                    'segments_info': segments,
+                }
+            )
+        return records
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """The classes in a picture, for MMEngine's ``ClassBalancedDataset``."""
+        return [segment['label'] for segment in self.get_data_info(idx)['segments_info']]
+
+    def _photo(self, image: Json) -> dict[str, Any]:
+        name = photo_name(image['file_name'])
+        record = {
+            'img_path': osp.join(self.data_prefix['img'], name),
+            'img_id': image['id'],
+            'height': image['height'],
+            'width': image['width'],
+        }
+        if 'label_map' in self.data_prefix:
+            stem = name.removesuffix(PHOTO) if name.endswith(PHOTO) else osp.splitext(name)[0]
+            label_map = f'{stem}{self.label_map_suffix}'
+            record['label_map_path'] = osp.join(self.data_prefix['label_map'], label_map)
+        return record
+
+
+def photo_name(file_name: str) -> str:
+    """Where a photo lies: ``CITY/CITY_..._leftImg8bit.png`` for the names of cityscapesScripts."""
+    if '/' in file_name or not file_name.endswith(SCRIPTS_PHOTO):
+        return file_name
+    return f'{file_name.split("_")[0]}/{file_name.removesuffix(SCRIPTS_PHOTO)}{PHOTO}'
+
+
+def _check_categories(path: str, categories: list[Json]) -> None:
+    bare = [category['name'] for category in categories if category.get('isthing') not in (0, 1)]
+    if bare:
+        raise ValueError(
+            f'{path} is not in the panoptic format of COCO: isthing must be 1 (thing) or 0 '
+            f'(stuff) in each category; it is not in {bare}'
+        )
+
+
+def _by_image(path: str, content: Json, data_prefix: Mapping[str, str]) -> dict[Any, Json]:
+    annotations = content.get('annotations', [])
+    if 'seg' not in data_prefix:
+        raise ValueError(f'data_prefix needs the key seg, the folder of the PNG files of {path}')
+    if any('segments_info' not in annotation for annotation in annotations):
+        raise ValueError(
+            f"{path} has annotations without segments_info: COCO's instance format is read by "
+            'mmseg_m2f.InstanceDataset'
+        )
+    check_unique(path, 'annotation of image', (entry['image_id'] for entry in annotations))
+    by_image = {annotation['image_id']: annotation for annotation in annotations}
+    for image in content['images']:
+        if image['id'] not in by_image:
+            raise ValueError(
+                f'{path} has no annotation of {image["file_name"]} (image {image["id"]!r}). Make '
+                'it anew, or take the picture out of its images.'
+            )
+    return by_image
+
+
+def _segment(segment: Json, label: int, is_thing: bool) -> dict[str, Any]:
+    return {
+        'id': segment['id'],
+        'label': label,
+        'is_thing': is_thing,
+        'is_crowd': bool(segment.get('iscrowd', 0)),
+        'area': segment.get('area'),
+    }

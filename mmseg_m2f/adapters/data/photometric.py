@@ -1,0 +1,73 @@
+"""The colour jitter of SSD, as the official code applies it."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+from mmcv.transforms import BaseTransform
+
+from mmseg_m2f.registry import TRANSFORMS
+
+BRIGHTNESS = 32
+CONTRAST = SATURATION = (0.5, 1.5)
+# OpenCV's hues of 8 bits go from 0 to 179.
+HUE = 18
+NUM_HUES = 180
+
+
+@TRANSFORMS.register_module()
+class PhotoMetricDistortion(BaseTransform):
+    """Brightness, contrast, saturation and hue, each changed in half of the pictures.
+
+    Contrast comes right after brightness or, as often, at the end. Unlike in the frameworks'
+    transforms of this name each step gives whole numbers, and the channels are not swapped.
+
+    Source: official ``ColorAugSSDTransform`` in detectron2's projects/PointRend; Liu et al., "SSD",
+    ECCV 2016.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Changes ``img`` (uint8, BGR)."""
+        img = _linear(results['img'], beta=_drawn(-BRIGHTNESS, BRIGHTNESS, neutral=0))
+        contrast_first = _coin()
+        if contrast_first:
+            img = _linear(img, alpha=_drawn(*CONTRAST, neutral=1))
+        img = _change_hsv(img)
+        if not contrast_first:
+            img = _linear(img, alpha=_drawn(*CONTRAST, neutral=1))
+        results['img'] = img
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}()'
+
+
+def _coin() -> bool:
+    return bool(np.random.randint(2))
+
+
+def _drawn(low: float, high: float, neutral: float) -> float:
+    return np.random.uniform(low, high) if _coin() else neutral
+
+
+def _linear(values: np.ndarray, alpha: float = 1, beta: float = 0) -> np.ndarray:
+    """``alpha * values + beta``, cut to 0..255 and rounded down."""
+    if (alpha, beta) == (1, 0):
+        return values
+    changed = values.astype(np.float32) * np.float32(alpha) + np.float32(beta)
+    return changed.clip(0, 255).astype(np.uint8)
+
+
+def _change_hsv(img: np.ndarray) -> np.ndarray:
+    saturation = _drawn(*SATURATION, neutral=1)
+    hue = int(np.random.randint(-HUE, HUE + 1)) if _coin() else 0
+    # As there, one way to HSV and back for each: on the way back colours are rounded.
+    if saturation != 1:
+        hsv = cv2.cvtColor(img, cv2.COLOR_BGR2HSV)
+        hsv[..., 1] = _linear(hsv[..., 1], alpha=saturation)
+        img = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+    if hue != 0:
+        hsv = cv2.cvtColor(img, cv2.COLOR_BGR2HSV)
+        hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % NUM_HUES
+        img = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+    return img
