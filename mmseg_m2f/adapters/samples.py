@@ -40,7 +40,7 @@ def _stock_target(sample: Any, is_thing: Tensor, size: tuple[int, int]) -> core.
     if 'gt_sem_seg' not in sample:
         return things
     ignore_index = sample.gt_sem_seg.get('ignore_index', 255)
-    label_map = sample.gt_sem_seg.sem_seg.squeeze(0)
+    label_map = sample.gt_sem_seg.sem_seg.squeeze(0).int()
     segments = core.label_map_target(label_map, len(is_thing), ignore_index)
     is_stuff = ~is_thing[segments.labels]
     stuff = core.MaskTarget(segments.labels[is_stuff], segments.masks[is_stuff])

@@ -1,0 +1,127 @@
+"""A run whose data and head disagree about the classes stops before it starts."""
+
+import pytest
+from toy_runner import Noise, Toy, toy_runner
+
+NAMES = ('road', 'car', 'sky', 'person')
+
+
+class Data(Noise):
+    def __init__(self, metainfo: dict) -> None:
+        self.own_metainfo = metainfo
+
+    @property
+    def metainfo(self) -> dict:
+        return self.own_metainfo
+
+
+class Model(Toy):
+    """Tells a head configuration, whatever it is; named as in a detector."""
+
+    def __init__(self, head: dict) -> None:
+        super().__init__()
+        self.config = head
+
+
+def runner_of(work_dir, name, head, train=None, val=None):
+    def loader(metainfo, sampler):
+        data = Data({'classes': NAMES} if metainfo is None else metainfo)
+        return {'batch_size': 2, 'num_workers': 0, 'dataset': data, 'sampler': {'type': sampler}}
+
+    return toy_runner(
+        work_dir,
+        name,
+        model=Model(head),
+        train_dataloader=loader(train, 'InfiniteSampler'),
+        val_dataloader=loader(val, 'DefaultSampler'),
+        test_dataloader=loader(val, 'DefaultSampler'),
+        test_evaluator={'type': 'mmengine.DumpResults', 'out_file_path': f'{work_dir}/out.pkl'},
+        test_cfg={},
+        train_cfg={'type': 'IterBasedTrainLoop', 'max_iters': 1, 'val_interval': 10},
+        custom_hooks=[{'type': 'mmseg_m2f.ClassCheckHook'}],
+    )
+
+
+FITTING = {
+    'the count': ({'num_classes': 4}, {'classes': NAMES}),
+    'a data set that tells nothing': ({'num_classes': 7, 'thing_ids': [1]}, {}),
+    'things in another order': (
+        {'num_classes': 4, 'thing_ids': [1, 3]},
+        {'classes': NAMES, 'thing_ids': (3, 1)},
+    ),
+    "mmdet's names of the things": (
+        {'num_classes': 4, 'thing_ids': [1, 3]},
+        {'classes': NAMES, 'thing_classes': ['person', 'car']},
+    ),
+    'a semantic head has no things': (
+        {'num_classes': 4},
+        {'classes': NAMES, 'thing_ids': [1, 3]},
+    ),
+    'one class of two in a semantic head': ({'num_classes': 1}, {'classes': NAMES[:2]}),
+    'no head of ours': ({}, {'classes': NAMES}),
+}
+
+
+@pytest.mark.parametrize('case', FITTING)
+def test_runs_where_the_classes_fit(case, tmp_path):
+    head, metainfo = FITTING[case]
+    runner = runner_of(tmp_path, f'fitting {case}', head, metainfo, metainfo)
+    runner.train()
+    assert runner.iter == 1
+
+
+WRONG = {
+    'count': (
+        {'num_classes': 19},
+        {'classes': NAMES},
+        r'has 4 classes \(road, car, sky, person\), the head num_classes=19: set num_classes=4',
+    ),
+    'many names': (
+        {'num_classes': 2},
+        {'classes': [str(i) for i in range(20)]},
+        r'20 classes \(0, 1, 2, 3, 4, 5, 6, 7, \.\.\.\)',
+    ),
+    'one class of two in a detector': (
+        {'num_classes': 1, 'thing_ids': [0]},
+        {'classes': NAMES[:2]},
+        'has 2 classes',
+    ),
+    'things': (
+        {'num_classes': 4, 'thing_ids': [0, 1]},
+        {'classes': NAMES, 'thing_ids': [1, 3]},
+        r'things in the data set only: 3 person; things in the head only: 0 road\. '
+        r'Set thing_ids=\[1, 3\] on the head',
+    ),
+    'an instance head on panoptic data': (
+        {'num_classes': 4, 'thing_ids': [0, 1, 2, 3]},
+        {'classes': NAMES, 'thing_classes': ['person', 'car']},
+        r'things in the head only: 0 road, 2 sky\. Set thing_ids=\[1, 3\]',
+    ),
+    'things without names': (
+        {'num_classes': 4, 'thing_ids': [0, 1]},
+        {'thing_ids': [1]},
+        'in the head only: 0 class 0',
+    ),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_says_what_differs_and_what_to_set(case, tmp_path):
+    head, metainfo, message = WRONG[case]
+    runner = runner_of(tmp_path, f'wrong {case}', head, metainfo, metainfo)
+    with pytest.raises(ValueError, match=f'data set of train_dataloader .*{message}'):
+        runner.train()
+    assert runner.iter == 0
+
+
+def test_the_validation_data_is_checked_before_training(tmp_path):
+    runner = runner_of(tmp_path, 'validation', {'num_classes': 4}, val={'classes': NAMES[:3]})
+    with pytest.raises(ValueError, match='val_dataloader has 3 classes'):
+        runner.train()
+
+
+def test_a_test_looks_at_the_test_data_only(tmp_path):
+    head, wrong = {'num_classes': 4}, {'classes': NAMES[:3]}
+    runner_of(tmp_path, 'test fits', head, train=wrong).test()
+    with pytest.raises(ValueError, match='test_dataloader has 3 classes'):
+        runner_of(tmp_path, 'test differs', head, val=wrong).test()
