@@ -1,5 +1,6 @@
 """The instance result of one picture: scored masks that may overlap."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -8,8 +9,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmseg_m2f.core.config import PostprocessConfig
-from mmseg_m2f.core.postprocess import MAX_FLOATS, MaskRestorer, query_chunks, restored_size
+from mmseg_m2f.core.postprocess import (
+    MAX_FLOATS,
+    MaskRestorer,
+    mask_areas,
+    query_chunks,
+    restored_size,
+)
 from mmseg_m2f.core.structures import at_least_float32
+
+# Official: an empty mask scores 0.
+AREA_EPS = 1e-6
 
 
 class Instances(NamedTuple):
@@ -25,6 +35,7 @@ class Instances(NamedTuple):
     boxes: Tensor
 
 
+@torch.no_grad()
 def instances(
     class_logits: Float[Tensor, 'Q K1'],
     mask_logits: Float[Tensor, 'Q h w'],
@@ -53,7 +64,7 @@ def instances(
     if config.non_overlap and number > 0:
         _remove_overlap(masks)
         # Waits for the device: the result's size again.
-        kept = masks.any(2).any(1).nonzero()[:, 0]
+        kept = masks.view(torch.uint8).amax((1, 2)).nonzero()[:, 0]
         scores, labels, masks = scores[kept], labels[kept], _take(masks, kept)
     return Instances(labels, scores, masks, _boxes(masks))
 
@@ -88,8 +99,9 @@ def _masks_and_quality(
 def _binarize(logits: Float[Tensor, 'q H W'], masks: Bool[Tensor, 'q H W']) -> Float[Tensor, 'q']:
     """Fill ``masks``; return the mean probability inside each. Overwrites the logits."""
     masks.copy_(logits > 0)
-    probs = logits.sigmoid_().mul_(masks)
-    return probs.sum((1, 2)) / (masks.sum((1, 2)) + 1e-6)
+    # What lies outside becomes -inf, whose sigmoid is 0: in place, without the masks as floats.
+    inside = torch.threshold_(logits, 0, -math.inf).sigmoid_().sum((1, 2))
+    return inside / (mask_areas(masks, spare=logits) + AREA_EPS)
 
 
 def _bands(masks: Bool[Tensor, 'N H W']) -> Iterator[Bool[Tensor, 'N band W']]:
@@ -113,12 +125,13 @@ def _remove_overlap(masks: Bool[Tensor, 'N H W']) -> None:
 
 
 def _boxes(masks: Bool[Tensor, 'N H W']) -> Float[Tensor, 'N 4']:
-    in_column, in_row = masks.any(1).byte(), masks.any(2).byte()  # (N, W), (N, H)
     height, width = masks.shape[1:]
+    # The maximum of bytes is the fast way to say any.
+    in_column, in_row = masks.view(torch.uint8).amax(1), masks.view(torch.uint8).amax(2)
     sides = [
         in_column.argmax(1),
         in_row.argmax(1),
         width - in_column.flip(1).argmax(1),
         height - in_row.flip(1).argmax(1),
     ]
-    return torch.stack(sides, 1).float() * in_row.any(1, keepdim=True)
+    return torch.stack(sides, 1).float() * in_row.amax(1, keepdim=True)

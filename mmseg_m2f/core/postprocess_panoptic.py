@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmseg_m2f.core.config import PostprocessConfig
-from mmseg_m2f.core.postprocess import MaskRestorer, query_chunks, restored_size
+from mmseg_m2f.core.postprocess import MaskRestorer, mask_areas, query_chunks, restored_size
 from mmseg_m2f.core.structures import at_least_float32
 
 
@@ -37,6 +37,7 @@ class _Pixels(NamedTuple):
     is_mask: Tensor
 
 
+@torch.no_grad()
 def panoptic(
     class_logits: Float[Tensor, 'Q K1'],
     mask_logits: Float[Tensor, 'Q h w'],
@@ -57,10 +58,10 @@ def panoptic(
     kept = is_kept.nonzero()[:, 0]  # waits for the device: how many queries to restore
     scores, labels = scores[kept], labels[kept]
     is_thing = is_thing[labels]
-    pixels, mask_areas = _compete(mask_logits[kept], scores, restore)
-    won, painted = _areas(pixels, len(kept))
+    pixels, areas = _compete(mask_logits[kept], scores, restore)
+    won, painted = _won_and_painted(pixels, len(kept))
     # In float64 the ratio of two areas compares with a threshold such as 0.8 as in Python.
-    is_segment = (painted > 0) & (won.double() / mask_areas >= config.overlap_thr)
+    is_segment = (painted > 0) & (won.double() / areas >= config.overlap_thr)
     ids, is_first = _number(labels, is_thing, is_segment)
     table = torch.cat([ids.new_zeros(1), ids])
     segment_map = table.index_select(0, pixels.owner.flatten()).view_as(pixels.owner)
@@ -78,12 +79,12 @@ def _compete(
     value = scores.new_full(size, -1)  # less than any product, so that the first query leads
     owner = torch.zeros_like(value, dtype=torch.int32)
     pixels = _Pixels(value, owner, torch.zeros_like(value, dtype=torch.bool))
-    mask_areas = torch.empty_like(scores, dtype=torch.int64)
+    areas = torch.empty_like(scores, dtype=torch.int64)
     for rows in query_chunks(mask_logits, size):
         logits = restore(mask_logits[rows])
-        mask_areas[rows] = _challenge(pixels, logits, scores[rows], rows.start + 1)
+        areas[rows] = _challenge(pixels, logits, scores[rows], rows.start + 1)
         del logits  # before the next are made
-    return pixels, mask_areas
+    return pixels, areas
 
 
 def _challenge(
@@ -97,14 +98,16 @@ def _challenge(
     is_mask = probs >= 0.5
     value, index = probs.mul_(scores[:, None, None]).max(0)
     leads = value > pixels.value  # an equal product leaves the pixel to the earlier query
-    winner_mask = is_mask.gather(0, index[None])[0]
-    pixels.is_mask.copy_(torch.where(leads, winner_mask, pixels.is_mask))
-    pixels.owner.copy_(torch.where(leads, index.int() + first, pixels.owner))
-    pixels.value.copy_(torch.maximum(value, pixels.value))
-    return is_mask.sum((1, 2))
+    is_mask_of_winner = is_mask.gather(0, index[None])[0]
+    torch.where(leads, is_mask_of_winner, pixels.is_mask, out=pixels.is_mask)
+    torch.where(leads, index.add_(first).int(), pixels.owner, out=pixels.owner)
+    torch.maximum(value, pixels.value, out=pixels.value)
+    return mask_areas(is_mask, spare=probs)
 
 
-def _areas(pixels: _Pixels, num_queries: int) -> tuple[Int[Tensor, 'q'], Int[Tensor, 'q']]:
+def _won_and_painted(
+    pixels: _Pixels, num_queries: int
+) -> tuple[Int[Tensor, 'q'], Int[Tensor, 'q']]:
     """Pixels won by each query, and those of them within its mask."""
     slot = (2 * pixels.owner + pixels.is_mask).flatten().long()
     one = slot.new_ones(1).expand_as(slot)
