@@ -86,7 +86,7 @@ def losses_of(model, data):
 
 @torch.no_grad()
 def sharpen(model):
-    """Random weights with which queries differ, and segments of several classes survive ``SURE``."""
+    """Random weights with which queries differ and segments of several classes are ``SURE``."""
     redraw(model)
     model.eval()
     class_embed = model.panoptic_head.decoder.class_embed
