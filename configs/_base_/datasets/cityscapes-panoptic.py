@@ -18,6 +18,7 @@ val_dataloader = dict(
         data_prefix=dict(
             img='leftImg8bit/val', seg='gtFine/cityscapes_panoptic_val', label_map='gtFine/val'
         ),
+        label_map_suffix='_gtFine_labelTrainIds.png',
         pipeline=_base_.test_pipeline,
         test_mode=True,
         **dataset,
