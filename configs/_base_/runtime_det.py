@@ -2,5 +2,9 @@
 _base_ = './runtime.py'
 
 default_scope = 'mmdet'
-default_hooks = dict(visualization=dict(type='DetVisualizationHook'))
+default_hooks = dict(
+    # Of names with a prefix MMEngine cannot tell which way is better.
+    checkpoint=dict(rule='greater'),
+    visualization=dict(type='DetVisualizationHook'),
+)
 visualizer = dict(type='DetLocalVisualizer')
