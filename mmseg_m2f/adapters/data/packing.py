@@ -111,11 +111,11 @@ class PackSegments(BaseTransform):
 
 def mask_boxes(masks: np.ndarray) -> np.ndarray:
     """(N, 4) float32 ``x1 y1 x2 y2``, right and bottom exclusive; 0 for an empty mask."""
-    sides = masks.any(axis=1), masks.any(axis=2)
+    sides = [np.any(masks, axis=axis) for axis in (1, 2)]
     first = [side.argmax(axis=1) for side in sides]
     end = [side.shape[1] - side[:, ::-1].argmax(axis=1) for side in sides]
     boxes = np.stack([*first, *end], axis=1).astype(np.float32)
-    boxes[~masks.any(axis=(1, 2))] = 0
+    boxes[~np.any(masks, axis=(1, 2))] = 0
     return boxes
 
 

@@ -138,7 +138,7 @@ class InstanceShapes:
         vertices: (V, 2) of all polygons, x and y in pixels.
         outlines: instance index to its polygons, each ``(start, stop)`` in ``vertices``.
         bitmaps: instance index to its compressed run-length encoding, at the file's size.
-        grid: the pixels of the file that the picture shows by now; the bitmaps need them.
+        grid: the pixels of the file that the picture shows by now.
         is_flipped: whether it shows them the other way round.
     """
 
@@ -175,6 +175,9 @@ class InstanceShapes:
         masks = np.zeros((len(self.labels), *self.size), bool)
         for index, outlines in self.outlines.items():
             _draw(masks[index], [self.vertices[start:stop] for start, stop in outlines])
+        # A polygon goes on beyond the edge where a crop cut it off: not into the padding.
+        masks[:, self.grid.rows < 0] = False
+        masks[:, :, self.grid.columns < 0] = False
         for index, encoded in self.bitmaps.items():
             self._copy(masks[index], encoded)
         return masks

@@ -1,0 +1,255 @@
+"""Maps against PIL on the colours of a PNG, polygons against pixels counted by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from mmseg_m2f.adapters.data.loading import LoadSegments, read_ids
+from mmseg_m2f.adapters.data.segments import InstanceShapes, PixelGrid, SegmentMap
+
+TINY = Path(__file__).parents[3] / 'data/tiny'
+NEAREST = Image.Resampling.NEAREST
+
+
+def random_colours(height, width, seed=0):
+    """A PNG's pixels in blocks, as segments are."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (-(-height // 3), -(-width // 3), 3), np.uint8)
+    return blocks.repeat(3, 0).repeat(3, 1)[:height, :width]
+
+
+def ids_of(colours):
+    return colours.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+
+
+def segment_map(colours, segment_ids=None):
+    """All ids that occur are segments, in no special order, unless they are given."""
+    ids = ids_of(colours)
+    if segment_ids is None:
+        segment_ids = np.random.default_rng(1).permutation(np.unique(ids))
+    num = len(segment_ids)
+    return SegmentMap(
+        ids=ids,
+        segment_ids=np.asarray(segment_ids, np.int32),
+        labels=np.arange(num),
+        is_thing=np.zeros(num, bool),
+        grid=PixelGrid.of(ids.shape),
+    )
+
+
+def shown_ids(segments):
+    """Of each pixel, -1 where there is no segment."""
+    return np.append(segments.segment_ids, -1)[segments.index_map()]
+
+
+@pytest.mark.parametrize(
+    ('old', 'new'),
+    [
+        ((9, 7), (9, 7)),
+        ((9, 7), (18, 21)),
+        ((9, 7), (4, 3)),
+        ((60, 80), (45, 61)),
+        ((48, 64), (103, 102)),
+        ((3, 4), (1, 1)),
+        ((1, 1), (5, 6)),
+        # 3 -> 4 and 6 -> 8 and 2 -> 1 meet borders between pixels exactly.
+        ((120, 90), (160, 120)),
+        ((120, 90), (60, 45)),
+    ],
+)
+def test_a_map_is_resized_as_pil_resizes_the_png(old, new):
+    colours = random_colours(*old)
+    expected = ids_of(np.asarray(Image.fromarray(colours).resize(new[::-1], NEAREST)))
+    assert (shown_ids(segment_map(colours).resize(new)) == expected).all()
+
+
+def test_a_row_of_steps_is_as_good_as_each_by_itself():
+    colours = random_colours(40, 55)
+    moved = segment_map(colours).flip().resize((61, 47)).crop(5, 11, 30, 40).pad((50, 33))
+    moved = moved.flip().resize((25, 80))
+    image = Image.fromarray(colours[:, ::-1]).resize((47, 61), NEAREST)
+    image = np.asarray(image)[11:51, 5:35]
+    padded = np.full((50, 33, 3), 255, np.uint8)
+    padded[:40, :30] = image
+    expected = ids_of(np.asarray(Image.fromarray(padded[:, ::-1]).resize((80, 25), NEAREST)))
+    assert moved.size == (25, 80)
+    assert not moved.is_flipped
+    assert (shown_ids(moved) == np.where(expected == 0xFFFFFF, -1, expected)).all()
+
+
+def test_indices_are_positions_in_the_list_of_segments():
+    ids = np.array([[0, 7, 7, 16_000_000], [3, 3, 0, 99]], np.int32)
+    segments = SegmentMap(
+        ids=ids,
+        segment_ids=np.array([7, 0, 16_000_000, 5], np.int32),
+        labels=np.zeros(4, np.int64),
+        is_thing=np.zeros(4, bool),
+        grid=PixelGrid.of(ids.shape),
+    )
+    assert segments.index_map().tolist() == [[1, 0, 0, 2], [-1, -1, 1, -1]]
+    # Padding is no segment, though 0 is one.
+    assert segments.pad((2, 5)).index_map()[:, 4].tolist() == [-1, -1]
+    assert segments.index_map().dtype == np.int32
+
+
+def test_a_map_without_segments():
+    segments = segment_map(random_colours(4, 6), segment_ids=[])
+    moved = segments.flip().resize((8, 8)).crop(1, 1, 4, 4).pad((6, 6))
+    assert (moved.index_map() == -1).all()
+    assert moved.index_map().shape == (6, 6)
+
+
+@pytest.mark.parametrize('name', ['coco', 'facade'])
+def test_areas_of_real_segments(name):
+    content = json.loads((TINY / name / 'annotations/panoptic_val.json').read_text())
+    for annotation in content['annotations']:
+        ids = read_ids(str(TINY / name / 'panoptic/val' / annotation['file_name']))
+        infos = annotation['segments_info']
+        segments = SegmentMap(
+            ids=ids,
+            segment_ids=np.array([info['id'] for info in infos], np.int32),
+            labels=np.zeros(len(infos), np.int64),
+            is_thing=np.zeros(len(infos), bool),
+            grid=PixelGrid.of(ids.shape),
+        )
+        index_map = segments.resize(ids.shape).index_map()
+        areas = np.bincount(index_map.ravel() + 1, minlength=len(infos) + 1)[1:]
+        assert areas.tolist() == [info['area'] for info in infos]
+
+
+def shapes(*segmentations, size):
+    """Through `LoadSegments`, which is what reads them."""
+    results = {
+        'img': np.zeros((*size, 3), np.uint8),
+        'img_path': 'a.jpg',
+        'height': size[0],
+        'width': size[1],
+        'instances': [
+            {'label': label, 'segmentation': segmentation, 'is_crowd': False}
+            for label, segmentation in enumerate(segmentations)
+        ],
+    }
+    return LoadSegments().transform(results)['gt_segments']
+
+
+def rectangle(x1, y1, x2, y2):
+    return [[x1, y1, x2, y1, x2, y2, x1, y2]]
+
+
+def filled(size, x1, y1, x2, y2):
+    mask = np.zeros(size, bool)
+    mask[y1:y2, x1:x2] = True
+    return mask
+
+
+def test_a_square_enlarged_and_mirrored():
+    segments = shapes(rectangle(2, 3, 5, 7), size=(10, 12))
+    assert (segments.masks() == filled((10, 12), 2, 3, 5, 7)).all()
+    # x from 2..5 to 4..10, in a picture of width 24 to 14..20.
+    moved = segments.resize((20, 24)).flip()
+    assert (moved.masks() == filled((20, 24), 14, 6, 20, 14)).all()
+    # From (10, 8) on, 7 wide and 9 high: 4..7 and 0..6, the rest is cut off.
+    moved = moved.crop(10, 8, 7, 9)
+    assert moved.size == (9, 7)
+    assert (moved.masks() == filled((9, 7), 4, 0, 7, 6)).all()
+    moved = moved.pad((11, 8)).flip()
+    assert not moved.is_flipped
+    assert (moved.masks() == filled((11, 8), 1, 0, 4, 6)).all()
+
+
+def test_flipping_comes_to_the_same_before_and_after_resizing():
+    segments = shapes(rectangle(1, 1, 4, 6), size=(9, 11))
+    first, last = segments.flip().resize((27, 33)), segments.resize((27, 33)).flip()
+    assert (first.masks() == last.masks()).all()
+
+
+def test_a_polygon_is_drawn_at_the_final_size():
+    # Half of a square of 8 pixels, its diagonal enlarged 16 times: 128 * 128 / 2 pixels, and the
+    # diagonal about as long. Drawn at native size it would have steps of 16 pixels.
+    triangle = [[0, 0, 8, 0, 0, 8]]
+    mask = shapes(triangle, size=(8, 8)).resize((128, 128)).masks()[0]
+    assert mask.sum() == pytest.approx(128 * 128 / 2, rel=0.02)
+    ends = mask.sum(axis=1)
+    assert (np.abs(np.diff(ends)) <= 2).all()
+
+
+def test_overlapping_instances_keep_their_areas():
+    segments = shapes(rectangle(0, 0, 6, 6), rectangle(3, 3, 9, 9), size=(10, 10))
+    masks = segments.resize((20, 20)).masks()
+    assert masks.sum(axis=(1, 2)).tolist() == [144, 144]
+    assert (masks[0] & masks[1]).sum() == 36
+
+
+def test_an_instance_of_several_polygons_is_one_mask():
+    two_parts = rectangle(0, 0, 2, 2) + rectangle(5, 5, 8, 9)
+    masks = shapes(two_parts, size=(10, 10)).masks()
+    assert (masks[0] == (filled((10, 10), 0, 0, 2, 2) | filled((10, 10), 5, 5, 8, 9))).all()
+
+
+def test_what_lies_outside_is_empty():
+    segments = shapes(rectangle(1, 1, 3, 3), rectangle(7, 7, 9, 9), size=(10, 10))
+    assert segments.crop(4, 4, 6, 6).masks().sum(axis=(1, 2)).tolist() == [0, 4]
+    assert segments.crop(0, 0, 5, 5).masks().sum(axis=(1, 2)).tolist() == [4, 0]
+    # Beside it in one direction only.
+    assert not segments.crop(0, 5, 10, 2).masks().any()
+
+
+def test_polygons_are_drawn_as_pycocotools_draws_them():
+    rng = np.random.default_rng(2)
+    for _ in range(300):
+        height, width = rng.integers(5, 40, 2)
+        num_parts = rng.integers(1, 4)
+        low, high = (0, 1) if rng.random() < 0.5 else (-0.7, 1.7)
+        polygons = [
+            (rng.uniform(low, high, (rng.integers(3, 9), 2)) * (width, height))
+            for _ in range(num_parts)
+        ]
+        if rng.random() < 0.3:
+            polygons = [polygon.round() for polygon in polygons]
+        flat = [polygon.ravel().tolist() for polygon in polygons]
+        whole = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, height, width)))
+        ours = shapes(flat, size=(height, width)).masks()[0]
+        # pycocotools rounds negative coordinates towards zero, others down: a fifth of a pixel.
+        assert (ours != whole).sum() <= (0 if low == 0 else 3)
+
+
+@pytest.mark.parametrize('compressed', [True, False])
+def test_bitmaps_follow_the_nearest_pixel(compressed):
+    rng = np.random.default_rng(3)
+    masks = rng.random((2, 14, 20)) < 0.5
+    encoded = [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
+    if not compressed:
+        # Runs down the columns, zeros first.
+        encoded = []
+        for mask in masks:
+            pixels = mask.T.ravel()
+            borders = np.flatnonzero(np.diff(pixels)) + 1
+            counts = np.diff([0, *borders, pixels.size]).tolist()
+            encoded.append({'size': [14, 20], 'counts': ([0] if pixels[0] else []) + counts})
+    segments = shapes(*encoded, size=(14, 20))
+    assert (segments.masks() == masks).all()
+    moved = segments.resize((33, 17)).flip().crop(2, 5, 12, 20).pad((25, 25)).masks()
+    for mask, ours in zip(masks, moved, strict=True):
+        resized = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((17, 33), NEAREST))
+        expected = np.zeros((25, 25), bool)
+        expected[:20, :12] = resized[:, ::-1][5:25, 2:14]
+        assert (ours == expected).all()
+
+
+def test_polygons_and_bitmaps_in_one_picture():
+    bitmap = coco_mask.encode(np.asfortranarray(filled((8, 8), 4, 4, 8, 8), np.uint8))
+    segments = shapes(rectangle(0, 0, 3, 3), bitmap, rectangle(2, 2, 6, 5), size=(8, 8))
+    moved = segments.flip().resize((16, 16)).masks()
+    assert (moved[0] == filled((16, 16), 10, 0, 16, 6)).all()
+    assert (moved[1] == filled((16, 16), 0, 8, 8, 16)).all()
+    assert (moved[2] == filled((16, 16), 4, 4, 12, 10)).all()
+
+
+def test_no_instances():
+    segments = shapes(size=(6, 8))
+    assert isinstance(segments, InstanceShapes)
+    assert segments.flip().resize((9, 9)).crop(0, 0, 5, 4).pad((7, 7)).masks().shape == (0, 7, 7)
