@@ -5,6 +5,7 @@ per instance. It keeps its settings in a global object, of which a copy is used 
 """
 
 import copy
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,6 +119,6 @@ def import_evaluator() -> Any:
 def _settings(evaluator: Any, folder: Path) -> Any:
     settings = copy.copy(evaluator.args)
     settings.quiet = True
-    settings.predictionPath = str(folder.resolve())
+    settings.predictionPath = os.path.abspath(folder)
     evaluator.setInstanceLabels(settings)
     return settings

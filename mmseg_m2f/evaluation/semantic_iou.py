@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+NO_CLASS = -1
+
 
 class SemanticQuality(NamedTuple):
     """IoU and accuracy per class ``(K,)``, NaN where a class has neither; and of all pixels."""
@@ -13,12 +15,10 @@ class SemanticQuality(NamedTuple):
     pixel_accuracy: float
 
 
-def class_areas(
-    truth: np.ndarray, predicted: np.ndarray, num_classes: int, ignore_index: int
-) -> np.ndarray:
+def class_areas(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """``(3, K)`` pixels per class of one picture: common, true, predicted. They add up.
 
-    Of the label maps ``(H, W)`` the pixels whose true label is ``ignore_index`` are left out.
+    Of the label maps ``(H, W)`` the pixels whose true label is `NO_CLASS` are left out.
 
     Raises:
         ValueError: the maps differ in size, or one holds a label that is no class.
@@ -28,14 +28,14 @@ def class_areas(
             f'the prediction is {predicted.shape} pixels (height, width), the ground truth '
             f'{truth.shape}'
         )
-    is_labeled = truth != ignore_index
+    is_labeled = truth != NO_CLASS
     truth, predicted = truth[is_labeled].astype(np.int64), predicted[is_labeled].astype(np.int64)
     for name, labels in (('ground truth', truth), ('prediction', predicted)):
         if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
             wrong = np.unique(labels[(labels < 0) | (labels >= num_classes)])
             raise ValueError(
-                f'the {name} holds labels {wrong[:8].tolist()}; allowed are 0 to '
-                f'{num_classes - 1}, and {ignore_index} for pixels without a class'
+                f'the {name} holds labels {wrong[:8].tolist()}, the classes are 0 to '
+                f'{num_classes - 1}'
             )
     common = truth[truth == predicted]
     return np.stack(

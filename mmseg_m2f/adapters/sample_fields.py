@@ -1,0 +1,131 @@
+"""What metrics and result files take from a sample and from a data set's ``metainfo``.
+
+A sample is a ``DetDataSample`` as a dict, predictions of our models or of mmdet's.
+"""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.fileio import get
+from torch import Tensor
+
+from mmseg_m2f.evaluation.panoptic_map import (
+    AnnotatedSegments,
+    Segments,
+    decode_panoptic,
+    read_segments,
+)
+
+Sample = Mapping[str, Any]
+
+
+class PredictedInstances(NamedTuple):
+    """``masks (N, H, W)`` bool, columns together in memory; ``labels (N,)``, ``scores (N,)``."""
+
+    masks: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+
+
+def panoptic_of(sample: Sample, num_classes: int) -> Segments:
+    """The predicted segments.
+
+    Raises:
+        ValueError: there are none to take, or a class the data set does not have.
+    """
+    encoded = _prediction(sample, 'pred_panoptic_seg', 'sem_seg', 'panoptic_on')
+    try:
+        return decode_panoptic(_array(encoded).squeeze(0), num_classes)
+    except ValueError as error:
+        raise ValueError(f'{source_of(sample)}: {error}') from None
+
+
+def label_map_of(sample: Sample) -> np.ndarray:
+    """The predicted class of each pixel ``(H, W)``.
+
+    Raises:
+        ValueError: there is none to take.
+    """
+    return _array(_prediction(sample, 'pred_sem_seg', 'sem_seg', 'semantic_on')).squeeze(0)
+
+
+def instances_of(sample: Sample) -> PredictedInstances:
+    """The predicted instances.
+
+    Raises:
+        ValueError: there are none to take, or they have no masks.
+    """
+    masks, labels, scores = (
+        _prediction(sample, 'pred_instances', key, 'instance_on')
+        for key in ('masks', 'labels', 'scores')
+    )
+    if isinstance(masks, Tensor):
+        # Run lengths go down the columns: the device turns the masks faster than the host does.
+        masks = _array(masks.to(torch.bool).transpose(1, 2).contiguous()).transpose(0, 2, 1)
+    return PredictedInstances(np.asarray(masks, bool), _array(labels), _array(scores))
+
+
+def _prediction(sample: Sample, field: str, key: str, switch: str) -> Any:
+    if field not in sample:
+        raise ValueError(
+            f'{source_of(sample)}: the model gave no {field}. Set test_cfg.{switch}=True, or '
+            'remove the metric that needs it from the evaluator'
+        )
+    if key not in sample[field]:
+        raise ValueError(f'{source_of(sample)}: {field} has no {key}, only {sorted(sample[field])}')
+    return sample[field][key]
+
+
+def _array(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def true_segments_of(sample: Sample) -> AnnotatedSegments:
+    """The segments of the panoptic PNG that belongs to the sample.
+
+    Raises:
+        ValueError: the sample does not name it.
+    """
+    missing = [key for key in ('seg_map_path', 'segments_info') if key not in sample]
+    if missing:
+        raise ValueError(
+            f'{source_of(sample)}: the sample has no {missing}. They come from '
+            'mmseg_m2f.PanopticDataset and must be among the meta_keys of the packing transform'
+        )
+    return read_segments(BytesIO(get(sample['seg_map_path'])), sample['segments_info'])
+
+
+def source_of(sample: Sample) -> str:
+    """A name of the sample for messages."""
+    return sample.get('img_path') or f'picture {sample.get("img_id")}'
+
+
+def is_thing(meta: Mapping[str, Any]) -> np.ndarray | None:
+    """Which classes are things ``(K,)`` bool; None if the data set does not tell."""
+    classes = list(meta['classes'])
+    thing_ids = meta.get('thing_ids')
+    if thing_ids is None and meta.get('thing_classes') is not None:  # mmdet's panoptic sets
+        thing_ids = [classes.index(name) for name in meta['thing_classes']]
+    return None if thing_ids is None else np.isin(np.arange(len(classes)), list(thing_ids))
+
+
+def category_ids_by_name(classes: Sequence[str], categories: Mapping[int, str]) -> list[int]:
+    """Category ids per class of a data set that names its classes only, as mmdet's do.
+
+    mmdet numbers the classes in the order of the file, whatever the order of the names.
+
+    Raises:
+        ValueError: the file lacks one of the classes, or has several of a name.
+    """
+    category_ids = [i for i, name in categories.items() if name in classes]
+    names = [categories[i] for i in category_ids]
+    if sorted(names) != sorted(classes):
+        missing = sorted(set(classes) - set(names)) or 'none, but a name occurs twice'
+        raise ValueError(
+            f"the file's categories are not the data set's classes; classes without category: "
+            f'{missing}. Give the data set category_ids, one for each class'
+        )
+    return category_ids
