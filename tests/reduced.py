@@ -1,18 +1,19 @@
 """Rows made small: the same types everywhere, only the sizes cut, on a few small real photos."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from mmengine import Config
 from mmengine.runner import Runner
-from PIL import Image
+
+from tests.layouts import FACADE, LAYOUTS, SPLITS, write_dataset
 
 REPOSITORY = Path(__file__).parents[1]
-FACADE = REPOSITORY / 'data/tiny/facade'
 FACTOR = 8  # every length in pixels is divided by this
-SPLITS = {'train': 4, 'val': 2}
-LENGTHS = ('scale', 'scales', 'crop_size', 'size', 'max_size')
+LOADERS = {'train_dataloader': 'train', 'val_dataloader': 'val', 'test_dataloader': 'val'}
+LENGTHS = ('scale', 'scales', 'crop_size', 'size', 'max_size', 'target_size')
 
 HEAD = {
     'num_queries': 8,
@@ -31,12 +32,15 @@ def reduce_config(cfg: Config, data_root: Path) -> Config:
     name = Path(cfg.filename).stem
     cfg = Config(cfg.to_dict())
     _reduce_backbone(cfg.model.backbone)
-    cfg.model.decode_head.update(HEAD)
-    cfg.model.decode_head.in_channels = backbone_channels(cfg.model.backbone)
+    head = head_of(cfg)
+    head.update(HEAD)
+    head.in_channels = backbone_channels(cfg.model.backbone)
     cfg.model.data_preprocessor = _shrink_lengths(cfg.model.data_preprocessor)
-    for split, name in (('train', 'train'), ('val', 'val'), ('val', 'test')):
-        _reduce_dataloader(cfg[f'{name}_dataloader'], data_root, split)
-    cfg.tta_pipeline = _shrink_lengths(cfg.tta_pipeline)
+    _move_data(cfg, data_root)
+    for loader in LOADERS:
+        _reduce_dataloader(cfg[loader])
+    if 'tta_pipeline' in cfg:
+        cfg.tta_pipeline = _shrink_lengths(cfg.tta_pipeline)
     cfg.train_cfg.update(max_iters=2, val_interval=2)
     cfg.default_hooks.logger.interval = 1
     cfg.vis_backends = cfg.visualizer.vis_backends = [{'type': 'LocalVisBackend'}]
@@ -55,6 +59,17 @@ def train_and_test(cfg: Config) -> dict[str, float]:
         return runner.test()
 
 
+def head_of(cfg: Config) -> Any:
+    """The head's settings: of a segmentor of mmseg or a detector of mmdet."""
+    return cfg.model['panoptic_head' if 'panoptic_head' in cfg.model else 'decode_head']
+
+
+def evaluators_of(cfg: Config) -> Iterator[Any]:
+    """The settings of every metric of validation and test."""
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        yield from evaluator if isinstance(evaluator, list | tuple) else [evaluator]
+
+
 def backbone_channels(backbone: dict[str, Any]) -> list[int]:
     """Channels of the four maps of a ResNet of bottlenecks or a Swin."""
     if backbone['type'] == 'ResNet':
@@ -70,18 +85,30 @@ def _reduce_backbone(backbone: Any) -> None:
         backbone.update(embed_dims=4 * backbone.num_heads[0], depths=[2, 2, 2, 2])
 
 
-def _reduce_dataloader(loader: Any, data_root: Path, split: str) -> None:
-    loader.update(num_workers=0, persistent_workers=False)
-    dataset = loader.dataset
-    # Packing a long list for the loader's processes costs a garbage collection.
-    dataset.serialize_data = False
-    dataset.pipeline = _shrink_lengths(dataset.pipeline)
-    if dataset.type == 'BaseSegDataset':
-        # The custom-data example comes with its data.
-        dataset.update(data_root=str(FACADE), indices=SPLITS[split])
+def _move_data(cfg: Config, data_root: Path) -> None:
+    """Lets data sets and metrics read from ``data_root``, or from the examples' own data."""
+    old_root = Path(cfg.train_dataloader.dataset.data_root)
+    if old_root == FACADE.relative_to(REPOSITORY):
+        data_root = FACADE
+        for loader, split in LOADERS.items():
+            cfg[loader].dataset.indices = SPLITS[split]
     else:
-        dataset.data_root = str(data_root)
-        _write_split(data_root, dataset, split)
+        (name,) = (name for name in LAYOUTS if name.startswith(old_root.parts[1]))
+        write_dataset(name, data_root)
+    for loader in LOADERS:
+        cfg[loader].dataset.data_root = str(data_root)
+    for evaluator in evaluators_of(cfg):
+        for key in {'ann_file', 'gt_dir'} & set(evaluator):
+            path = Path(evaluator[key])
+            if not path.is_absolute():
+                evaluator[key] = str(data_root / path.relative_to(old_root))
+
+
+def _reduce_dataloader(loader: Any) -> None:
+    loader.update(num_workers=0, persistent_workers=False)
+    # Packing a long list for the loader's processes costs a garbage collection.
+    loader.dataset.serialize_data = False
+    loader.dataset.pipeline = _shrink_lengths(loader.dataset.pipeline)
 
 
 def _shrink_lengths(node: Any) -> Any:
@@ -97,23 +124,3 @@ def _shrink(length: Any) -> Any:
     if isinstance(length, list | tuple):
         return type(length)(_shrink(value) for value in length)
     return length // FACTOR
-
-
-def _write_split(data_root: Path, dataset: Any, split: str) -> None:
-    """Facade photos of 96 x 72 under the folders and names the dataset looks for."""
-    picture_dir = data_root / dataset.data_prefix.img_path
-    label_dir = data_root / dataset.data_prefix.seg_map_path
-    if picture_dir.exists():
-        return
-    picture_dir.mkdir(parents=True)
-    label_dir.mkdir(parents=True)
-    is_ade = dataset.type == 'ADE20KDataset'
-    suffixes = ('.jpg', '.png') if is_ade else ('_leftImg8bit.png', '_gtFine_labelTrainIds.png')
-    for path in sorted((FACADE / 'img' / split).iterdir())[: SPLITS[split]]:
-        picture = Image.open(path).resize((96, 72))
-        picture.save(picture_dir / f'{path.stem}{suffixes[0]}')
-        labels = Image.open(FACADE / 'labelmap' / split / f'{path.stem}.png')
-        labels = labels.resize((96, 72), Image.Resampling.NEAREST)
-        # ADE20K counts classes from 1, with 0 for none.
-        labels = labels.point([(value + 1) % 256 if is_ade else value for value in range(256)])
-        labels.save(label_dir / f'{path.stem}{suffixes[1]}')

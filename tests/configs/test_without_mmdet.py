@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.configs.rows import CONFIGS, ONE_PER_FAMILY, REPOSITORY, ROWS
+from tests.configs.rows import CONFIGS, ONE_PER_FAMILY, REPOSITORY, SEMANTIC_ROWS
 
 pytest.importorskip('mmseg')
 
@@ -21,12 +21,12 @@ from pathlib import Path
 blocked, data_root, rows = json.loads(sys.argv[1])
 sys.modules[blocked] = None
 from mmengine import Config
-from tests.configs.rows import load
+from tests.configs.rows import load, parse
 from tests.reduced import reduce_config, train_and_test
 metrics = {}
 for row in rows:
-    dataset = 'ade' if 'ade20k' in row else 'cityscapes'
-    metrics[row] = float(train_and_test(reduce_config(load(row), Path(data_root, dataset)))['mIoU'])
+    cfg = reduce_config(load(row), Path(data_root, parse(row).dataset))
+    metrics[row] = float(train_and_test(cfg)['mIoU'])
 assert sys.modules[blocked] is None
 Path(data_root, 'metrics.json').write_text(json.dumps(metrics))
 """
@@ -50,10 +50,12 @@ def run_without(blocked: str, rows: list[str], data_root: Path) -> dict[str, flo
 
 def test_every_row_without_mmdet(tmp_path):
     assert CONFIGS.is_dir()
-    assert sorted(run_without('mmdet', ROWS, tmp_path)) == ROWS
+    assert sorted(run_without('mmdet', SEMANTIC_ROWS, tmp_path)) == SEMANTIC_ROWS
 
 
 @pytest.mark.skipif(not is_onedl(), reason='upstream mmcv needs its compiled operators')
-@pytest.mark.parametrize('rows', [ONE_PER_FAMILY, pytest.param(ROWS, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    'rows', [ONE_PER_FAMILY, pytest.param(SEMANTIC_ROWS, marks=pytest.mark.long)]
+)
 def test_rows_without_compiled_operators(rows, tmp_path):
     assert sorted(run_without('mmcv._ext', rows, tmp_path)) == sorted(rows)

@@ -1,0 +1,202 @@
+"""The published data sets in miniature: a few facade photos under the names the rows look for.
+
+Folders and names are typed here as the data sets are published and prepared, not taken from the
+configurations. The facade's classes take the places of each set's first things and first stuff.
+"""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mmseg_m2f.metadata import DatasetMetadata, load_metadata
+
+FACADE = Path(__file__).parents[1] / 'data/tiny/facade'
+SPLITS = {'train': 4, 'val': 2}
+WIDTH, HEIGHT = 96, 72
+SCALE = np.array([WIDTH, HEIGHT]) / 384
+NUM_THINGS, NUM_STUFF = 5, 6
+
+Json = dict[str, Any]
+At = Callable[..., Path]
+
+
+class Layout(NamedTuple):
+    """Patterns of paths: ``{s}`` is train or val, ``{l}`` training or validation, ``{n}`` a name.
+
+    JSON files name a picture relative to ``folder``. ``shift`` is what label maps add to a class.
+    """
+
+    metadata: str
+    folder: str
+    picture: str
+    label_map: str
+    segment_map: str
+    panoptic: str
+    instances: str | None = None
+    instance_ids: str | None = None
+    shift: int = 0
+
+
+LAYOUTS = {
+    'coco': Layout(
+        metadata='coco_panoptic',
+        folder='{s}2017',
+        picture='{n}.jpg',
+        label_map='panoptic_semseg_{s}2017/{n}.png',
+        segment_map='annotations/panoptic_{s}2017/{n}.png',
+        panoptic='annotations/panoptic_{s}2017.json',
+        instances='annotations/instances_{s}2017.json',
+    ),
+    'cityscapes': Layout(
+        metadata='cityscapes',
+        folder='leftImg8bit/{s}',
+        picture='facade/{n}_leftImg8bit.png',
+        label_map='gtFine/{s}/facade/{n}_gtFine_labelTrainIds.png',
+        segment_map='gtFine/cityscapes_panoptic_{s}/{n}_gtFine_panoptic.png',
+        panoptic='gtFine/cityscapes_panoptic_{s}.json',
+        instances='gtFine/cityscapes_instance_{s}.json',
+        instance_ids='gtFine/{s}/facade/{n}_gtFine_instanceIds.png',
+    ),
+    'ade20k': Layout(
+        metadata='ade20k',
+        folder='images/{l}',
+        picture='{n}.jpg',
+        label_map='annotations/{l}/{n}.png',
+        segment_map='ade20k_panoptic_{s}/{n}.png',
+        panoptic='ade20k_panoptic_{s}.json',
+        instances='ade20k_instance_{s}.json',
+        shift=1,
+    ),
+    'mapillary': Layout(
+        metadata='mapillary',
+        folder='{l}/images',
+        picture='{n}.jpg',
+        label_map='{l}/labels/{n}.png',
+        segment_map='{l}/panoptic/{n}.png',
+        panoptic='annotations/panoptic_{l}.json',
+    ),
+}
+
+
+def write_dataset(name: str, root: Path) -> None:
+    """Writes both splits of ``name``, pictures of 96 x 72, unless ``root`` has its pictures."""
+    layout = LAYOUTS[name]
+    if not _at(root, 'val', layout.folder).exists():
+        for split in SPLITS:
+            _write_split(layout, root, split)
+
+
+def _at(root: Path, split: str, pattern: str, name: str = '') -> Path:
+    long = {'train': 'training', 'val': 'validation'}[split]
+    path = root / pattern.format(s=split, l=long, n=name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write_split(layout: Layout, root: Path, split: str) -> None:
+    at = partial(_at, root, split)
+    metadata = load_metadata(layout.metadata)
+    source = _read(f'annotations/panoptic_{split}.json')
+    images, annotations = [], []
+    for index, annotation in enumerate(source['annotations'][: SPLITS[split]]):
+        # Three parts, as cityscapesScripts has it.
+        name = f'facade_{split}_{index:06d}'
+        photo = FACADE / f'img/{split}/{annotation["file_name"]}'
+        picture = layout.picture.format(n=name)
+        photo_small = Image.open(photo.with_suffix('.jpg')).resize((WIDTH, HEIGHT))
+        photo_small.save(at(f'{layout.folder}/{picture}'))
+        image_id = annotation['image_id']
+        images.append({'id': image_id, 'file_name': picture, 'height': HEIGHT, 'width': WIDTH})
+        ids = _read_ids(FACADE / f'panoptic/{split}/{annotation["file_name"]}')
+        segments = _segments(annotation, ids, metadata)
+        path = at(layout.segment_map, name)
+        _write_maps(layout, at, name, ids, segments, metadata)
+        entry = {'image_id': image_id, 'file_name': path.name, 'segments_info': segments}
+        annotations.append(entry)
+    _write_json(at(layout.panoptic), images, annotations, metadata)
+    if layout.instances:
+        instances = load_metadata(f'{layout.metadata.removesuffix("_panoptic")}_instance')
+        source = _read(f'annotations/instances_{split}.json')
+        entries = [_instance(entry, instances) for entry in source['annotations']]
+        shown = {image['id'] for image in images}
+        entries = [entry for entry in entries if entry['image_id'] in shown]
+        _write_json(at(layout.instances), images, entries, instances)
+
+
+def _read(name: str) -> Json:
+    return json.loads((FACADE / name).read_text())
+
+
+def _read_ids(path: Path) -> np.ndarray:
+    pixels = Image.open(path).resize((WIDTH, HEIGHT), Image.Resampling.NEAREST)
+    return np.asarray(pixels) @ np.array([1, 256, 256**2])
+
+
+def _segments(annotation: Json, ids: np.ndarray, metadata: DatasetMetadata) -> list[Json]:
+    """The segments that are left at this size; classes by their place in the data set."""
+    stuff = [i for i in range(len(metadata.classes)) if i not in metadata.thing_ids]
+    classes = [*metadata.thing_ids[:NUM_THINGS], *stuff[:NUM_STUFF]]
+    segments = []
+    for segment in annotation['segments_info']:
+        rows, columns = np.nonzero(ids == segment['id'])
+        if not len(rows):
+            continue
+        category = metadata.category_ids[classes[segment['category_id'] - 1]]
+        corner = columns.min(), rows.min()
+        size = columns.max() - corner[0] + 1, rows.max() - corner[1] + 1
+        box = [int(value) for value in (*corner, *size)]
+        segments.append({**segment, 'category_id': category, 'bbox': box, 'area': len(rows)})
+    return segments
+
+
+def _write_maps(
+    layout: Layout,
+    at: At,
+    name: str,
+    ids: np.ndarray,
+    segments: list[Json],
+    metadata: DatasetMetadata,
+) -> None:
+    colours = np.stack([ids % 256, ids // 256 % 256, ids // 256**2], axis=-1)
+    Image.fromarray(colours.astype(np.uint8)).save(at(layout.segment_map, name))
+    none = 0 if layout.shift else metadata.ignore_index
+    label_map = np.full(ids.shape, none, np.uint8)
+    instance_ids = np.zeros(ids.shape, np.uint16)
+    for number, segment in enumerate(segments):
+        category, mask = segment['category_id'], ids == segment['id']
+        label = metadata.category_ids.index(category)
+        label_map[mask] = label + layout.shift
+        is_thing = label in metadata.thing_ids
+        instance_ids[mask] = 1000 * category + number if is_thing else category
+    Image.fromarray(label_map).save(at(layout.label_map, name))
+    if layout.instance_ids:
+        Image.fromarray(instance_ids).save(at(layout.instance_ids, name))
+
+
+def _instance(annotation: Json, metadata: DatasetMetadata) -> Json:
+    polygons = [np.reshape(polygon, (-1, 2)) * SCALE for polygon in annotation['segmentation']]
+    return {
+        **annotation,
+        'category_id': metadata.category_ids[annotation['category_id'] - 1],
+        'bbox': (np.reshape(annotation['bbox'], (2, 2)) * SCALE).ravel().tolist(),
+        'area': float(annotation['area'] * SCALE.prod()),
+        'segmentation': [polygon.ravel().tolist() for polygon in polygons],
+    }
+
+
+def _write_json(
+    path: Path, images: list[Json], annotations: list[Json], metadata: DatasetMetadata
+) -> None:
+    categories = [
+        {'id': category, 'name': name, 'isthing': int(index in metadata.thing_ids)}
+        for index, (category, name) in enumerate(
+            zip(metadata.category_ids, metadata.classes, strict=True)
+        )
+    ]
+    content = {'images': images, 'annotations': annotations, 'categories': categories}
+    path.write_text(json.dumps(content))
