@@ -1,0 +1,67 @@
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmseg_m2f.evaluation.panoptic_map import (
+    decode_panoptic,
+    id2rgb,
+    read_ids,
+    read_segments,
+    rgb2id,
+    write_ids,
+)
+
+
+def test_mmdets_encoding_is_decoded():
+    """Of 3 classes: stuff 2, two things of class 0 and one of class 1; 3 is void."""
+    encoded = np.array([[3, 2, 2], [1000, 2000, 3001], [1000, 3, 3001]])
+    segment_map, labels = decode_panoptic(encoded, 3)
+    assert segment_map.dtype == np.int32
+    assert segment_map.tolist() == [[0, 1, 1], [2, 3, 4], [2, 0, 4]]
+    assert labels.tolist() == [2, 0, 0, 1]
+
+
+def test_nothing_but_void():
+    segment_map, labels = decode_panoptic(np.full((2, 2), 5, np.int32), 5)
+    assert not segment_map.any()
+    assert labels.tolist() == []
+
+
+@pytest.mark.parametrize('value', [4, 1003, -1])
+def test_values_that_no_class_has(value):
+    with pytest.raises(ValueError, match=r'class \d+, the data set has 3 classes|negative'):
+        decode_panoptic(np.array([[0, value]]), 3)
+
+
+def test_colours_and_ids_are_two_writings_of_one_number():
+    ids = np.array([[0, 1, 255, 256], [65535, 65536, 256**3 - 1, 1234567]])
+    assert id2rgb(ids)[0, 3].tolist() == [0, 1, 0]
+    assert id2rgb(ids)[1, 3].tolist() == [135, 214, 18]
+    np.testing.assert_array_equal(rgb2id(id2rgb(ids)), ids)
+    file = BytesIO()
+    write_ids(file, ids)
+    np.testing.assert_array_equal(read_ids(file), ids)
+    np.testing.assert_array_equal(rgb2id(np.asarray(Image.open(file))), ids)
+
+
+def test_listed_segments_are_read_and_all_else_is_void():
+    file = BytesIO()
+    write_ids(file, np.array([[0, 7, 7], [90000, 3, 90000]]))
+    listed = [
+        {'id': 90000, 'label': 2, 'is_crowd': True},
+        {'id': 7, 'label': 0, 'is_crowd': False},
+        {'id': 8, 'label': 1, 'is_crowd': False},  # has no pixel
+    ]
+    segments = read_segments(file, listed)
+    assert segments.segment_map.tolist() == [[0, 2, 2], [1, 0, 1]]
+    assert segments.labels.tolist() == [2, 0, 1]
+    assert segments.is_crowd.tolist() == [True, False, False]
+
+
+def test_a_grey_picture_has_no_ids():
+    file = BytesIO()
+    Image.new('L', (2, 2)).save(file, format='PNG')
+    with pytest.raises(ValueError, match='must be an RGB picture'):
+        read_ids(file)

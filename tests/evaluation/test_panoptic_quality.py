@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+
+from mmseg_m2f.evaluation.panoptic_map import AnnotatedSegments, Segments
+from mmseg_m2f.evaluation.panoptic_quality import averages, panoptic_quality, picture_statistics
+from tests.evaluation.slow_panoptic import Segment, random_scene, slow_quality
+
+NUM_CLASSES = 4
+EVERYTHING = np.ones(NUM_CLASSES, bool)
+
+
+def segments(listed: list[Segment], size) -> tuple[np.ndarray, np.ndarray]:
+    segment_map = np.zeros(size, np.int32)
+    for number, segment in enumerate(listed, 1):
+        segment_map[segment.mask] = number
+    return segment_map, np.array([segment.label for segment in listed], np.int64)
+
+
+def statistics(truth: list[Segment], predicted: list[Segment], size) -> np.ndarray:
+    crowds = np.array([segment.is_crowd for segment in truth], bool)
+    return picture_statistics(
+        AnnotatedSegments(*segments(truth, size), crowds),
+        Segments(*segments(predicted, size)),
+        NUM_CLASSES,
+    )
+
+
+def quality_of(scenes, chosen=EVERYTHING, size=(12, 15)):
+    total = sum(statistics(*scene, size) for scene in scenes)
+    return tuple(100 * value for value in averages(panoptic_quality(total), chosen))
+
+
+def row(*lengths: int) -> list[np.ndarray]:
+    """Masks of a picture of one line: runs of these lengths, side by side."""
+    owner = np.repeat(np.arange(len(lengths)), lengths)[None]
+    return [owner == i for i in range(len(lengths))]
+
+
+def test_equals_the_definition_on_random_scenes():
+    random = np.random.default_rng(0)
+    num_matches = num_crowds = 0
+    for _ in range(60):
+        scenes = [random_scene(random, NUM_CLASSES, (12, 15)) for _ in range(3)]
+        for chosen in ([0, 1, 2, 3], [0, 1], [3]):
+            mask = np.isin(np.arange(NUM_CLASSES), chosen)
+            assert quality_of(scenes, mask) == pytest.approx(slow_quality(scenes, chosen), abs=1e-6)
+        num_matches += sum(statistics(*scene, (12, 15))[1].sum() for scene in scenes)
+        num_crowds += sum(segment.is_crowd for truth, _ in scenes for segment in truth)
+    # The scenes ask what they are meant to.
+    assert num_matches > 200
+    assert num_crowds > 50
+
+
+def test_perfect_is_100_and_wrong_or_nothing_is_0():
+    random = np.random.default_rng(1)
+    scenes = [random_scene(random, NUM_CLASSES, (12, 15))[0] for _ in range(20)]
+    truths = [[segment._replace(is_crowd=False) for segment in truth] for truth in scenes]
+    assert quality_of([(truth, truth) for truth in truths]) == (100.0, 100.0, 100.0)
+    shifted = [[s._replace(label=(s.label + 1) % NUM_CLASSES) for s in truth] for truth in truths]
+    assert quality_of(zip(truths, shifted, strict=True)) == (0.0, 0.0, 0.0)
+    assert quality_of([(truth, []) for truth in truths]) == (0.0, 0.0, 0.0)
+
+
+def test_no_class_at_all_is_0():
+    assert quality_of([([], [])]) == (0.0, 0.0, 0.0)
+
+
+def test_numbers_worked_out_by_hand():
+    """Class 0: true 6 and 4 pixels; predicted 5 of the 6 (IoU 5/6) and one pixel beside (no)."""
+    six, four, rest = row(6, 4, 2)
+    five, one, _ = row(5, 1, 6)
+    truth = [Segment(six, 0), Segment(four, 0), Segment(rest, 1)]
+    predicted = [Segment(five, 0), Segment(one, 0), Segment(rest, 1)]
+    total = panoptic_quality(statistics(truth, predicted, (1, 12)))
+    assert (total.tp[0], total.fp[0], total.fn[0]) == (1, 1, 1)
+    assert total.sq[0] == pytest.approx(5 / 6)
+    assert total.rq[0] == 1 / 2
+    assert total.pq.tolist() == pytest.approx([5 / 12, 1, 0, 0])
+    # Classes 2 and 3 do not occur.
+    assert averages(total, EVERYTHING)[0] == pytest.approx((5 / 12 + 1) / 2)
+
+
+def test_an_iou_of_one_half_is_no_match():
+    halves = row(4, 4)
+    both = halves[0] | halves[1]
+    total = panoptic_quality(statistics([Segment(both, 0)], [Segment(halves[0], 0)], (1, 8)))
+    assert (total.tp[0], total.fp[0], total.fn[0]) == (0, 1, 1)
+
+
+def test_pixels_predicted_on_void_do_not_count():
+    """The true segment has 4 pixels, the predicted one these and 6 of the void: IoU 1."""
+    known, _ = row(4, 6)
+    everything = np.ones_like(known)
+    total = panoptic_quality(statistics([Segment(known, 0)], [Segment(everything, 0)], (1, 10)))
+    assert total.pq[0] == 1
+
+
+@pytest.mark.parametrize(('on_void', 'errors'), [(6, 0), (5, 1), (4, 1)])
+def test_a_segment_is_no_error_if_more_than_half_of_it_lies_on_void(on_void, errors):
+    """10 predicted pixels, of a class that is not there."""
+    known, guess = (np.zeros((1, 30), bool) for _ in range(2))
+    known[:, :15] = True
+    guess[:, 15 - (10 - on_void) : 15 + on_void] = True
+    total = panoptic_quality(statistics([Segment(known, 0)], [Segment(guess, 1)], (1, 30)))
+    assert total.fp[1] == errors
+
+
+@pytest.mark.parametrize(('crowd_class', 'errors'), [(0, 0), (1, 2)])
+def test_crowds_are_not_missed_and_excuse_their_class_only(crowd_class, errors):
+    """Two crowds of a class, on each of which lies a prediction of class 0."""
+    left, right, rest = row(5, 5, 5)
+    truth = [
+        Segment(left, crowd_class, is_crowd=True),
+        Segment(right, crowd_class, is_crowd=True),
+        Segment(rest, 2),
+    ]
+    total = panoptic_quality(statistics(truth, [Segment(left, 0), Segment(right, 0)], (1, 15)))
+    assert total.fp[0] == errors
+    assert total.fn.tolist() == [0, 0, 1, 0]
+    assert total.tp.sum() == 0
+
+
+def test_sizes_must_agree():
+    truth = AnnotatedSegments(np.zeros((3, 4), np.int32), np.zeros(0, int), np.zeros(0, bool))
+    predicted = Segments(np.zeros((4, 3), np.int32), np.zeros(0, int))
+    with pytest.raises(ValueError, match=r'the prediction is \(4, 3\).*truth \(3, 4\)'):
+        picture_statistics(truth, predicted, 1)

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from mmseg_m2f.evaluation.semantic_iou import (
+    NO_CLASS,
+    class_areas,
+    mean_of_defined,
+    semantic_quality,
+)
+from mmseg_m2f.evaluation.tables import text_table
+
+
+def test_numbers_worked_out_by_hand():
+    """Class 0 has 3 of 4 pixels right and one too many, class 1 one of two; 2 is only predicted."""
+    truth = np.array([[0, 0, 0, 0], [1, 1, NO_CLASS, NO_CLASS]])
+    predicted = np.array([[0, 0, 0, 2], [1, 0, 3, 0]])
+    quality = semantic_quality(class_areas(truth, predicted, 4))
+    np.testing.assert_allclose(quality.iou, [3 / 5, 1 / 2, 0, np.nan])
+    np.testing.assert_allclose(quality.accuracy, [3 / 4, 1 / 2, np.nan, np.nan])
+    assert quality.pixel_accuracy == 4 / 6
+    assert mean_of_defined(quality.iou) == pytest.approx((3 / 5 + 1 / 2) / 3)
+
+
+def test_equals_mmseg():
+    torch = pytest.importorskip('torch')
+    metrics = pytest.importorskip('mmseg.evaluation')
+    random = np.random.default_rng(0)
+    ours, theirs = 0, metrics.IoUMetric()
+    theirs.dataset_meta = {'classes': list('abcdefg')}
+    for _ in range(5):
+        # Of 7 classes some are only true, some only predicted, and the last is neither.
+        truth, predicted = random.integers(0, 5, (9, 11)), random.integers(1, 6, (9, 11))
+        truth[random.random(truth.shape) < 0.2] = NO_CLASS
+        ours = ours + class_areas(truth, predicted, 7)
+        sample = {
+            'pred_sem_seg': {'data': torch.from_numpy(predicted)},
+            'gt_sem_seg': {'data': torch.from_numpy(np.where(truth == NO_CLASS, 255, truth))},
+        }
+        theirs.process({}, [sample])
+    expected = theirs.compute_metrics(theirs.results)
+    quality = semantic_quality(ours)
+    # Theirs is rounded to two digits.
+    assert 100 * mean_of_defined(quality.iou) == pytest.approx(expected['mIoU'], abs=0.0051)
+    assert 100 * mean_of_defined(quality.accuracy) == pytest.approx(expected['mAcc'], abs=0.0051)
+    assert 100 * quality.pixel_accuracy == pytest.approx(expected['aAcc'], abs=0.0051)
+
+
+def test_nothing_labeled_is_0():
+    quality = semantic_quality(class_areas(np.full((2, 2), NO_CLASS), np.zeros((2, 2), int), 2))
+    assert (quality.pixel_accuracy, mean_of_defined(quality.iou)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ('truth', 'predicted', 'message'),
+    [
+        ([[0, 2]], [[0, 1]], r'ground truth holds labels \[2\], the classes are 0 to 1'),
+        ([[0, 1]], [[0, 9]], r'prediction holds labels \[9\]'),
+        ([[0, 1]], [[0], [1]], r'prediction is \(2, 1\) pixels .* truth \(1, 2\)'),
+    ],
+)
+def test_maps_that_do_not_fit(truth, predicted, message):
+    with pytest.raises(ValueError, match=message):
+        class_areas(np.array(truth), np.array(predicted), 2)
+
+
+def test_tables_align_and_show_nan_as_a_dash():
+    rows = [('car', 12.25, 7), ('person', np.nan, 12)]
+    assert text_table(('class', 'IoU', 'TP'), rows).split('\n') == [
+        'class     IoU  TP',
+        '-----------------',
+        'car     12.25   7',
+        'person      -  12',
+    ]
+    assert text_table(('class',), []).startswith('class')
