@@ -86,8 +86,18 @@ def read_json(path: str) -> Json:
     ]
     if missing:
         raise ValueError(f'{path} is not in a format of COCO: it has no list of {missing}')
+    check_keys(path, 'image', content['images'], ('file_name', 'id', 'height', 'width'))
+    check_keys(path, 'category', content['categories'], ('id', 'name'))
     check_unique(path, 'image', (image['id'] for image in content['images']))
     return content
+
+
+def check_keys(path: str, kind: str, entries: Iterable[Json], keys: Sequence[str]) -> None:
+    """ValueError for an entry without one of the keys, with the file."""
+    for entry in entries:
+        missing = [key for key in keys if key not in entry]
+        if missing:
+            raise ValueError(f'{path}: the {kind} {entry!r:.200} lacks {missing}')
 
 
 def check_unique(path: str, kind: str, ids: Iterable[Any]) -> None:

@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from mmseg_m2f.adapters.data.coco_format import (
     Json,
     announce,
+    check_keys,
     check_prefixes,
     class_table,
     initial_metainfo,
@@ -101,7 +102,9 @@ class InstanceDataset(BaseDataset):
         images = {image['id']: image for image in content['images']}
         instances: defaultdict[Any, list] = defaultdict(list)
         num_invalid = 0
-        for entry in content.get('annotations', []):
+        annotations = content.get('annotations', [])
+        check_keys(self.ann_file, 'annotation', annotations, ('category_id', 'image_id'))
+        for entry in annotations:
             image = images.get(entry['image_id'])
             if image is None:
                 raise ValueError(

@@ -27,16 +27,15 @@ class LoadSegments(BaseTransform):
             OSError: the panoptic PNG is missing or broken, with its path.
         """
         size = results['img'].shape[:2]
-        if 'segments_info' in results and 'seg_map_path' in results:
-            results['gt_segments'] = _segment_map(results, size)
-        elif 'instances' in results:
-            results['gt_segments'] = _instance_shapes(results, size)
-        else:
+        read = _segment_map if 'segments_info' in results else _instance_shapes
+        try:
+            results['gt_segments'] = read(results, size)
+        except KeyError as error:
             raise ValueError(
                 f'{results.get("img_path")}: LoadSegments reads records of '
-                'mmseg_m2f.PanopticDataset and mmseg_m2f.InstanceDataset, which have segments_info '
-                f'or instances; this one has {sorted(results)}'
-            )
+                'mmseg_m2f.PanopticDataset and mmseg_m2f.InstanceDataset; this one lacks '
+                f'{error}'
+            ) from error
         return results
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ from mmengine.dataset import BaseDataset
 from mmseg_m2f.adapters.data.coco_format import (
     Json,
     announce,
+    check_keys,
     check_prefixes,
     check_unique,
     class_table,
@@ -80,9 +81,9 @@ class PanopticDataset(BaseDataset):
         if self.test_mode and 'annotations' not in content:
             return [self._photo(image) for image in content['images']]
         annotations = _by_image(self.ann_file, content, self.data_prefix)
-        records = []
-        things, label_of = set(table.thing_ids), table.label_of
         known = {category['id'] for category in categories}
+        label_of, things = table.label_of, set(table.thing_ids)
+        records = []
         for image in content['images']:
             annotation = annotations[image['id']]
             segments = []
@@ -90,15 +91,10 @@ class PanopticDataset(BaseDataset):
                 label = label_of_category(self.ann_file, label_of, known, segment, image)
                 if label is not None:
                     segments.append(_segment(segment, label, label in things))
-            name = f'{self.ann_file}: {annotation["file_name"]}'
-            check_unique(name, 'segment', (segment['id'] for segment in segments))
-            records.append(
-                {
-                    **self._photo(image),
-                    'seg_map_path': osp.join(self.data_prefix['seg'], annotation['file_name']),
-                    'segments_info': segments,
-                }
-            )
+            record = self._photo(image)
+            record['seg_map_path'] = osp.join(self.data_prefix['seg'], annotation['file_name'])
+            record['segments_info'] = segments
+            records.append(record)
         return records
 
     def get_cat_ids(self, idx: int) -> list[int]:
@@ -140,11 +136,16 @@ def _by_image(path: str, content: Json, data_prefix: Mapping[str, str]) -> dict[
     annotations = content.get('annotations', [])
     if 'seg' not in data_prefix:
         raise ValueError(f'data_prefix needs the key seg, the folder of the PNG files of {path}')
-    if any('segments_info' not in annotation for annotation in annotations):
+    if any('segmentation' in annotation for annotation in annotations[:1]):
         raise ValueError(
-            f"{path} has annotations without segments_info: COCO's instance format is read by "
-            'mmseg_m2f.InstanceDataset'
+            f'{path} is in the instance format of COCO, which mmseg_m2f.InstanceDataset reads'
         )
+    check_keys(path, 'annotation', annotations, ('file_name', 'image_id', 'segments_info'))
+    for annotation in annotations:
+        segments = annotation['segments_info']
+        check_keys(path, 'segment', segments, ('id', 'category_id'))
+        where = f'{path}: {annotation["file_name"]}'
+        check_unique(where, 'segment', (segment['id'] for segment in segments))
     check_unique(path, 'annotation of image', (entry['image_id'] for entry in annotations))
     by_image = {annotation['image_id']: annotation for annotation in annotations}
     for image in content['images']:

@@ -1,0 +1,85 @@
+"""Panoptic PNG files: ids, crowds, and what is wrong with a file."""
+
+import numpy as np
+import pytest
+import scenes
+from PIL import Image
+
+from mmseg_m2f.adapters.data import LoadSegments
+from mmseg_m2f.adapters.data.loading import read_ids
+
+
+def test_ids_of_colours(tmp_path):
+    pixels = np.array([[[1, 0, 0], [0, 1, 0], [0, 0, 1], [255, 255, 255]]], np.uint8)
+    expected = [[1, 256, 65536, 16777215]]
+    Image.fromarray(pixels).save(tmp_path / 'a.png')
+    assert read_ids(str(tmp_path / 'a.png')).tolist() == expected
+    # With few colours, some programs save a palette; others an opaque fourth channel.
+    Image.fromarray(pixels).quantize(4).save(tmp_path / 'p.png')
+    with Image.open(tmp_path / 'p.png') as file:
+        assert file.mode == 'P'
+    assert read_ids(str(tmp_path / 'p.png')).tolist() == expected
+    Image.fromarray(pixels).convert('RGBA').save(tmp_path / 'rgba.png')
+    assert read_ids(str(tmp_path / 'rgba.png')).tolist() == expected
+
+
+def record(tmp_path, segments, size=scenes.SIZE):
+    return {
+        'img': np.zeros((*size, 3), np.uint8),
+        'img_path': 'a.jpg',
+        'seg_map_path': str(tmp_path / 'a.png'),
+        'segments_info': [
+            {'id': i, 'label': label, 'is_thing': label > 0, 'is_crowd': crowd}
+            for i, label, crowd in segments
+        ],
+    }
+
+
+def test_crowds_and_unlisted_ids_are_no_segments(tmp_path):
+    scenes.write_png(tmp_path / 'a.png', scenes.stripes([9, 300, 4, 70_000]))
+    results = record(tmp_path, [(70_000, 2, False), (300, 1, True), (4, 0, False), (8, 3, False)])
+    segments = LoadSegments().transform(results)['gt_segments']
+    assert segments.labels.tolist() == [2, 0, 3]
+    assert segments.is_thing.tolist() == [True, False, True]
+    assert (segments.index_map() == scenes.stripes([-1, -1, 1, 0])).all()
+
+
+def test_no_segment_at_all(tmp_path):
+    scenes.write_png(tmp_path / 'a.png', scenes.stripes([0]))
+    segments = LoadSegments().transform(record(tmp_path, []))['gt_segments']
+    assert segments.labels.shape == (0,)
+    assert (segments.index_map() == -1).all()
+
+
+def test_wrong_files_are_named(tmp_path):
+    results = record(tmp_path, [(1, 0, False)])
+    with pytest.raises(OSError, match=r'cannot read the panoptic PNG .*a\.png: .*No such file'):
+        LoadSegments().transform(results)
+    (tmp_path / 'a.png').write_bytes(b'no picture')
+    with pytest.raises(OSError, match=r'cannot read the panoptic PNG .*a\.png: cannot identify'):
+        LoadSegments().transform(results)
+    noise = np.random.default_rng(0).integers(0, 1 << 24, scenes.SIZE)
+    scenes.write_png(tmp_path / 'a.png', noise)
+    whole = (tmp_path / 'a.png').read_bytes()
+    (tmp_path / 'a.png').write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(OSError, match=r'cannot read the panoptic PNG .*a\.png: '):
+        LoadSegments().transform(results)
+    Image.fromarray(np.ones(scenes.SIZE, np.uint8)).save(tmp_path / 'a.png')
+    with pytest.raises(ValueError, match=r'a\.png is of mode L; a panoptic PNG is RGB'):
+        LoadSegments().transform(results)
+
+
+def test_a_picture_of_another_size_is_named(tmp_path):
+    scenes.write_png(tmp_path / 'a.png', scenes.stripes([1]))
+    with pytest.raises(ValueError, match=r'a\.png is of size \(12, 16\) .* a\.jpg of \(16, 12\)'):
+        LoadSegments().transform(record(tmp_path, [(1, 0, False)], (16, 12)))
+
+
+def test_records_of_other_data_sets():
+    with pytest.raises(ValueError, match=r'a\.jpg: LoadSegments reads records of mmseg_m2f\.Panop'):
+        LoadSegments().transform({'img': np.zeros((2, 2, 3), np.uint8), 'img_path': 'a.jpg'})
+    theirs = {'instances': [{'bbox': [0, 0, 1, 1], 'bbox_label': 0, 'mask': []}]}
+    with pytest.raises(ValueError, match='LoadSegments reads records of'):
+        LoadSegments().transform(
+            {'img': np.zeros((2, 2, 3), np.uint8), 'height': 2, 'width': 2, **theirs}
+        )

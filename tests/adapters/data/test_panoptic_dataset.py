@@ -1,0 +1,339 @@
+"""Categories of any ids, the layouts of the published data sets, and what is wrong with a file."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scenes
+from mmengine.dataset import ClassBalancedDataset
+
+from mmseg_m2f.adapters.data import PanopticDataset, coco_format
+from mmseg_m2f.adapters.drawing import spread_colors
+from mmseg_m2f.metadata import load_metadata
+from mmseg_m2f.registry import DATASETS
+
+TINY = Path(__file__).parents[3] / 'data/tiny'
+
+
+def tiny(name, split='val', **settings):
+    return PanopticDataset(
+        data_root=str(TINY / name),
+        ann_file=f'annotations/panoptic_{split}.json',
+        data_prefix={
+            'img': f'img/{split}',
+            'seg': f'panoptic/{split}',
+            'label_map': f'labelmap/{split}',
+        },
+        **settings,
+    )
+
+
+def labels(dataset):
+    return [[s['label'] for s in dataset[i]['segments_info']] for i in range(len(dataset))]
+
+
+def test_classes_from_the_file_alone():
+    dataset = tiny('facade')
+    rows = json.loads((TINY / 'facade/classes.json').read_text())['classes']
+    assert len(dataset) == 12
+    assert dataset.metainfo == {
+        'classes': tuple(row['name'] for row in rows),
+        # The file tells no colours.
+        'palette': tuple(spread_colors(11)),
+        'thing_ids': (0, 1, 2, 3, 4),
+        'category_ids': tuple(row['id'] for row in rows),
+        'metadata': None,
+    }
+    record = dataset[0]
+    assert Path(record['img_path']).is_file()
+    assert Path(record['seg_map_path']).is_file()
+    assert Path(record['label_map_path']).is_file()
+    assert (record['height'], record['width']) == (384, 384)
+    assert set(record['segments_info'][0]) == {'id', 'label', 'is_thing', 'is_crowd', 'area'}
+
+
+def test_metadata_gives_the_same_classes_for_coco():
+    own, official = tiny('coco'), tiny('coco', metadata='coco_panoptic')
+    assert labels(own) == labels(official)
+    assert official.metainfo['metadata'] == 'coco_panoptic'
+    assert official.metainfo['thing_ids'] == own.metainfo['thing_ids'] == tuple(range(80))
+    # Into checkpoints and to other processes.
+    assert pickle.loads(pickle.dumps(official.metainfo)) == official.metainfo
+
+
+def test_label_maps_have_the_same_classes():
+    from PIL import Image
+
+    from mmseg_m2f.adapters.data.loading import read_ids
+
+    for record in (tiny('coco')[i] for i in range(5)):
+        ids = read_ids(record['seg_map_path'])
+        expected = np.full(ids.shape, 255)
+        for segment in record['segments_info']:
+            expected[ids == segment['id']] = segment['label']
+        with Image.open(record['label_map_path']) as file:
+            label_map = np.asarray(file)
+        # Crowds are no exception in label maps.
+        assert (label_map == expected).all()
+
+
+@pytest.mark.parametrize('ids', [(1, 2, 3), (0, 1, 2), (7, 0, 3), (900, 20, 4)])
+def test_any_category_ids_give_the_same_labels(tmp_path, ids):
+    categories = [{**category, 'id': i} for category, i in zip(scenes.CATEGORIES, ids, strict=True)]
+    segments = [[(40, ids[2]), (5, ids[0])], [(1, ids[1]), (2, ids[0]), (3, ids[0])]]
+    dataset = PanopticDataset(**scenes.write_panoptic(tmp_path, segments, categories))
+    assert labels(dataset) == [[2, 0], [1, 0, 0]]
+    assert dataset.metainfo['classes'] == ('dog', 'sky', 'cat')
+    assert dataset.metainfo['thing_ids'] == (0, 2)
+    assert dataset.metainfo['category_ids'] == ids
+    assert [s['is_thing'] for s in dataset[1]['segments_info']] == [False, True, True]
+
+
+def test_crowds_are_marked_and_pictures_without_things_stay(tmp_path):
+    segments = [[(1, 2)], [], [(1, 1, 1), (2, 3, 0)]]
+    dataset = PanopticDataset(**scenes.write_panoptic(tmp_path, segments))
+    assert labels(dataset) == [[1], [], [0, 2]]
+    assert [s['is_crowd'] for s in dataset[2]['segments_info']] == [True, False]
+
+
+def test_classes_chosen_by_name(tmp_path):
+    layout = scenes.write_panoptic(tmp_path, [[(1, 1), (2, 2), (3, 3)]])
+    dataset = PanopticDataset(**layout, metainfo={'classes': ('sky', 'dog')})
+    assert labels(dataset) == [[1, 0]]
+    assert [s['id'] for s in dataset[0]['segments_info']] == [1, 2]
+    assert dataset.metainfo['thing_ids'] == (1,)
+    assert dataset.metainfo['category_ids'] == (2, 1)
+    assert dataset.metainfo['palette'] == ((1, 2, 3), (9, 8, 7))
+    with pytest.raises(ValueError, match=r"pan\.json has no categories \['cow'\]; it has \['dog'"):
+        PanopticDataset(**layout, metainfo={'classes': ('sky', 'cow')})
+    with pytest.raises(ValueError, match="metadata='mapillary' and metainfo both name"):
+        PanopticDataset(**layout, metadata='mapillary', metainfo={'classes': ('sky',)})
+
+
+def test_colours_of_categories_without_any(tmp_path):
+    categories = [{k: c[k] for k in ('id', 'name', 'isthing')} for c in scenes.CATEGORIES]
+    dataset = PanopticDataset(**scenes.write_panoptic(tmp_path, [[(1, 1)]], categories))
+    assert len(set(dataset.metainfo['palette'])) == 3
+
+
+def test_the_table_of_classes_is_printed_once(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(coco_format, 'print_log', lambda text, **_: said.append(text))
+    coco_format._log_once.cache_clear()
+    layout = scenes.write_panoptic(tmp_path, [[(1, 1)]])
+    PanopticDataset(**layout)
+    PanopticDataset(**layout)
+    (text,) = said
+    assert '3 classes' in text
+    assert '2 things: 0 dog (1), 2 cat (3)' in text
+    assert '1 stuff: 1 sky (2)' in text
+
+
+def test_a_big_file_is_announced(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(coco_format, 'print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr(coco_format, 'BIG_FILE', 10)
+    PanopticDataset(**scenes.write_panoptic(tmp_path, [[(1, 1)]]))
+    assert 'reading' in said[0]
+    assert 'pan.json' in said[0]
+
+
+def test_lazy_init_needs_no_file():
+    settings = {'ann_file': 'no.json', 'data_prefix': {'img': 'a', 'seg': 'b'}, 'lazy_init': True}
+    assert PanopticDataset(**settings).metainfo == {'metadata': None}
+    metainfo = PanopticDataset(**settings, metadata='cityscapes').metainfo
+    assert metainfo['classes'] == load_metadata('cityscapes').classes
+    assert metainfo['thing_ids'] == tuple(range(11, 19))
+    given = PanopticDataset(**settings, metainfo={'classes': ('a', 'b')}).metainfo
+    assert given == {'classes': ('a', 'b'), 'metadata': None}
+
+
+def test_what_mmengine_does_with_data_sets(tmp_path):
+    layout = scenes.write_panoptic(tmp_path, [[(1, 1)], [(1, 2), (2, 3)], [(4, 1)]])
+    assert labels(PanopticDataset(**layout, indices=2)) == [[0], [1, 2]]
+    dataset = PanopticDataset(**layout)
+    assert dataset.get_cat_ids(1) == [1, 2]
+    assert len(ClassBalancedDataset(dataset, 0.9)) >= 3
+    absolute = {**layout, 'data_root': None, 'ann_file': f'{tmp_path}/pan.json'}
+    absolute['data_prefix'] = {'img': f'{tmp_path}/img', 'seg': f'{tmp_path}/pan'}
+    assert PanopticDataset(**absolute)[0] == dataset[0]
+
+
+def test_a_test_set_without_annotations(tmp_path):
+    layout = scenes.write_panoptic(tmp_path, [[(1, 1)]])
+    path = tmp_path / 'pan.json'
+    content = json.loads(path.read_text())
+    del content['annotations']
+    path.write_text(json.dumps(content))
+    record = PanopticDataset(**layout, test_mode=True)[0]
+    assert Path(record['img_path']).is_file()
+    assert 'segments_info' not in record
+    with pytest.raises(ValueError, match=r'pan\.json has no annotation of 0\.jpg \(image 0\)'):
+        PanopticDataset(**layout)
+
+
+def changed(tmp_path, change):
+    layout = scenes.write_panoptic(tmp_path, [[(1, 1)], [(1, 2), (2, 3)]])
+    path = tmp_path / 'pan.json'
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return layout
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (
+            lambda c: c['annotations'][1]['segments_info'][0].update(category_id=77),
+            r'pan\.json: an annotation of 1\.jpg has category_id 77, .* do not list: \[1, 2, 3\]',
+        ),
+        (lambda c: c['annotations'].pop(1), r'pan\.json has no annotation of 1\.jpg'),
+        (lambda c: c['annotations'].append(c['annotations'][0]), 'lists the annotation of image 0'),
+        (lambda c: c['categories'].append(c['categories'][0]), 'lists the category 1 twice'),
+        (lambda c: c['images'].append(c['images'][0]), 'lists the image 0 twice'),
+        (
+            lambda c: c['annotations'][1]['segments_info'][0].update(id=2),
+            r'pan\.json: 1\.png lists the segment 2 twice',
+        ),
+        (lambda c: c['categories'][1].pop('isthing'), r"isthing must be .* not in \['sky'\]"),
+        (lambda c: c.pop('categories'), r"it has no list of \['categories'\]"),
+        (lambda c: c['annotations'][0].update(segmentation=[]), 'which mmseg_m2f.InstanceDataset'),
+        (lambda c: c['annotations'][0].pop('segments_info'), r"lacks \['segments_info'\]"),
+        (lambda c: c['images'][1].pop('height'), r'1\.jpg.*height'),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        PanopticDataset(**changed(tmp_path, change))
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    layout = scenes.write_panoptic(tmp_path, [[(1, 1)]])
+    (tmp_path / 'pan.json').write_text('{"images": [')
+    with pytest.raises(ValueError, match=r'pan\.json is no JSON file'):
+        PanopticDataset(**layout)
+    with pytest.raises(FileNotFoundError, match=r'no annotation file .*other\.json'):
+        PanopticDataset(**{**layout, 'ann_file': 'other.json'})
+
+
+def test_other_categories_than_those_of_the_metadata(tmp_path):
+    layout = scenes.write_panoptic(tmp_path, [[(1, 1)]])
+    message = r'categories of .*pan\.json are not those of the metadata: it lacks the ids \[7, 8'
+    with pytest.raises(ValueError, match=message):
+        PanopticDataset(**layout, metadata='cityscapes')
+    with pytest.raises(ValueError, match="metadata='cityscape' is not known"):
+        PanopticDataset(**layout, metadata='cityscape')
+
+
+def test_wrong_folders_are_refused(tmp_path):
+    layout = scenes.write_panoptic(tmp_path, [[(1, 1)]])
+    with pytest.raises(ValueError, match='it needs the key img, and knows'):
+        PanopticDataset(**{**layout, 'data_prefix': {'img_path': 'img', 'seg': 'pan'}})
+    with pytest.raises(ValueError, match='data_prefix needs the key seg'):
+        PanopticDataset(**{**layout, 'data_prefix': {'img': 'img'}})
+
+
+def official_categories(name):
+    metadata = load_metadata(name)
+    columns = zip(metadata.category_ids, metadata.classes, strict=True)
+    return [
+        {'id': i, 'name': c, 'isthing': int(k in metadata.thing_ids)}
+        for k, (i, c) in enumerate(columns)
+    ]
+
+
+# Name, JSON file, folders, photo, PNG, label map, and what differs in the data set's settings.
+LAYOUTS = {
+    'coco': (
+        'coco_panoptic',
+        'annotations/panoptic_val2017.json',
+        {
+            'img': 'val2017',
+            'seg': 'annotations/panoptic_val2017',
+            'label_map': 'panoptic_semseg_val2017',
+        },
+        ('00000000013{}.jpg', '00000000013{}.png', '00000000013{}.png'),
+        {},
+    ),
+    'cityscapes': (
+        'cityscapes',
+        'gtFine/cityscapes_panoptic_val.json',
+        {
+            'img': 'leftImg8bit/val',
+            'seg': 'gtFine/cityscapes_panoptic_val',
+            'label_map': 'gtFine/val',
+        },
+        (
+            'aachen/aachen_00000{}_000019_leftImg8bit.png',
+            'aachen_00000{}_000019_gtFine_panoptic.png',
+            'aachen/aachen_00000{}_000019_gtFine_labelTrainIds.png',
+        ),
+        {'label_map_suffix': '_gtFine_labelTrainIds.png'},
+    ),
+    'ade20k': (
+        'ade20k',
+        'ade20k_panoptic_val.json',
+        {
+            'img': 'images/validation',
+            'seg': 'ade20k_panoptic_val',
+            'label_map': 'annotations/validation',
+        },
+        ('ADE_val_0000000{}.jpg', 'ADE_val_0000000{}.png', 'ADE_val_0000000{}.png'),
+        {},
+    ),
+    'mapillary': (
+        'mapillary',
+        'annotations/panoptic_validation.json',
+        {
+            'img': 'validation/images',
+            'seg': 'validation/panoptic',
+            'label_map': 'validation/labels',
+        },
+        ('x{}_A-b.jpg', 'x{}_A-b.png', 'x{}_A-b.png'),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ('name', 'scripts_names'), [*((name, False) for name in LAYOUTS), ('cityscapes', True)]
+)
+def test_published_layouts(tmp_path, name, scripts_names):
+    metadata, ann_file, prefix, names, settings = LAYOUTS[name]
+    category_ids = load_metadata(metadata).category_ids
+    first, last = category_ids[0], category_ids[-1]
+    entries = []
+    for number in range(3):
+        photo, png, label_map = (pattern.format(number) for pattern in names)
+        scenes.write_photo(tmp_path / prefix['img'] / photo)
+        scenes.write_png(tmp_path / prefix['seg'] / png, scenes.stripes([26_001, 5]))
+        scenes.write_photo(tmp_path / prefix['label_map'] / label_map)
+        if scripts_names:
+            # As createPanopticImgs.py makes it of the annotation's name.
+            photo = Path(photo).name.replace('_leftImg8bit', '_gtFine_leftImg8bit')
+        segments = [(26_001, last), (5, first)]
+        entries.append(scenes.panoptic_entry(f'id{number}', photo, png, segments))
+    scenes.write_json(tmp_path / ann_file, entries, official_categories(metadata))
+    dataset = DATASETS.build(
+        {
+            'type': 'mmseg_m2f.PanopticDataset',
+            'data_root': str(tmp_path),
+            'ann_file': ann_file,
+            'data_prefix': prefix,
+            'metadata': metadata,
+            'pipeline': [
+                {'type': 'LoadImageFromFile'},
+                {'type': 'mmseg_m2f.LoadSegments'},
+            ],
+            **settings,
+        }
+    )
+    assert len(dataset) == 3
+    for record in (dataset[i] for i in range(3)):
+        assert Path(record['label_map_path']).is_file()
+        segments = record['gt_segments']
+        assert segments.labels.tolist() == [len(category_ids) - 1, 0]
+        assert (segments.index_map() == scenes.stripes([0, 1])).all()
