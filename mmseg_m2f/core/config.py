@@ -115,9 +115,9 @@ class PostprocessConfig:
     semantic_on: bool = True
     instance_on: bool = True
     panoptic_on: bool = True
-    object_mask_thr: float = 0.8
-    overlap_thr: float = 0.8
-    score_thr: float = 0.0
+    object_mask_thr: int | float = 0.8
+    overlap_thr: int | float = 0.8
+    score_thr: int | float = 0.0
     max_per_image: int = 100
     non_overlap: bool = False
 

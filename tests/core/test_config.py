@@ -2,7 +2,12 @@ import dataclasses
 
 import pytest
 
-from mmseg_m2f.core.config import DecoderConfig, PixelDecoderConfig, PointConfig
+from mmseg_m2f.core.config import (
+    DecoderConfig,
+    PixelDecoderConfig,
+    PointConfig,
+    PostprocessConfig,
+)
 
 
 def test_defaults_are_the_papers():
@@ -29,6 +34,22 @@ def test_defaults_are_the_papers():
         'oversample_ratio': 3.0,
         'importance_ratio': 0.75,
     }
+    assert dataclasses.asdict(PostprocessConfig()) == {
+        'semantic_on': True,
+        'instance_on': True,
+        'panoptic_on': True,
+        'object_mask_thr': 0.8,
+        'overlap_thr': 0.8,
+        'score_thr': 0.0,
+        'max_per_image': 100,
+        'non_overlap': False,
+    }
+
+
+def test_thresholds_may_lie_at_either_end():
+    for value in (0, 1, 0.0, 1.0):
+        config = PostprocessConfig(object_mask_thr=value, overlap_thr=value, score_thr=value)
+        assert config.score_thr == value
 
 
 @pytest.mark.parametrize(
@@ -80,11 +101,38 @@ def test_defaults_are_the_papers():
         (PointConfig, {'oversample_ratio': 0.5}, 'oversample_ratio must be at least 1, got 0.5'),
         (PointConfig, {'importance_ratio': 1.5}, r'importance_ratio must lie in \[0, 1\], got 1.5'),
         (PointConfig, {'importance_ratio': -0.1}, r'importance_ratio must lie in \[0, 1\]'),
+        (
+            PostprocessConfig,
+            {'object_mask_thr': 1.1},
+            r'test_cfg.object_mask_thr must lie in \[0, 1\], got 1.1',
+        ),
+        (PostprocessConfig, {'overlap_thr': -0.1}, r'test_cfg.overlap_thr must lie in \[0, 1\]'),
+        (PostprocessConfig, {'score_thr': 2}, r'test_cfg.score_thr must lie in \[0, 1\], got 2'),
+        (PostprocessConfig, {'max_per_image': 0}, 'max_per_image must be a positive integer, got'),
     ],
 )
 def test_wrong_setting_says_what_is_allowed_and_what_was_given(make, settings, message):
     with pytest.raises(ValueError, match=message):
         make(**settings)
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'message'),
+    [
+        ('score_thr', '0.3', r"test_cfg.score_thr must lie in \[0, 1\], got '0.3'"),
+        ('overlap_thr', None, r'test_cfg.overlap_thr must lie in \[0, 1\], got None'),
+        ('max_per_image', 10.0, 'test_cfg.max_per_image must be a positive integer, got 10.0'),
+        ('max_per_image', True, 'test_cfg.max_per_image must be a positive integer, got True'),
+        ('panoptic_on', 1, 'test_cfg.panoptic_on must be True or False, got 1'),
+        ('non_overlap', 'yes', "test_cfg.non_overlap must be True or False, got 'yes'"),
+    ],
+)
+def test_test_cfg_says_so_if_a_value_is_of_the_wrong_kind(name, value, message):
+    config = PostprocessConfig()
+    # Past the constructor, whose types are checked in tests only.
+    object.__setattr__(config, name, value)
+    with pytest.raises(ValueError, match=message):
+        config.__post_init__()
 
 
 def test_unknown_and_positional_settings_are_refused():

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from mmseg_m2f.core.targets import label_map_target
+from mmseg_m2f.core.targets import (
+    check_labels,
+    instance_target,
+    label_map_target,
+    pad_target,
+    segment_target,
+    without_empty,
+)
 
 
 def test_one_mask_per_class_that_occurs_in_ascending_order():
@@ -43,3 +50,75 @@ def test_labels_out_of_range_are_named_with_what_is_allowed():
         label_map_target(label_map, num_classes=4)
     with pytest.raises(ValueError, match='reduce_zero_label'):
         label_map_target(torch.tensor([[255, 0]]), num_classes=4, ignore_index=254)
+
+
+def test_overlapping_instances_keep_their_areas():
+    masks = torch.zeros(2, 5, 6, dtype=torch.bool)
+    masks[0, :3], masks[1, :, :4] = True, True
+    target = instance_target(torch.tensor([4, 4], dtype=torch.int32), masks)
+    assert target.labels.dtype == torch.int64
+    assert target.masks.sum((1, 2)).tolist() == [18, 20]
+    as_bytes = instance_target(torch.tensor([4, 4]), masks.byte())
+    assert as_bytes.masks.dtype == torch.bool
+    assert torch.equal(as_bytes.masks, masks)
+
+
+def test_segments_follow_the_map_and_void_belongs_to_none():
+    segment_map = torch.tensor([[2, 2, -1], [0, -1, 2]], dtype=torch.int32)
+    target = segment_target(segment_map, torch.tensor([7, 1, 7]))
+    # The segment without a pixel stays, with its label.
+    assert target.labels.tolist() == [7, 1, 7]
+    assert target.masks.int().tolist() == [
+        [[0, 0, 0], [1, 0, 0]],
+        [[0, 0, 0], [0, 0, 0]],
+        [[1, 1, 0], [0, 0, 1]],
+    ]
+    assert target.masks.dtype == torch.bool
+
+
+def test_masks_without_a_pixel_can_be_dropped():
+    segment_map = torch.tensor([[2, 2, -1], [0, -1, 2]])
+    target = without_empty(segment_target(segment_map, torch.tensor([7, 1, 3])))
+    assert target.labels.tolist() == [7, 3]
+    assert target.masks.sum((1, 2)).tolist() == [1, 3]
+    nothing = without_empty(segment_target(torch.full((2, 3), -1), torch.tensor([7, 1])))
+    assert (nothing.labels.shape, nothing.masks.shape) == ((0,), (0, 2, 3))
+
+
+def test_a_map_without_segments_gives_no_masks():
+    target = segment_target(torch.full((2, 3), -1), torch.zeros(0, dtype=torch.int64))
+    assert target.masks.shape == (0, 2, 3)
+    assert without_empty(target).masks.shape == (0, 2, 3)
+    assert pad_target(target, (4, 4)).masks.shape == (0, 4, 4)
+
+
+@pytest.mark.parametrize('wrong', [3, 255, -2])
+def test_a_map_with_a_foreign_index_is_refused(wrong):
+    segment_map = torch.tensor([[0, 1], [2, wrong]])
+    lowest, highest = min(wrong, 0), max(wrong, 2)
+    with pytest.raises(ValueError, match=f'{lowest} to {highest}; .* of its 3 labels and -1'):
+        segment_target(segment_map, torch.tensor([5, 6, 7]))
+
+
+def test_padding_belongs_to_no_mask():
+    target = instance_target(torch.tensor([1]), torch.ones(1, 2, 3, dtype=torch.bool))
+    padded = pad_target(target, (4, 5))
+    assert padded.labels.tolist() == [1]
+    assert padded.masks.shape == (1, 4, 5)
+    assert padded.masks[0, :2, :3].all()
+    assert padded.masks.sum() == 6
+    assert pad_target(target, (2, 3)) is target
+
+
+@pytest.mark.parametrize('size', [(1, 3), (2, 2), (1, 9)])
+def test_masks_are_never_cropped_in_silence(size):
+    target = instance_target(torch.tensor([1]), torch.ones(1, 2, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=f'2 x 3 do not fit a picture of {size[0]} x {size[1]}'):
+        pad_target(target, size)
+
+
+def test_labels_that_are_no_class_are_named():
+    check_labels(torch.tensor([0, 3, 3]), 4)
+    check_labels(torch.zeros(0, dtype=torch.int64), 1)
+    with pytest.raises(ValueError, match=r'labels hold \[-1, 4\]; allowed are 0 to 3. Check num'):
+        check_labels(torch.tensor([4, 0, -1, 4]), 4)

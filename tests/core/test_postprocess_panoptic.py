@@ -1,0 +1,246 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from mmseg_m2f.core import postprocess
+from mmseg_m2f.core.config import PostprocessConfig
+from mmseg_m2f.core.postprocess import resize_masks, restore_masks
+from mmseg_m2f.core.postprocess_panoptic import panoptic
+from mmseg_m2f.core.structures import ImageGeometry
+from tests.core import slow_postprocess as slow
+from tests.core.watching import Watch
+
+
+def same(mask_logits):
+    """Full size is the size of the mask logits."""
+    return mask_logits.clone()
+
+
+def config(object_mask_thr=0.5, overlap_thr=0.8):
+    return PostprocessConfig(object_mask_thr=object_mask_thr, overlap_thr=overlap_thr)
+
+
+def settings(seed):
+    return config((0.8, 0.5, 0.0)[seed % 3], (0.8, 0.4, 0.1, 0.0)[seed % 4])
+
+
+def result_of(scene, config):
+    geometry = ImageGeometry(scene.padded, scene.cropped, scene.original)
+    restore = partial(restore_masks, geometry=geometry)
+    return panoptic(scene.class_logits, scene.mask_logits, restore, scene.is_thing, config)
+
+
+def logits_of(*rows):
+    """Class logits whose softmax is the rows, which sum to 1."""
+    return torch.tensor(rows).log()
+
+
+def test_random_scenes_equal_the_definition():
+    numbers, merged = [], 0
+    for seed in range(240):
+        scene = slow.random_scene(seed)
+        got = result_of(scene, settings(seed))
+        segment_map, segments = slow.panoptic(
+            scene.class_logits, scene.full_logits, scene.is_thing, settings(seed)
+        )
+        assert np.array_equal(got.segment_map.numpy(), segment_map)
+        assert list(zip(got.labels.tolist(), got.is_thing.tolist(), strict=True)) == [
+            (label, is_thing) for label, is_thing, _ in segments
+        ]
+        np.testing.assert_allclose(got.scores, [score for _, _, score in segments], atol=1e-5)
+        numbers.append(len(segments))
+        apart = result_of(scene._replace(is_thing=torch.ones_like(scene.is_thing)), settings(seed))
+        merged += len(apart.labels) > len(segments)
+    assert min(numbers) == 0
+    assert sum(number > 3 for number in numbers) > 40
+    assert merged > 15
+
+
+def test_results_do_not_depend_on_the_chunks(monkeypatch):
+    scenes = [slow.random_scene(seed) for seed in range(0, 120, 3)]
+    before = [result_of(scene, settings(seed)) for seed, scene in enumerate(scenes)]
+    for max_queries in (1, 3):
+        monkeypatch.setattr(postprocess, 'MAX_QUERIES', max_queries)
+        for seed, (scene, wanted) in enumerate(zip(scenes, before, strict=True)):
+            got = result_of(scene, settings(seed))
+            assert all(torch.equal(part, other) for part, other in zip(got, wanted, strict=True))
+
+
+def test_segments_by_hand():
+    # Two things of class 0, stuff of class 1 in two queries, a query of no-object.
+    class_logits = logits_of(
+        [0.9, 0.05, 0.05], [0.05, 0.9, 0.05], [0.01, 0.01, 0.98], [0.8, 0.1, 0.1], [0.05, 0.9, 0.05]
+    )
+    mask_logits = 9 * torch.tensor(
+        [
+            [[1, 1, -1, -1, -1, -1, -1.0]],
+            [[-1, -1, 1, -1, -1, -1, -1]],
+            [[1, 1, 1, 1, 1, 1, 1]],
+            [[-1, -1, -1, 1, 1, -1, -1]],
+            [[-1, -1, -1, -1, -1, 1, -1]],
+        ]
+    )
+    got = panoptic(class_logits, mask_logits, same, torch.tensor([True, False]), config())
+    assert got.segment_map.tolist() == [[1, 1, 2, 3, 3, 2, 0]]
+    assert got.segment_map.dtype == torch.int32
+    assert got.labels.tolist() == [0, 1, 0]
+    assert got.is_thing.tolist() == [True, False, True]
+    torch.testing.assert_close(got.scores, torch.tensor([0.9, 0.9, 0.8]))
+
+
+def test_things_and_stuff_follow_the_table_and_not_the_order_of_classes():
+    class_logits = logits_of(*4 * [[0.9, 0.05, 0.05]])
+    mask_logits = 9 * (2 * torch.eye(4)[:, None] - 1)
+    things = panoptic(class_logits, mask_logits, same, torch.tensor([True, False]), config())
+    stuff = panoptic(class_logits, mask_logits, same, torch.tensor([False, True]), config())
+    assert things.segment_map.tolist() == [[1, 2, 3, 4]]
+    assert stuff.segment_map.tolist() == [[1, 1, 1, 1]]
+    assert stuff.labels.tolist() == [0]
+
+
+def test_a_dropped_stuff_query_does_not_hide_the_next_of_its_class():
+    # The first loses all of its mask to a surer thing; the second becomes segment 2.
+    class_logits = logits_of([0.2, 0.6, 0.2], [0.9, 0.05, 0.05], [0.2, 0.7, 0.1])
+    mask_logits = 9 * torch.tensor([[[1.0, -1]], [[1, -1]], [[-1, 1]]])
+    got = panoptic(class_logits, mask_logits, same, torch.tensor([True, False]), config())
+    assert got.segment_map.tolist() == [[1, 2]]
+    assert got.labels.tolist() == [0, 1]
+    torch.testing.assert_close(got.scores, torch.tensor([0.9, 0.7]))
+
+
+def test_a_class_probability_at_the_threshold_is_dropped():
+    class_logits, mask_logits = torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, 2)
+    exact = class_logits.softmax(-1)[0, 0].item()
+    is_thing = torch.tensor([True])
+
+    def number(threshold):
+        return len(panoptic(class_logits, mask_logits, same, is_thing, config(threshold)).labels)
+
+    below = np.nextafter(np.float32(exact), np.float32(0)).item()
+    assert [number(threshold) for threshold in (0.0, below, exact)] == [1, 1, 0]
+
+
+@pytest.mark.parametrize(('threshold', 'kept'), [(0.8, True), (0.81, False), (0.79, True)])
+def test_an_overlap_at_the_threshold_is_kept(threshold, kept):
+    # The weaker mask has five pixels and wins four: 4 / 5 is 0.8 exactly.
+    class_logits = logits_of([0.95, 0.05], [0.9, 0.1])
+    mask_logits = 9 * torch.tensor([[[1.0, -1, -1, -1, -1]], [[1, 1, 1, 1, 1]]])
+    got = panoptic(
+        class_logits, mask_logits, same, torch.tensor([True]), config(overlap_thr=threshold)
+    )
+    assert got.segment_map.tolist() == [[1, 2, 2, 2, 2] if kept else [1, 0, 0, 0, 0]]
+
+
+def test_pixels_won_outside_the_mask_count_for_the_overlap_but_stay_void():
+    # Query 1 has two mask pixels and loses one; it wins two more with probabilities below 1/2.
+    class_logits = logits_of([0.95, 0.05], [0.9, 0.1])
+    mask_logits = torch.tensor([[[9.0, -9, -9, -9]], [[8, 8, -1, -1]]])
+    got = panoptic(class_logits, mask_logits, same, torch.tensor([True]), config(overlap_thr=1.0))
+    assert got.segment_map.tolist() == [[1, 2, 0, 0]]
+
+
+def test_a_probability_of_one_half_is_inside():
+    class_logits = logits_of([0.95, 0.05])
+    mask_logits = torch.tensor([[[0.0, -1e-3, 1e-3]]])
+    got = panoptic(class_logits, mask_logits, same, torch.tensor([True]), config())
+    assert got.segment_map.tolist() == [[1, 0, 1]]
+
+
+def test_a_query_that_wins_only_outside_its_mask_is_no_segment():
+    # Query 1 wins pixels 1 to 3, none of them in its mask; its only mask pixel goes to query 0.
+    class_logits = logits_of([0.95, 0.05], [0.9, 0.1])
+    mask_logits = torch.tensor([[[9.0, -9, -9, -9]], [[1, -1, -1, -1]]])
+    got = panoptic(class_logits, mask_logits, same, torch.tensor([True]), config(overlap_thr=0.0))
+    assert got.segment_map.tolist() == [[1, 0, 0, 0]]
+    assert len(got.labels) == 1
+
+
+@pytest.mark.parametrize('max_queries', [1, 2, 25])
+def test_equals_go_to_the_earlier_query(monkeypatch, max_queries):
+    monkeypatch.setattr(postprocess, 'MAX_QUERIES', max_queries)
+    class_logits = logits_of([0.05, 0.9, 0.05], [0.9, 0.05, 0.05], [0.9, 0.05, 0.05])
+    mask_logits = torch.full((3, 2, 2), 3.0)
+    got = panoptic(class_logits, mask_logits, same, torch.tensor([True, True]), config())
+    assert got.segment_map.tolist() == [[1, 1], [1, 1]]
+    assert got.labels.tolist() == [1]
+
+
+def test_no_query_is_sure_enough():
+    scene = slow.random_scene(1)
+    got = result_of(scene, config(object_mask_thr=1.0))
+    assert [tuple(part.shape) for part in got] == [scene.original, (0,), (0,), (0,)]
+    assert not got.segment_map.any()
+    assert (got.segment_map.dtype, got.is_thing.dtype) == (torch.int32, torch.bool)
+
+
+@pytest.mark.parametrize('num_classes', [1, 2])
+@pytest.mark.parametrize('num_queries', [1, 20])
+def test_few_classes_and_queries(num_classes, num_queries):
+    for seed in range(20):
+        scene = slow.random_scene(seed, num_queries, num_classes)
+        got = result_of(scene, settings(seed))
+        segment_map, segments = slow.panoptic(
+            scene.class_logits, scene.full_logits, scene.is_thing, settings(seed)
+        )
+        assert np.array_equal(got.segment_map.numpy(), segment_map)
+        assert got.labels.tolist() == [label for label, _, _ in segments]
+
+
+def test_ids_are_consecutive_and_all_of_them_are_seen():
+    for seed in range(60):
+        got = result_of(slow.random_scene(seed), config(0.0, 0.0))
+        seen = set(got.segment_map.unique().tolist()) - {0}
+        assert seen == set(range(1, len(got.labels) + 1))
+        stuff = got.labels[~got.is_thing].tolist()
+        assert len(stuff) == len(set(stuff))
+
+
+def test_only_kept_queries_are_restored():
+    restored = []
+
+    def restore(mask_logits):
+        restored.append(len(mask_logits))
+        return resize_masks(mask_logits, (16, 20))
+
+    class_logits = torch.tensor([0.0, 0, 9]).repeat(100, 1)
+    class_logits[[3, 50, 51, 99]] = torch.tensor([0.0, 9, 0])
+    class_logits[60] = torch.tensor([1.0, 0, 0])  # unsure
+    panoptic(
+        class_logits, torch.randn(100, 4, 5), restore, torch.tensor([True, False]), config(0.8)
+    )
+    assert sum(restored) == 4
+
+
+def test_waits_for_the_device_do_not_grow_with_the_segments():
+    mask_logits, is_thing = torch.randn(100, 8, 10), torch.tensor([True, False])
+    for number in (0, 1, 10, 100):
+        class_logits = torch.tensor([0.0, 0, 9]).repeat(100, 1)
+        class_logits[:number] = torch.tensor([9.0, 0, 0])
+        with Watch() as watch:
+            panoptic(class_logits, mask_logits, same, is_thing, config(0.8, 0.0))
+        assert watch.waits == ['aten::nonzero', 'aten::nonzero']
+
+
+def test_only_a_chunk_exists_at_full_size(monkeypatch):
+    monkeypatch.setattr(postprocess, 'MAX_FLOATS', 5 * 64 * 80)
+    geometry = ImageGeometry((32, 40), (30, 40), (64, 80))
+    restore = partial(restore_masks, geometry=geometry)
+    class_logits = torch.tensor([9.0, 0]).repeat(100, 1)
+    with Watch() as watch:
+        panoptic(class_logits, torch.randn(100, 8, 10), restore, torch.tensor([True]), config())
+    assert watch.largest == 5 * 64 * 80
+
+
+def test_inputs_are_not_changed_and_half_types_work():
+    scene = 3 * torch.randn(9, 4).half(), torch.randn(9, 8, 10).half()
+    before = [part.clone() for part in scene]
+    size = (8, 10)
+    restore = partial(restore_masks, geometry=ImageGeometry(size, size, size))
+    is_thing = torch.tensor([True, False, True])
+    got = panoptic(*scene, restore, is_thing, config(overlap_thr=0.0))
+    assert all(torch.equal(part, kept) for part, kept in zip(scene, before, strict=True))
+    in_float = panoptic(*(part.float() for part in scene), restore, is_thing, config(0.5, 0.0))
+    assert all(torch.equal(part, other) for part, other in zip(got, in_float, strict=True))
+    assert len(got.labels) > 0

@@ -1,0 +1,47 @@
+"""What PyTorch is asked to do while a function runs."""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Operators whose result, or its size, the host has to wait for.
+WAITING = {
+    'aten::_local_scalar_dense',
+    'aten::_unique2',
+    'aten::bincount',
+    'aten::equal',
+    'aten::is_nonzero',
+    'aten::masked_select',
+    'aten::nonzero',
+    'aten::repeat_interleave',
+    'aten::unique_consecutive',
+    'aten::unique_dim',
+}
+
+
+def tensors(value):
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors(part)
+
+
+class Watch(TorchDispatchMode):
+    """Counts the waits for the device, and keeps the size of the largest tensor of floats."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits, self.largest = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        by_mask = name.startswith('aten::index') and any(
+            tensor.dtype == torch.bool for tensor in tensors(args[1:2])
+        )
+        if name in WAITING or by_mask:
+            self.waits.append(name)
+        result = func(*args, **(kwargs or {}))
+        for tensor in tensors(result):
+            if tensor.is_floating_point():
+                self.largest = max(self.largest, tensor.numel())
+        return result
