@@ -198,6 +198,8 @@ def _draw(mask: np.ndarray, polygons: list[np.ndarray]) -> None:
     x2, y2 = np.minimum(np.ceil(vertices.max(axis=0)) + 1, mask.shape[::-1]).astype(int)
     if x1 >= x2 or y1 >= y2:
         return
-    moved = [(polygon - (x1, y1)).ravel().tolist() for polygon in polygons]
-    encoded = coco_mask.merge(coco_mask.frPyObjects(moved, y2 - y1, x2 - x1))
-    mask[y1:y2, x1:x2] = coco_mask.decode(encoded)
+    # From the origin on: coordinates of tenths, which are common, lie on the border between two
+    # of pycocotools' fifths, and moved by a rounding error they would fall to the other side.
+    flat = [polygon.ravel().tolist() for polygon in polygons]
+    drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, y2, x2)))
+    mask[y1:y2, x1:x2] = drawn[y1:, x1:]
