@@ -35,3 +35,18 @@ def redraw(model: nn.Module, seed: int = 0) -> None:
             normal(value, 0.1)
         elif name.endswith('running_var'):
             value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
+
+
+@torch.no_grad()
+def tell_queries_apart(detector: nn.Module, data: dict, factor: float = 4.0) -> nn.Module:
+    """Redraw the weights of a detector so that segments of several classes survive in ``data``.
+
+    Alone, random weights let all queries say nearly the same: their common class logits go.
+    """
+    redraw(detector)
+    detector.eval()
+    class_embed = detector.panoptic_head.decoder.class_embed
+    class_embed.weight.mul_(factor)
+    class_logits, _ = detector(**detector.data_preprocessor(data), mode='tensor')
+    class_embed.bias.sub_(class_logits.mean((0, 1)))
+    return detector
