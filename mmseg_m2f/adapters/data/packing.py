@@ -36,7 +36,8 @@ class PackSegments(BaseTransform):
     Instances become ``gt_instances`` (``bboxes``, ``labels``, ``masks``). Panoptic segments become
     ``gt_panoptic_seg.segment_idx`` (1, H, W) int32, an index into ``gt_segments.labels`` or -1,
     or what MMDetection's own heads read: the things as ``gt_instances``, and ``gt_sem_seg`` with
-    the class of every pixel, 255 where there is none.
+    the class of every pixel, 255 where there is none. Only with the latter may the data
+    preprocessor be told to pad masks and maps; our head pads its targets itself.
 
     A picture whose segments are all gone stays: it shows the model what is none of its classes.
 

@@ -1,0 +1,316 @@
+"""What the detectors get: by hand, and as MMDetection's own head reads it."""
+
+import numpy as np
+import pytest
+import scenes
+import torch
+from mmengine.runner import Runner
+
+from mmseg_m2f.adapters.data import (
+    InstanceDataset,
+    LoadSegments,
+    PackSegments,
+    PanopticDataset,
+)
+from mmseg_m2f.adapters.data.packing import mask_boxes
+from mmseg_m2f.registry import TRANSFORMS
+
+pytest.importorskip('mmdet')
+
+
+def panoptic_record(tmp_path, id_map, segments, size=None):
+    """``segments`` are (id, label, is_thing)."""
+    scenes.write_png(tmp_path / 'a.png', id_map)
+    results = {
+        'img': np.arange(id_map.size * 3, dtype=np.uint8).reshape(*id_map.shape, 3),
+        'img_path': 'a.jpg',
+        'seg_map_path': str(tmp_path / 'a.png'),
+        'segments_info': [
+            {'id': i, 'label': label, 'is_thing': is_thing, 'is_crowd': False}
+            for i, label, is_thing in segments
+        ],
+    }
+    return LoadSegments().transform(results)
+
+
+def instance_record(boxes, size=(6, 8)):
+    results = {
+        'img': np.zeros((*size, 3), np.uint8),
+        'img_path': 'a.jpg',
+        'height': size[0],
+        'width': size[1],
+        'instances': [
+            {
+                'label': label,
+                'is_crowd': False,
+                'segmentation': [[x1, y1, x2, y1, x2, y2, x1, y2]],
+            }
+            for label, (x1, y1, x2, y2) in enumerate(boxes)
+        ],
+    }
+    return LoadSegments().transform(results)
+
+
+ID_MAP = np.array([[5, 5, 0, 9], [5, 7, 7, 9], [7, 7, 0, 9]], np.int32)
+SEGMENTS = [(7, 2, True), (3, 4, True), (5, 1, False), (9, 0, True)]
+
+
+def test_the_picture_becomes_a_tensor(tmp_path):
+    results = panoptic_record(tmp_path, ID_MAP, SEGMENTS)
+    inputs = PackSegments().transform(results)['inputs']
+    assert inputs.shape == (3, 3, 4)
+    assert inputs.dtype == torch.uint8
+    assert inputs.is_contiguous()
+    assert (inputs.permute(1, 2, 0).numpy() == results['img']).all()
+    assert PackSegments().transform({'img': np.zeros((4, 5), 'u1')})['inputs'].shape == (1, 4, 5)
+
+
+def test_panoptic_segments(tmp_path):
+    packed = PackSegments().transform(panoptic_record(tmp_path, ID_MAP, SEGMENTS))
+    sample = packed['data_samples']
+    assert sample.gt_segments.labels.tolist() == [2, 4, 1, 0]
+    segment_idx = sample.gt_panoptic_seg.segment_idx
+    assert segment_idx.dtype == torch.int32
+    assert segment_idx.tolist() == [[[2, 2, -1, 3], [2, 0, 0, 3], [0, 0, -1, 3]]]
+    assert 'gt_instances' not in sample
+
+
+def test_emptied_segments_can_be_dropped(tmp_path):
+    results = panoptic_record(tmp_path, ID_MAP, SEGMENTS)
+    sample = PackSegments(keep_empty=False).transform(results)['data_samples']
+    assert sample.gt_segments.labels.tolist() == [2, 1, 0]
+    expected = [[[1, 1, -1, 2], [1, 0, 0, 2], [0, 0, -1, 2]]]
+    assert sample.gt_panoptic_seg.segment_idx.tolist() == expected
+
+
+@pytest.mark.parametrize(('keep_empty', 'things'), [(True, [2, 4, 0]), (False, [2, 0])])
+def test_panoptic_segments_in_the_layout_of_mmdet(tmp_path, keep_empty, things):
+    pack = PackSegments(keep_empty=keep_empty, layout='mmdet')
+    sample = pack.transform(panoptic_record(tmp_path, ID_MAP, SEGMENTS))['data_samples']
+    label_map = sample.gt_sem_seg.sem_seg
+    assert label_map.tolist() == [[[1, 1, 255, 0], [1, 2, 2, 0], [2, 2, 255, 0]]]
+    assert sample.gt_instances.labels.tolist() == things
+    masks = sample.gt_instances.masks.to_tensor(torch.bool, 'cpu')
+    expected = {2: ID_MAP == 7, 4: ID_MAP == 3, 0: ID_MAP == 9}
+    assert (masks.numpy() == np.stack([expected[label] for label in things])).all()
+    assert sample.gt_instances.bboxes[0].tolist() == [0, 1, 3, 3]
+    assert 'gt_segments' not in sample
+
+
+@pytest.mark.parametrize('layout', ['segments', 'mmdet'])
+@pytest.mark.parametrize('keep_empty', [True, False])
+def test_no_segments(tmp_path, layout, keep_empty):
+    pack = PackSegments(keep_empty=keep_empty, layout=layout)
+    sample = pack.transform(panoptic_record(tmp_path, ID_MAP, []))['data_samples']
+    if layout == 'segments':
+        assert sample.gt_segments.labels.shape == (0,)
+        assert (sample.gt_panoptic_seg.segment_idx == -1).all()
+    else:
+        assert (sample.gt_sem_seg.sem_seg == 255).all()
+        assert sample.gt_instances.masks.masks.shape == (0, 3, 4)
+    sample = pack.transform(instance_record([]))['data_samples']
+    assert sample.gt_instances.bboxes.shape == (0, 4)
+    assert sample.gt_instances.labels.shape == (0,)
+    assert sample.gt_instances.labels.dtype == torch.int64
+    assert sample.gt_instances.masks.masks.shape == (0, 6, 8)
+
+
+def test_instances():
+    results = instance_record([(1, 2, 4, 5), (3, 0, 8, 6), (9, 9, 12, 12)])
+    kept = PackSegments().transform(results)['data_samples'].gt_instances
+    assert kept.labels.tolist() == [0, 1, 2]
+    assert kept.bboxes.tolist() == [[1, 2, 4, 5], [3, 0, 8, 6], [0, 0, 0, 0]]
+    assert kept.masks.areas.tolist() == [9, 30, 0]
+    dropped = PackSegments(keep_empty=False).transform(results)['data_samples'].gt_instances
+    assert dropped.labels.tolist() == [0, 1]
+    assert dropped.bboxes.tolist() == [[1, 2, 4, 5], [3, 0, 8, 6]]
+    assert len(dropped.masks) == 2
+
+
+def test_a_picture_that_lost_its_instances_stays():
+    results = instance_record([(7, 7, 9, 9)])
+    sample = PackSegments(keep_empty=False).transform(results)['data_samples']
+    assert len(sample.gt_instances) == 0
+
+
+def test_boxes_enclose_masks():
+    masks = np.random.default_rng(0).random((50, 9, 13)) < 0.03
+    for mask, box in zip(masks, mask_boxes(masks), strict=True):
+        rows, columns = np.nonzero(mask)
+        expected = [0, 0, 0, 0]
+        if len(rows):
+            expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert box.tolist() == expected
+
+
+def test_metainfo():
+    record = {
+        'img': np.zeros((4, 5, 3), np.uint8),
+        'img_id': 'x',
+        'img_path': 'a.jpg',
+        'ori_shape': (8, 10),
+        'img_shape': (4, 5),
+        'scale_factor': (0.5, 0.5),
+        'seg_map_path': 'a.png',
+        'segments_info': [],
+        'label_map_path': 'l.png',
+        'height': 8,
+    }
+    sample = PackSegments().transform(record)['data_samples']
+    assert set(sample.metainfo) == set(record) - {'img', 'height'}
+    assert sample.img_id == 'x'
+    sample = PackSegments(meta_keys=('height', 'flip')).transform(record)['data_samples']
+    assert sample.metainfo == {'height': 8}
+
+
+@pytest.mark.parametrize(
+    'theirs',
+    [
+        {'type': 'Resize', 'scale': (16, 12)},
+        {'type': 'RandomFlip', 'prob': 1.0},
+    ],
+)
+def test_transforms_that_forget_the_segments_are_noticed(theirs):
+    results = TRANSFORMS.build({**theirs, 'type': f'mmcv.{theirs["type"]}'})(
+        instance_record([(1, 2, 4, 5)])
+    )
+    with pytest.raises(ValueError, match=r'a\.jpg: .*A transform moved but one of them: use mmseg'):
+        PackSegments().transform(results)
+
+
+def test_wrong_layout():
+    with pytest.raises(ValueError, match="layout must be 'segments' or 'mmdet', got 'coco'"):
+        PackSegments(layout='coco')
+
+
+TRAINING = [
+    {'type': 'LoadImageFromFile'},
+    {'type': 'mmseg_m2f.LoadSegments'},
+    {'type': 'mmseg_m2f.RandomFlip', 'prob': 0.5},
+    {
+        'type': 'mmseg_m2f.ResizeScale',
+        'min_scale': 0.5,
+        'max_scale': 2.0,
+        'target_size': (192, 192),
+    },
+    {'type': 'mmseg_m2f.FixedSizeCrop', 'crop_size': (192, 192)},
+    {'type': 'mmseg_m2f.PhotoMetricDistortion'},
+]
+
+
+def batch_of(layout, name='PanopticDataset', ann='panoptic'):
+    prefix = {'img': 'img/train', 'seg': 'panoptic/train'}
+    if ann == 'instances':
+        del prefix['seg']
+    loader = Runner.build_dataloader(
+        {
+            'batch_size': 4,
+            'num_workers': 0,
+            'sampler': {'type': 'DefaultSampler', 'shuffle': False},
+            'dataset': {
+                'type': f'mmseg_m2f.{name}',
+                'data_root': 'data/tiny/coco',
+                'ann_file': f'annotations/{ann}_train.json',
+                'data_prefix': prefix,
+                'pipeline': [*TRAINING, {'type': 'mmseg_m2f.PackSegments', 'layout': layout}],
+            },
+        }
+    )
+    np.random.seed(1)
+    return next(iter(loader))
+
+
+@pytest.fixture
+def at_root(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+def test_mmdets_head_reads_the_same_segments(at_root):
+    """As targets of its panoptic head: things first, then stuff, each a mask."""
+    from mmdet.models.utils import preprocess_panoptic_gt
+
+    ours, theirs = batch_of('segments'), batch_of('mmdet')
+    num_segments = 0
+    for index in range(4):
+        assert (ours['inputs'][index] == theirs['inputs'][index]).all()
+        sample = theirs['data_samples'][index]
+        labels, masks = preprocess_panoptic_gt(
+            sample.gt_instances.labels,
+            sample.gt_instances.masks,
+            sample.gt_sem_seg.sem_seg,
+            num_things=80,
+            num_stuff=53,
+        )
+        mine = ours['data_samples'][index]
+        segment_idx = mine.gt_panoptic_seg.segment_idx[0]
+        expected = {}
+        for number, label in enumerate(mine.gt_segments.labels.tolist()):
+            mask = segment_idx == number
+            # Stuff that is not in the crop has no mask there.
+            if label < 80 or mask.any():
+                expected.setdefault(label, []).append(mask)
+        assert sorted(labels.tolist()) == sorted(k for k in expected for _ in expected[k])
+        for label, mask in zip(labels.tolist(), masks.bool(), strict=True):
+            assert any((mask == other).all() for other in expected[label])
+            num_segments += 1
+    assert num_segments > 15
+
+
+def test_mmdets_preprocessor_takes_a_batch(at_root):
+    from mmdet.models import DetDataPreprocessor
+
+    for layout, name, ann, pads in (
+        ('mmdet', 'PanopticDataset', 'panoptic', {'pad_mask': True, 'pad_seg': True}),
+        ('segments', 'PanopticDataset', 'panoptic', {}),
+        ('segments', 'InstanceDataset', 'instances', {'pad_mask': True}),
+    ):
+        preprocessor = DetDataPreprocessor(
+            mean=[0, 0, 0], std=[1, 1, 1], pad_size_divisor=128, **pads
+        )
+        data = preprocessor(batch_of(layout, name, ann), training=True)
+        assert data['inputs'].shape == (4, 3, 256, 256)
+        sample = data['data_samples'][0]
+        assert sample.batch_input_shape == (256, 256)
+        if pads:
+            assert sample.gt_instances.masks.masks.shape[1:] == (256, 256)
+
+
+def test_a_test_pipeline_packs_the_names_of_the_files(at_root):
+    dataset = PanopticDataset(
+        data_root='data/tiny/facade',
+        ann_file='annotations/panoptic_val.json',
+        data_prefix={
+            'img': 'img/val',
+            'seg': 'panoptic/val',
+            'label_map': 'labelmap/val',
+        },
+        test_mode=True,
+        pipeline=[
+            {'type': 'LoadImageFromFile'},
+            {'type': 'Resize', 'scale': (192, 192), 'keep_ratio': True, 'backend': 'pillow'},
+            {'type': 'mmseg_m2f.PackSegments'},
+        ],
+    )
+    sample = dataset[0]['data_samples']
+    assert sample.ori_shape == (384, 384)
+    assert sample.img_shape == (192, 192)
+    assert sample.seg_map_path.startswith('data/tiny/facade/panoptic/val/')
+    assert sample.label_map_path.startswith('data/tiny/facade/labelmap/val/')
+    assert len(sample.segments_info) > 5
+    assert not {'gt_instances', 'gt_segments', 'gt_panoptic_seg'} & set(sample.keys())
+
+
+def test_pictures_without_any_instance_train(tmp_path):
+    entries = []
+    for number in range(2):
+        scenes.write_photo(tmp_path / f'img/{number}.jpg')
+        image = {'id': number, 'file_name': f'{number}.jpg', 'height': 12, 'width': 16}
+        entries.append((image, []))
+    scenes.write_json(tmp_path / 'ins.json', entries)
+    dataset = InstanceDataset(
+        data_root=str(tmp_path),
+        ann_file='ins.json',
+        data_prefix={'img': 'img'},
+        pipeline=[*TRAINING, {'type': 'mmseg_m2f.PackSegments', 'keep_empty': False}],
+    )
+    assert [len(dataset[i]['data_samples'].gt_instances) for i in range(2)] == [0, 0]
