@@ -46,7 +46,7 @@ class Mask2Former(BaseDetector):
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(neck) if neck is not None else None
         self.panoptic_head = MODELS.build(panoptic_head)
-        self.test_cfg = test_cfg  # type: ignore[assignment]
+        self.test_cfg = test_cfg
         fill_gaps()
 
     @property

@@ -82,8 +82,11 @@ def geometry_of(sample: Any, padded: tuple[int, int]) -> core.ImageGeometry:
             f'{_source(sample)}: the sample lacks {missing}; add them to meta_keys of the packing '
             'transform'
         )
-    resized, original = (sample.metainfo[key][:2] for key in ('img_shape', 'ori_shape'))
-    return core.ImageGeometry(padded, tuple(map(int, resized)), tuple(map(int, original)))
+    # mmdet's shapes may end in the number of channels.
+    (height, width), (file_height, file_width) = (
+        map(int, sample.metainfo[key][:2]) for key in ('img_shape', 'ori_shape')
+    )
+    return core.ImageGeometry(padded, (height, width), (file_height, file_width))
 
 
 def instance_data(instances: core.Instances) -> InstanceData:

@@ -150,7 +150,7 @@ def build_detector(**keys: Any) -> nn.Module:
     try:
         from mmseg_m2f.adapters.detector import Mask2Former
     except (ImportError, AssertionError) as error:  # mmdet asserts the version of mmcv
-        if '_ext' in str(error):
+        if isinstance(error, ImportError) and '_ext' in str(error):
             raise MissingOperatorsError('MMDetection', error) from error
         raise ImportError(
             f'mmseg_m2f.Mask2Former is a detector of MMDetection, which cannot be imported '
