@@ -29,6 +29,10 @@ class ClassTable(NamedTuple):
         """Category id to class index."""
         return {category_id: label for label, category_id in enumerate(self.category_ids)}
 
+    def metainfo(self) -> dict[str, Any]:
+        """As a data set tells it; mmdet's visualiser takes a tuple of colours for one colour."""
+        return {**self._asdict(), 'palette': list(self.palette)}
+
 
 def initial_metainfo(metadata: str | None, metainfo: Mapping[str, Any] | None) -> dict[str, Any]:
     """What is known before any file is read.
@@ -37,6 +41,8 @@ def initial_metainfo(metadata: str | None, metainfo: Mapping[str, Any] | None) -
         ValueError: both name the classes.
     """
     given = dict(metainfo or {})
+    if 'palette' in given:
+        given['palette'] = list(given['palette'])
     if metadata is None:
         return given
     if 'classes' in given:
@@ -44,7 +50,7 @@ def initial_metainfo(metadata: str | None, metainfo: Mapping[str, Any] | None) -
     known = load_metadata(metadata)
     return {
         'classes': known.classes,
-        'palette': known.palette,
+        'palette': list(known.palette),
         'thing_ids': known.thing_ids,
         'category_ids': known.category_ids,
         **given,

@@ -69,7 +69,7 @@ class InstanceDataset(BaseDataset):
         content = read_json(self.ann_file)
         table = class_table(self.ann_file, content['categories'], self._metainfo)
         table = table._replace(thing_ids=tuple(range(len(table.classes))))
-        self._metainfo.update(table._asdict())
+        self._metainfo.update(table.metainfo())
         announce(table)
         instances = self._instances(content, table.label_of)
         return [

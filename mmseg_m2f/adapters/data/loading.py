@@ -1,13 +1,15 @@
 """Annotations of a record to ``gt_segments``."""
 
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 from mmcv.transforms import BaseTransform
-from PIL import Image
+from mmengine import fileio
 from pycocotools import mask as coco_mask
 
 from mmseg_m2f.adapters.data.segments import InstanceShapes, PixelGrid, SegmentMap
+from mmseg_m2f.evaluation.panoptic_map import read_ids
 from mmseg_m2f.registry import TRANSFORMS
 
 
@@ -42,30 +44,18 @@ class LoadSegments(BaseTransform):
         return f'{type(self).__name__}()'
 
 
-def read_ids(path: str) -> np.ndarray:
-    """(height, width) int32 ids of a panoptic PNG: R + 256 G + 65536 B.
-
-    Raises:
-        OSError: the file is missing or broken.
-        ValueError: it is no colour picture.
-    """
+def _read_ids(path: str) -> np.ndarray:
     try:
-        with Image.open(path) as file:
-            if file.mode not in ('RGB', 'RGBA', 'P'):
-                raise ValueError(
-                    f'{path} is of mode {file.mode}; a panoptic PNG is RGB, where the id of a '
-                    'segment is R + 256 G + 65536 B'
-                )
-            # PIL keeps a fourth byte for each pixel anyway: with it the pixels are integers.
-            pixels = np.asarray(file.convert('RGB').convert('RGBX'))
+        return read_ids(BytesIO(fileio.get(path)))
     except OSError as error:
         raise OSError(f'cannot read the panoptic PNG {path}: {error}') from error
-    return pixels.view('<i4')[..., 0] & 0xFFFFFF
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
 
 
 def _segment_map(results: dict[str, Any], size: tuple[int, int]) -> SegmentMap:
     path = results['seg_map_path']
-    ids = read_ids(path)
+    ids = _read_ids(path)
     if ids.shape != size:
         raise ValueError(
             f'{path} is of size {ids.shape} (height, width), its picture {results["img_path"]} '

@@ -76,7 +76,7 @@ class PanopticDataset(BaseDataset):
         categories = content['categories']
         _check_categories(self.ann_file, categories)
         table = class_table(self.ann_file, categories, self._metainfo)
-        self._metainfo.update(table._asdict())
+        self._metainfo.update(table.metainfo())
         announce(table)
         if self.test_mode and 'annotations' not in content:
             return [self._photo(image) for image in content['images']]

@@ -6,21 +6,6 @@ import scenes
 from PIL import Image
 
 from mmseg_m2f.adapters.data import LoadSegments
-from mmseg_m2f.adapters.data.loading import read_ids
-
-
-def test_ids_of_colours(tmp_path):
-    pixels = np.array([[[1, 0, 0], [0, 1, 0], [0, 0, 1], [255, 255, 255]]], np.uint8)
-    expected = [[1, 256, 65536, 16777215]]
-    Image.fromarray(pixels).save(tmp_path / 'a.png')
-    assert read_ids(str(tmp_path / 'a.png')).tolist() == expected
-    # With few colours, some programs save a palette; others an opaque fourth channel.
-    Image.fromarray(pixels).quantize(4).save(tmp_path / 'p.png')
-    with Image.open(tmp_path / 'p.png') as file:
-        assert file.mode == 'P'
-    assert read_ids(str(tmp_path / 'p.png')).tolist() == expected
-    Image.fromarray(pixels).convert('RGBA').save(tmp_path / 'rgba.png')
-    assert read_ids(str(tmp_path / 'rgba.png')).tolist() == expected
 
 
 def record(tmp_path, segments, size=scenes.SIZE):
@@ -33,6 +18,20 @@ def record(tmp_path, segments, size=scenes.SIZE):
             for i, label, crowd in segments
         ],
     }
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'P'])
+def test_ids_of_colours(tmp_path, mode):
+    # With few colours some programs save a palette, others an opaque fourth channel.
+    pixels = np.array([[[1, 0, 0], [0, 1, 0], [0, 0, 1], [255, 255, 255]]], np.uint8)
+    img = Image.fromarray(pixels)
+    img = img.quantize(4) if mode == 'P' else img.convert(mode)
+    assert img.mode == mode
+    img.save(tmp_path / 'a.png')
+    ids = [65536, 1, 16777215, 256]
+    results = record(tmp_path, [(i, 0, False) for i in ids], (1, 4))
+    segments = LoadSegments().transform(results)['gt_segments']
+    assert segments.index_map().tolist() == [[1, 3, 0, 2]]
 
 
 def test_crowds_and_unlisted_ids_are_no_segments(tmp_path):
@@ -65,7 +64,7 @@ def test_wrong_files_are_named(tmp_path):
     with pytest.raises(OSError, match=r'cannot read the panoptic PNG .*a\.png: '):
         LoadSegments().transform(results)
     Image.fromarray(np.ones(scenes.SIZE, np.uint8)).save(tmp_path / 'a.png')
-    with pytest.raises(ValueError, match=r'a\.png is of mode L; a panoptic PNG is RGB'):
+    with pytest.raises(ValueError, match=r'a\.png: a panoptic PNG must be an RGB'):
         LoadSegments().transform(results)
 
 

@@ -41,7 +41,7 @@ def test_classes_from_the_file_alone():
     assert dataset.metainfo == {
         'classes': tuple(row['name'] for row in rows),
         # The file tells no colours.
-        'palette': tuple(spread_colors(11)),
+        'palette': list(spread_colors(11)),
         'thing_ids': (0, 1, 2, 3, 4),
         'category_ids': tuple(row['id'] for row in rows),
         'metadata': None,
@@ -66,9 +66,9 @@ def test_metadata_gives_the_same_classes_for_coco():
 def test_label_maps_have_the_same_classes():
     from PIL import Image
 
-    from mmseg_m2f.adapters.data.loading import read_ids
+    from mmseg_m2f.evaluation.panoptic_map import read_ids
 
-    for record in (tiny('coco')[i] for i in range(5)):
+    for record in (tiny('coco')[i] for i in range(3)):
         ids = read_ids(record['seg_map_path'])
         expected = np.full(ids.shape, 255)
         for segment in record['segments_info']:
@@ -105,7 +105,7 @@ def test_classes_chosen_by_name(tmp_path):
     assert [s['id'] for s in dataset[0]['segments_info']] == [1, 2]
     assert dataset.metainfo['thing_ids'] == (1,)
     assert dataset.metainfo['category_ids'] == (2, 1)
-    assert dataset.metainfo['palette'] == ((1, 2, 3), (9, 8, 7))
+    assert dataset.metainfo['palette'] == [(1, 2, 3), (9, 8, 7)]
     with pytest.raises(ValueError, match=r"pan\.json has no categories \['cow'\]; it has \['dog'"):
         PanopticDataset(**layout, metainfo={'classes': ('sky', 'cow')})
     with pytest.raises(ValueError, match="metadata='mapillary' and metainfo both name"):

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mmseg_m2f.adapters.data.loading import LoadSegments, read_ids
+from mmseg_m2f.adapters.data.loading import LoadSegments
 from mmseg_m2f.adapters.data.segments import InstanceShapes, PixelGrid, SegmentMap
+from mmseg_m2f.evaluation.panoptic_map import read_ids
 
 TINY = Path(__file__).parents[3] / 'data/tiny'
 NEAREST = Image.Resampling.NEAREST
