@@ -187,6 +187,8 @@ class InstanceShapes:
         x, y, width, height = coco_mask.toBbox(encoded).astype(int).tolist()
         rows, columns = self.grid
         in_box = (rows >= y) & (rows < y + height), (columns >= x) & (columns < x + width)
+        if not all(side.any() for side in in_box):
+            return
         bitmap = coco_mask.decode(encoded)
         mask[np.ix_(*in_box)] = bitmap[np.ix_(rows[in_box[0]], columns[in_box[1]])]
 

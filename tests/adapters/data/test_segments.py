@@ -240,6 +240,14 @@ def test_bitmaps_follow_the_nearest_pixel(compressed):
         assert (ours == expected).all()
 
 
+def test_a_bitmap_outside_of_the_crop_is_empty():
+    bitmap = coco_mask.encode(np.asfortranarray(filled((8, 8), 1, 1, 3, 4), np.uint8))
+    segments = shapes(bitmap, size=(8, 8))
+    assert segments.crop(0, 4, 8, 4).masks().sum() == 0
+    assert segments.crop(3, 0, 5, 8).masks().sum() == 0
+    assert segments.crop(2, 3, 4, 4).pad((6, 6)).masks().sum() == 1
+
+
 def test_polygons_and_bitmaps_in_one_picture():
     bitmap = coco_mask.encode(np.asfortranarray(filled((8, 8), 4, 4, 8, 8), np.uint8))
     segments = shapes(rectangle(0, 0, 3, 3), bitmap, rectangle(2, 2, 6, 5), size=(8, 8))
