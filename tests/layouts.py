@@ -2,6 +2,7 @@
 
 Folders and names are typed here as the data sets are published and prepared, not taken from the
 configurations. The facade's classes take the places of each set's first things and first stuff.
+COCO's instances are polygons that overlap in places, the others the masks of the segments.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from mmseg_m2f.metadata import DatasetMetadata, load_metadata
 
@@ -102,7 +104,7 @@ def _write_split(layout: Layout, root: Path, split: str) -> None:
     at = partial(_at, root, split)
     metadata = load_metadata(layout.metadata)
     source = _read(f'annotations/panoptic_{split}.json')
-    images, annotations = [], []
+    images, annotations, instances = [], [], []
     for index, annotation in enumerate(source['annotations'][: SPLITS[split]]):
         # Three parts, as cityscapesScripts has it.
         name = f'facade_{split}_{index:06d}'
@@ -118,14 +120,13 @@ def _write_split(layout: Layout, root: Path, split: str) -> None:
         _write_maps(layout, at, name, ids, segments, metadata)
         entry = {'image_id': image_id, 'file_name': path.name, 'segments_info': segments}
         annotations.append(entry)
+        instances += _masks(image_id, ids, segments, metadata)
     _write_json(at(layout.panoptic), images, annotations, metadata)
     if layout.instances:
-        instances = load_metadata(f'{layout.metadata.removesuffix("_panoptic")}_instance')
-        source = _read(f'annotations/instances_{split}.json')
-        entries = [_instance(entry, instances) for entry in source['annotations']]
-        shown = {image['id'] for image in images}
-        entries = [entry for entry in entries if entry['image_id'] in shown]
-        _write_json(at(layout.instances), images, entries, instances)
+        things = load_metadata(f'{layout.metadata.removesuffix("_panoptic")}_instance')
+        if layout.metadata == 'coco_panoptic':
+            instances = _polygons(split, [image['id'] for image in images], things)
+        _write_json(at(layout.instances), images, instances, things)
 
 
 def _read(name: str) -> Json:
@@ -178,15 +179,41 @@ def _write_maps(
         Image.fromarray(instance_ids).save(at(layout.instance_ids, name))
 
 
-def _instance(annotation: Json, metadata: DatasetMetadata) -> Json:
-    polygons = [np.reshape(polygon, (-1, 2)) * SCALE for polygon in annotation['segmentation']]
-    return {
-        **annotation,
-        'category_id': metadata.category_ids[annotation['category_id'] - 1],
-        'bbox': (np.reshape(annotation['bbox'], (2, 2)) * SCALE).ravel().tolist(),
-        'area': float(annotation['area'] * SCALE.prod()),
-        'segmentation': [polygon.ravel().tolist() for polygon in polygons],
-    }
+def _masks(
+    image_id: int, ids: np.ndarray, segments: list[Json], metadata: DatasetMetadata
+) -> list[Json]:
+    """The things as instances: run lengths."""
+    instances = []
+    for segment in segments:
+        if metadata.category_ids.index(segment['category_id']) in metadata.thing_ids:
+            rle = coco_mask.encode(np.asfortranarray(ids == segment['id'], np.uint8))
+            rle['counts'] = rle['counts'].decode()
+            instances.append({**segment, 'image_id': image_id, 'segmentation': rle})
+    return instances
+
+
+def _polygons(split: str, image_ids: list[int], metadata: DatasetMetadata) -> list[Json]:
+    """The facade's own instances, except those that cover no pixel at this size."""
+    instances = []
+    for annotation in _read(f'annotations/instances_{split}.json')['annotations']:
+        polygons = [
+            (np.reshape(polygon, (-1, 2)) * SCALE).ravel().tolist()
+            for polygon in annotation['segmentation']
+        ]
+        rle = coco_mask.merge(coco_mask.frPyObjects(polygons, HEIGHT, WIDTH))
+        if annotation['image_id'] not in image_ids or not coco_mask.area(rle):
+            continue
+        category = metadata.category_ids[annotation['category_id'] - 1]
+        instances.append(
+            {
+                **annotation,
+                'category_id': category,
+                'bbox': coco_mask.toBbox(rle).tolist(),
+                'area': int(coco_mask.area(rle)),
+                'segmentation': polygons,
+            }
+        )
+    return instances
 
 
 def _write_json(

@@ -2,34 +2,56 @@
 
 import ast
 import json
+import re
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
-import yaml
 from mmengine import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 pytest.importorskip('mmseg')
-from mmseg.registry import MODELS
+pytest.importorskip('mmdet')
+from mmengine.registry import MODELS
 
 from tests.configs.rows import (
     CONFIGS,
+    ONE_DETECTOR_PER_FAMILY,
     ONE_PER_FAMILY,
     RECORD,
     REPOSITORY,
     ROWS,
     digest,
     load,
+    metafile_models,
+    parse,
 )
-from tests.reduced import reduce_config, train_and_test
+from tests.reduced import backbone_channels, head_of, reduce_config, train_and_test
 
-CUSTOM = CONFIGS / 'custom/mask2former_r50_custom.py'
-# Millions of parameters as published (arXiv:2112.01527, tables of semantic segmentation).
+CUSTOM = sorted(CONFIGS.glob('custom/*.py'))
+# Millions of parameters as published (arXiv:2112.01527, tables of results).
 PARAMETERS = {'r50': 44, 'r101': 63, 'swin-t': 47, 'swin-s': 69, 'swin-b': 107, 'swin-l': 215}
+# The main metric of a task in the metafile, and how the first line of a row writes it.
+PUBLISHED = {
+    'semantic': ('mIoU', 'mIoU'),
+    'panoptic': ('PQ', 'PQ'),
+    'instance': ('mask AP', 'AP'),
+}
+SUFFIXES = {'semantic': '', 'panoptic': ' panoptic', 'instance': ' instances'}
+# What the test of a reduced row must report.
+REPORTED = {
+    'semantic': {'mIoU'},
+    'coco-panoptic': {'coco_panoptic/PQ', 'coco/segm_mAP', 'mIoU'},
+    'coco-instance': {'coco/segm_mAP'},
+    'cityscapes-panoptic': {'coco_panoptic/PQ', 'cityscapes/AP', 'coco/segm_mAP', 'mIoU'},
+    'cityscapes-instance': {'cityscapes/AP', 'coco/segm_mAP'},
+    'ade20k-panoptic': {'coco_panoptic/PQ', 'coco/segm_mAP', 'mIoU'},
+    'ade20k-instance': {'coco/segm_mAP'},
+    'mapillary-panoptic': {'coco_panoptic/PQ', 'mIoU'},
+}
 # Who may set which key; a recipe puts them together.
 OWNERS = {
     'backbones': {'preset_backbone', 'preset_in_channels'},
@@ -57,6 +79,8 @@ OWNERS = {
         'test_cfg',
     },
     'recipes': {'model', 'default_hooks'},
+    # For configurations that compare with another implementation.
+    'peers': {'preset_mmdet_class_loss', 'preset_mmdet_head', 'preset_mmdet_train_cfg'},
 }
 
 # mmseg's hook warns whenever no picture is drawn.
@@ -68,7 +92,8 @@ def settings(path: Path) -> set[str]:
     names = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Assign):
-            names |= {target.id for target in node.targets}
+            # Of x[-1] = ... the name is set before.
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
         elif isinstance(node, ast.Delete):
             names -= {target.id for target in node.targets}
     return names - {'_base_'}
@@ -96,9 +121,10 @@ def no_initialisation():
 
 
 def build(row: str) -> torch.nn.Module:
-    init_default_scope('mmseg')
+    cfg = load(row)
+    init_default_scope(cfg.default_scope)
     with no_initialisation():
-        return MODELS.build(load(row).model.to_dict()).eval()
+        return MODELS.build(cfg.model.to_dict()).eval()
 
 
 @pytest.mark.parametrize('row', ROWS)
@@ -106,9 +132,15 @@ def test_a_row_is_one_recipe_and_one_backbone(row):
     path = CONFIGS / f'{row}.py'
     assert [base.parent.name for base in bases(path)] == ['recipes', 'backbones']
     assert settings(path) == {'model'}
-    recipe = bases(path)[0].stem
-    assert recipe.endswith('_mmseg') == row.endswith('_mmseg')
-    assert recipe.split('-')[0].removesuffix('_mmseg') in row
+    recipe, backbone = (base.stem for base in bases(path))
+    name, dataset, task, is_mmseg = parse(row)
+    assert recipe.endswith('_mmseg') == is_mmseg
+    recipe = recipe.removesuffix('_mmseg')
+    assert recipe.startswith(dataset if task == 'semantic' else f'{dataset}-{task}')
+    assert task != 'semantic' or not {'panoptic', 'instance'} & set(recipe.split('-'))
+    assert backbone.startswith(name)
+    # Swin's weights are read by another class.
+    assert backbone.endswith('_mmdet') == (name.startswith('swin') and task != 'semantic')
 
 
 def test_each_key_has_one_owner():
@@ -127,23 +159,21 @@ def test_basenames_are_unique():
 @pytest.mark.parametrize('row', ROWS)
 def test_the_first_line_states_number_source_and_hardware(row):
     doc = ast.get_docstring(ast.parse((CONFIGS / f'{row}.py').read_text()))
-    first = doc.splitlines()[0]
-    who = 'MMSegmentation' if row.endswith('_mmseg') else 'the authors'
-    result = metafile_models()[row]['Results'][0]
-    assert f'on {result["Dataset"]}: {result["Metrics"]["mIoU"]} mIoU' in first.replace('0 m', ' m')
-    assert f'published by {who}' in first
-    assert f'{load(row).train_cfg.max_iters // 1000}k iterations' in first
+    first, task = doc.splitlines()[0], parse(row).task
+    model, (metric, word) = metafile_models()[row], PUBLISHED[task]
+    (result,) = model['Results']
+    assert result['Task'].split()[0].lower() == task
+    assert f' on {result["Dataset"]}{SUFFIXES[task]}: ' in first
+    number = re.search(rf'([\d.]+) {word} published', first).group(1)
+    assert float(number) == result['Metrics'][metric]
+    source = 'MMSegmentation' if row.endswith('_mmseg') else 'the authors'
+    assert f'published by {source}; ' in first
+    count, gpu, _ = model['Metadata']['Training Resources'].split()
+    assert f'; {count.removesuffix("x")} {gpu}, ' in first
+    iterations = load(row).train_cfg.max_iters
+    count = f'{iterations:,}' if iterations % 1000 else f'{iterations // 1000}k'
+    assert first.endswith(f' {count} iterations.')
     assert 'reproduce' not in doc
-
-
-def metafile_models() -> dict[str, dict]:
-    index = yaml.safe_load((REPOSITORY / 'model-index.yml').read_text())
-    models = [
-        model
-        for path in index['Import']
-        for model in yaml.safe_load((REPOSITORY / path).read_text())['Models']
-    ]
-    return {model['Name']: model for model in models}
 
 
 def test_the_metafile_lists_every_row_and_nothing_else():
@@ -158,20 +188,45 @@ def test_the_metafile_lists_every_row_and_nothing_else():
 
 @pytest.mark.parametrize('row', ROWS)
 def test_the_head_holds_only_what_differs(row):
-    head = load(row).model.decode_head
-    assert set(head) == {'type', 'num_classes', 'in_channels'}
-    assert head.num_classes == (150 if 'ade20k' in row else 19)
+    name, dataset, task, _ = parse(row)
+    head = head_of(load(row))
+    expected = {'type', 'num_classes', 'in_channels'}
+    if task == 'panoptic':
+        expected.add('thing_ids')
+    if task != 'semantic' and name == 'swin-l':
+        expected.add('num_queries')
+    if dataset == 'mapillary' and task == 'semantic':
+        expected.add('ignore_index')
+    assert set(head) == expected
+    if task == 'semantic':
+        assert head.num_classes == {'ade20k': 150, 'cityscapes': 19, 'mapillary': 65}[dataset]
 
 
 @pytest.mark.parametrize('row', ROWS)
+def test_the_head_is_told_the_backbone_s_channels(row):
+    cfg = load(row)
+    assert head_of(cfg).in_channels == backbone_channels(cfg.model.backbone)
+
+
+# The first row of each backbone in each framework; the others build the same with another K.
+FIRST_OF_BACKBONE = {
+    (parse(row).backbone, load(row).default_scope): row for row in reversed(ROWS)
+}.values()
+
+
+@pytest.mark.parametrize(
+    'row',
+    [pytest.param(r, marks=[] if r in FIRST_OF_BACKBONE else pytest.mark.long) for r in ROWS],
+)
 def test_builds_with_the_published_size_and_the_backbone_s_channels(row):
     cfg, model = load(row), build(row)
-    name = row.split('_')[1]
-    published = PARAMETERS[name.removesuffix('-in1k').removesuffix('-in22k')]
+    published = PARAMETERS[parse(row).backbone.removesuffix('-in1k').removesuffix('-in22k')]
+    # The models with 200 queries.
+    published += head_of(cfg).get('num_queries') == 200
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) == published
     with torch.no_grad():
         maps = model.backbone(torch.zeros(1, 3, 64, 64))
-    assert [m.shape[1] for m in maps] == list(cfg.model.decode_head.in_channels)
+    assert [m.shape[1] for m in maps] == list(head_of(cfg).in_channels)
     assert [m.shape[2] for m in maps] == [16, 8, 4, 2]
 
 
@@ -185,8 +240,11 @@ def test_digests_are_as_recorded():
     assert sorted(json.loads(RECORD.read_text())) == ROWS
 
 
+SHORT = {*ONE_PER_FAMILY, *ONE_DETECTOR_PER_FAMILY}
+
+
 @pytest.mark.parametrize(
-    'row', [pytest.param(r, marks=[] if r in ONE_PER_FAMILY else pytest.mark.long) for r in ROWS]
+    'row', [pytest.param(r, marks=[] if r in SHORT else pytest.mark.long) for r in ROWS]
 )
 @quiet_run
 def test_the_reduced_row_trains_and_tests(row, tmp_path):
@@ -194,7 +252,9 @@ def test_the_reduced_row_trains_and_tests(row, tmp_path):
     reduced = reduce_config(cfg, tmp_path)
     assert types(reduced.model) == types(cfg.model)
     assert types(reduced.train_dataloader) == types(cfg.train_dataloader)
-    assert 'mIoU' in train_and_test(reduced)
+    task, dataset = parse(row).task, parse(row).dataset
+    reported = REPORTED[task if task == 'semantic' else f'{dataset}-{task}']
+    assert reported <= set(train_and_test(reduced))
     assert Path(reduced.work_dir, 'iter_2.pth').exists()
 
 
@@ -214,26 +274,49 @@ def test_a_reduced_row_tests_with_augmentation(tmp_path):
     assert 'mIoU' in Runner.from_cfg(cfg).test()
 
 
+CUSTOM_EXAMPLES = [
+    ('mask2former_r50_custom', 'mask2former_r50_ade20k', 'mIoU'),
+    ('mask2former_r50_custom-panoptic', 'mask2former_r50_coco-panoptic', 'coco_panoptic/PQ'),
+    ('mask2former_r50_custom-instance', 'mask2former_r50_coco-instance', 'coco/segm_mAP'),
+]
+
+
+@pytest.mark.parametrize(('name', 'row', 'metric'), CUSTOM_EXAMPLES)
 @quiet_run
-def test_the_custom_example_is_short_and_trains(tmp_path):
-    lines = ast.unparse(ast.parse(CUSTOM.read_text()).body[1:]).splitlines()
-    code = [line for line in CUSTOM.read_text().split('"""')[2].splitlines() if line.strip()]
+def test_a_custom_example_is_short_and_trains(name, row, metric, tmp_path):
+    path = CONFIGS / f'custom/{name}.py'
+    lines = ast.unparse(ast.parse(path.read_text()).body[1:]).splitlines()
+    code = [line for line in path.read_text().split('"""')[2].splitlines() if line.strip()]
     assert max(len(lines), len(code)) <= 12
-    assert [base.stem for base in bases(CUSTOM)] == ['mask2former_r50_ade20k']
-    cfg = Config.fromfile(CUSTOM)
+    assert [base.stem for base in bases(path)] == [row]
+    cfg = Config.fromfile(path)
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert not loader.dataset.get('reduce_zero_label', False)
         assert (REPOSITORY / loader.dataset.data_root).is_dir()
-    assert cfg.model.decode_head.num_classes == 11
-    assert 'mIoU' in train_and_test(reduce_config(cfg, tmp_path))
+    assert metric in train_and_test(reduce_config(cfg, tmp_path))
+
+
+def test_every_custom_example_is_tested():
+    assert {path.stem for path in CUSTOM} == {name for name, _, _ in CUSTOM_EXAMPLES}
 
 
 def test_classes_of_the_examples_are_those_of_the_data():
     listed = json.loads((REPOSITORY / 'data/tiny/facade/classes.json').read_text())['classes']
-    names, colors = [c['name'] for c in listed], [c['color'] for c in listed]
-    for path in [CUSTOM, *CONFIGS.glob('demo/*.py')]:
+    things = [entry['index'] for entry in listed if entry['isthing']]
+    semantic = []
+    for path in [*CUSTOM, *CONFIGS.glob('demo/*.py')]:
         cfg = Config.fromfile(path)
-        metainfo = cfg.train_dataloader.dataset.metainfo
-        assert list(metainfo.classes) == names
-        assert metainfo.get('palette', colors) == colors
-        assert cfg.model.decode_head.num_classes == len(names)
+        metainfo = cfg.train_dataloader.dataset.get('metainfo')
+        if metainfo is not None:
+            semantic.append(path)
+            assert list(metainfo.classes) == [entry['name'] for entry in listed]
+            colors = [entry['color'] for entry in listed]
+            assert metainfo.get('palette', colors) == colors
+            assert cfg.model.decode_head.num_classes == len(listed)
+        # MMDetection's own head is told numbers of things and stuff.
+        elif cfg.model.type == 'mmseg_m2f.Mask2Former':
+            head = cfg.model.panoptic_head
+            is_panoptic = 'panoptic' in path.stem
+            assert head.num_classes == (len(listed) if is_panoptic else len(things))
+            assert head.get('thing_ids') == (things if is_panoptic else None)
+    assert len(semantic) == 3
