@@ -3,7 +3,7 @@
     B  images          Q  queries             K  real classes (class index K is "no object")
     C  channels        N  targets of a picture    M  matched pairs
     P  points          S  tokens              L  levels (of features) or decoder layers
-    H W  padded input pixels                  h w  stride 4
+    H W  padded input pixels, in post-processing those of the result    h w  stride 4
 
 Sizes are ``(height, width)``; coordinates are ``(x, y)`` in ``[0, 1]`` with
 ``align_corners=False`` (0 and 1 are the outer borders of the first and last pixel).
