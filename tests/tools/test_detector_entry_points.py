@@ -8,20 +8,25 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 from PIL import Image
 
 mmdet = pytest.importorskip('mmdet')
 from mmdet.apis import DetInferencer, inference_detector, init_detector  # noqa: E402
-from mmdet.datasets import CocoPanopticDataset  # noqa: E402
 from mmdet.registry import MODELS  # noqa: E402
 
+from mmseg_m2f.metadata import load_metadata  # noqa: E402
 from tests.parity.parity_weights import tell_queries_apart  # noqa: E402
 from tests.reduced import HEAD, REPOSITORY  # noqa: E402
 
 PHOTOS = sorted((REPOSITORY / 'data/tiny/coco/img/val').iterdir())[:2]
 SIZES = [np.asarray(Image.open(photo)).shape[:2] for photo in PHOTOS]
-CLASSES = CocoPanopticDataset.METAINFO['classes']
+CLASSES = load_metadata('coco_panoptic').classes
+LOADING = [
+    {'type': 'LoadImageFromFile'},
+    {'type': 'Resize', 'scale': (128, 96), 'keep_ratio': True},
+]
 # Any classes may be things.
 THING_IDS = list(range(1, len(CLASSES), 2))
 
@@ -50,17 +55,11 @@ CONFIG = {
     },
     'test_dataloader': {
         'dataset': {
-            'type': 'CocoPanopticDataset',
+            'type': 'mmseg_m2f.PanopticDataset',
+            'metadata': 'coco_panoptic',
             'ann_file': 'nowhere.json',
             'data_prefix': {'img': '', 'seg': ''},
-            'pipeline': [
-                {'type': 'LoadImageFromFile'},
-                {'type': 'Resize', 'scale': (128, 96), 'keep_ratio': True},
-                {
-                    'type': 'PackDetInputs',
-                    'meta_keys': ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-                },
-            ],
+            'pipeline': [*LOADING, {'type': 'mmseg_m2f.PackSegments'}],
         }
     },
     'visualizer': {'type': 'DetLocalVisualizer', 'name': 'visualizer'},
@@ -100,7 +99,10 @@ def test_inference_api(files: tuple[str, str]) -> None:
     assert model.dataset_meta['classes'] == CLASSES
     from_file = inference_detector(model, [str(photo) for photo in PHOTOS])
     from_array = inference_detector(model, np.array(Image.open(PHOTOS[0]))[..., ::-1])
-    for result, size in zip([*from_file, from_array], [*SIZES, SIZES[0]], strict=True):
+    stock = Compose([*LOADING, {'type': 'PackDetInputs'}])
+    with_stock_pipeline = inference_detector(model, str(PHOTOS[0]), test_pipeline=stock)
+    results = [*from_file, from_array, with_stock_pipeline]
+    for result, size in zip(results, [*SIZES, SIZES[0], SIZES[0]], strict=True):
         assert result.pred_instances.masks.shape[1:] == size
         assert set(result.pred_instances.labels.tolist()) <= set(THING_IDS)
         assert result.pred_panoptic_seg.sem_seg.shape == (1, *size)
