@@ -1,6 +1,9 @@
 import contextlib
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,45 +13,19 @@ from evaluation_scenes import (
     INSTANCES,
     empty_samples,
     evaluate,
+    evaluate_all,
     guessed_samples,
     panoptic_dataset,
+    save,
     with_other_ids,
 )
-from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mmseg_m2f.adapters.result_files import SaveResultsHook
 from mmseg_m2f.evaluation.panoptic_map import Segments, read_ids, read_segments
 from mmseg_m2f.evaluation.panoptic_quality import averages, panoptic_quality, picture_statistics
 from mmseg_m2f.metadata import load_metadata
-
-FIELDS = {'pred_instances': InstanceData, 'pred_panoptic_seg': PixelData, 'pred_sem_seg': PixelData}
-
-
-class Runner:
-    def __init__(self, dataset):
-        self.test_dataloader = self
-        self.dataset = dataset
-
-
-def element(sample: dict) -> BaseDataElement:
-    """As the model returns it."""
-    built = BaseDataElement(metainfo={k: v for k, v in sample.items() if k not in FIELDS})
-    for name, kind in FIELDS.items():
-        if name in sample:
-            setattr(built, name, kind(**sample[name]))
-    return built
-
-
-def save(out: Path, dataset, samples: list[dict]) -> None:
-    hook, runner = SaveResultsHook(str(out)), Runner(dataset)
-    hook.before_test(runner)
-    for index in range(0, len(samples), 4):
-        outputs = [element(sample) for sample in samples[index : index + 4]]
-        hook.after_test_iter(runner, index, outputs=outputs)
-    hook.after_test(runner)
 
 
 def quality_of_files(out: Path, dataset) -> list[float]:
@@ -176,3 +153,25 @@ def test_categories_of_mmdets_data_sets_are_known_and_others_must_be_told(tmp_pa
     [instance] = json.loads((tmp_path / 'instances.json').read_text())
     assert instance['category_id'] == 113
     assert not (tmp_path / 'cityscapes').exists()
+
+
+@pytest.mark.long
+def test_processes_share_the_work_and_agree_with_one(tmp_path):
+    """Two processes and five pictures: one of them is done twice, and counts once."""
+    alone, together = tmp_path / 'alone', tmp_path / 'together'
+    together.mkdir()
+    expected = evaluate_all(alone)
+    script = Path(__file__).with_name('evaluate_in_processes.py')
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    command = [*launcher, '--nproc_per_node=2', str(script), str(together)]
+    environment = {**os.environ, 'PYTHONPATH': str(script.parents[2])}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    for rank in range(2):
+        metrics = json.loads((together / f'metrics_{rank}.json').read_text())
+        assert metrics == pytest.approx(expected, abs=1e-9)
+    for name in ('panoptic.json', 'instances.json'):
+        assert json.loads((together / name).read_text()) == json.loads((alone / name).read_text())
+    for folder in ('panoptic', 'semantic'):
+        names = [{path.name for path in (out / folder).iterdir()} for out in (alone, together)]
+        assert names[0] == names[1]
+        assert len(names[0]) == 5
