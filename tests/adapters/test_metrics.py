@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from evaluation_scenes import (
 from PIL import Image
 
 from mmseg_m2f.adapters import instance_metrics, metrics
+from mmseg_m2f.evaluation.instance_ap import has_faster_coco_eval
 from mmseg_m2f.evaluation.panoptic_map import decode_panoptic, read_segments
 from mmseg_m2f.metadata import load_metadata
+from mmseg_m2f.registry import METRICS
 from tests.evaluation.slow_panoptic import Segment, slow_quality
 
 PANOPTIC_KEYS = [
@@ -343,3 +346,16 @@ def test_cityscapes(tmp_path, logged):
         evaluate('CityscapesInstanceMetric', [sample], {'classes': ['cow']}, gt_dir=gt_dir)
     with pytest.raises(FileNotFoundError, match='gt_dir must be'):
         evaluate('CityscapesInstanceMetric', [sample], meta, gt_dir='nowhere')
+
+
+def test_packages_are_needed_by_their_metrics_only_and_missed_at_once(monkeypatch):
+    missing = ('pycocotools', 'faster_coco_eval', 'cityscapesscripts.evaluation')
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert not has_faster_coco_eval()
+    for kind in ('PanopticMetric', 'SemanticMetric'):
+        METRICS.build({'type': f'mmseg_m2f.{kind}'})
+    with pytest.raises(ImportError, match='pip install pycocotools'):
+        METRICS.build({'type': 'mmseg_m2f.InstanceMetric'})
+    with pytest.raises(ImportError, match='pip install cityscapesscripts'):
+        METRICS.build({'type': 'mmseg_m2f.CityscapesInstanceMetric', 'gt_dir': '.'})
