@@ -1,11 +1,11 @@
 """Instance and panoptic rows against the official configurations and numbers, typed anew."""
 
+import copy
 import re
 
 import pytest
 import torch
 from mmcv.transforms import Compose
-from mmengine import ConfigDict
 from mmengine.registry import init_default_scope
 
 pytest.importorskip('mmdet')
@@ -308,7 +308,7 @@ OLD_NAMES = {
 def test_mmdet_s_swin_takes_the_weights_of_the_original_file(name, tmp_path):
     """Its loader takes what fits and is silent about the rest."""
     init_default_scope('mmdet')
-    backbone = ConfigDict(load(f'mask2former_{name}_coco-panoptic').model.backbone)
+    backbone = copy.deepcopy(load(f'mask2former_{name}_coco-panoptic').model.backbone)
     backbone.update(embed_dims=4 * backbone.num_heads[0], depths=[1, 1, 1, 1])
     model = MODELS.build({**backbone, 'init_cfg': None})
     # Every weight holds a number of its own, under its name in the original file.
