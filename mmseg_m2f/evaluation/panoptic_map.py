@@ -24,11 +24,15 @@ class Segments(NamedTuple):
 
 
 class AnnotatedSegments(NamedTuple):
-    """Ground truth: `Segments`, and for each whether it is a crowd, a group without borders."""
+    """Ground truth: `Segments`, and for each whether it is a crowd, a group without borders.
+
+    ``areas (N,)`` are the pixels the annotation file states, None to count those of the map.
+    """
 
     segment_map: np.ndarray
     labels: np.ndarray
     is_crowd: np.ndarray
+    areas: np.ndarray | None = None
 
 
 def decode_panoptic(sem_seg: np.ndarray, num_classes: int) -> Segments:
@@ -56,13 +60,15 @@ def decode_panoptic(sem_seg: np.ndarray, num_classes: int) -> Segments:
 def read_segments(file: File, segments_info: Sequence[Mapping[str, Any]]) -> AnnotatedSegments:
     """The segments of a panoptic PNG.
 
-    ``segments_info`` gives per segment ``id``, ``label`` (the class index) and ``is_crowd``.
-    Pixels whose id it does not list are void.
+    ``segments_info`` gives per segment ``id``, ``label`` (the class index) and ``is_crowd``, and
+    may give ``area``. Pixels whose id it does not list are void.
     """
     ids = np.array([info['id'] for info in segments_info], np.int64)
     labels = np.array([info['label'] for info in segments_info], np.int64)
     is_crowd = np.array([info['is_crowd'] for info in segments_info], bool)
-    return AnnotatedSegments(_renumbered(read_ids(file), ids), labels, is_crowd)
+    stated = [info.get('area') for info in segments_info]
+    areas = None if None in stated else np.array(stated, np.int64)
+    return AnnotatedSegments(_renumbered(read_ids(file), ids), labels, is_crowd, areas)
 
 
 def _renumbered(values: np.ndarray, listed: np.ndarray) -> np.ndarray:

@@ -34,7 +34,9 @@ def panoptic_dataset(ann_file=ANN_FILE, **settings):
 
 def true_segments(record) -> tuple[list[np.ndarray], list[int]]:
     """Masks and labels of the segments that are no crowd."""
-    segment_map, labels, is_crowd = read_segments(record['seg_map_path'], record['segments_info'])
+    segment_map, labels, is_crowd, _ = read_segments(
+        record['seg_map_path'], record['segments_info']
+    )
     chosen = np.flatnonzero(~is_crowd)
     return [segment_map == 1 + i for i in chosen], labels[chosen].tolist()
 

@@ -95,7 +95,7 @@ def test_panoptic_quality_equals_the_definition_on_real_pictures(dataset):
     samples, meta = guessed_samples(dataset), dataset.metainfo
     scenes = []
     for sample in samples:
-        truth, labels, crowds = read_segments(sample['seg_map_path'], sample['segments_info'])
+        truth, labels, crowds, _ = read_segments(sample['seg_map_path'], sample['segments_info'])
         true = [
             Segment(truth == 1 + i, label, bool(crowds[i]))
             for i, label in enumerate(labels.tolist())
@@ -297,7 +297,7 @@ def test_a_label_that_is_no_class_names_the_file_and_the_settings(tmp_path):
 def test_crowds_have_their_class_in_label_maps(dataset):
     record = next(r for r in dataset if any(s['is_crowd'] for s in r['segments_info']))
     [crowd] = [s for s in record['segments_info'] if s['is_crowd']][:1]
-    segment_map, labels, _ = read_segments(record['seg_map_path'], record['segments_info'])
+    segment_map, labels, *_ = read_segments(record['seg_map_path'], record['segments_info'])
     label_map = torch.from_numpy(np.append(0, labels)[segment_map])
     sample = {**record, 'pred_sem_seg': {'sem_seg': label_map[None]}}
     assert evaluate('SemanticMetric', [sample], dataset.metainfo)['aAcc'] == 100

@@ -125,3 +125,16 @@ def test_sizes_must_agree():
     predicted = Segments(np.zeros((4, 3), np.int32), np.zeros(0, int))
     with pytest.raises(ValueError, match=r'the prediction is \(4, 3\).*truth \(3, 4\)'):
         picture_statistics(truth, predicted, 1)
+
+
+def test_true_areas_are_those_the_file_states():
+    # Of the 8 stated pixels of class 0 the map shows 4; class 1 is stated and wholly hidden.
+    shown = np.array([[1, 1, 1, 1, 0, 0, 0, 0]], np.int32)
+    truth = AnnotatedSegments(shown, np.array([0, 1]), np.zeros(2, bool), np.array([8, 3]))
+    predicted = Segments(shown, np.array([0]))
+    iou, tp, fp, fn = picture_statistics(truth, predicted, 2)
+    # IoU 4 / (4 + 8 - 4) is not above one half.
+    assert iou.tolist() == [0, 0]
+    assert [tp.tolist(), fp.tolist(), fn.tolist()] == [[0, 0], [1, 0], [1, 1]]
+    counted = picture_statistics(truth._replace(areas=None), predicted, 2)
+    assert counted[1:].tolist() == [[1, 0], [0, 0], [0, 0]]

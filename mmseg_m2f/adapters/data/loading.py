@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine import fileio
-from pycocotools import mask as coco_mask
 
 from mmseg_m2f.adapters.data.segments import InstanceShapes, PixelGrid, SegmentMap
 from mmseg_m2f.evaluation.panoptic_map import read_ids
+from mmseg_m2f.evaluation.rle import import_coco_mask
 from mmseg_m2f.registry import TRANSFORMS
 
 
@@ -108,4 +108,5 @@ def _compressed(rle: dict[str, Any], size: tuple[int, int], img_path: str) -> di
             f'{img_path} is of size {size} (height, width), a mask of its annotations of '
             f'{tuple(rle["size"])}'
         )
-    return coco_mask.frPyObjects(rle, *size) if isinstance(rle['counts'], list) else rle
+    is_compressed = not isinstance(rle['counts'], list)
+    return rle if is_compressed else import_coco_mask().frPyObjects(rle, *size)

@@ -6,14 +6,14 @@ until the packing asks for it: one drawing at the final size, however many steps
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
+
+from mmseg_m2f.evaluation.rle import Rle, import_coco_mask
 
 NO_SEGMENT = -1
-Rle = dict[str, Any]
 
 
 class PixelGrid(NamedTuple):
@@ -183,6 +183,7 @@ class InstanceShapes:
         return masks
 
     def _copy(self, mask: np.ndarray, encoded: Rle) -> None:
+        coco_mask = import_coco_mask()
         # Most of a large file is outside of the instance's box.
         x, y, width, height = coco_mask.toBbox(encoded).astype(int).tolist()
         rows, columns = self.grid
@@ -200,6 +201,7 @@ def _draw(mask: np.ndarray, polygons: list[np.ndarray]) -> None:
     x2, y2 = np.minimum(np.ceil(vertices.max(axis=0)) + 1, mask.shape[::-1]).astype(int)
     if x1 >= x2 or y1 >= y2:
         return
+    coco_mask = import_coco_mask()
     # From the origin on: coordinates of tenths, which are common, lie on the border between two
     # of pycocotools' fifths, and moved by a rounding error they would fall to the other side.
     flat = [polygon.ravel().tolist() for polygon in polygons]
