@@ -166,7 +166,7 @@ def config(work_dir: Path, iterations: int) -> Config:
 @pytest.mark.long
 def test_a_panoptic_model_learns_four_pictures_by_heart(tmp_path):
     init_default_scope('mmdet')
-    runner = Runner.from_cfg(config(tmp_path, iterations=300))
+    runner = Runner.from_cfg(config(tmp_path, iterations=100))
     runner.train()
     metrics = runner.test()
     assert metrics['coco_panoptic/PQ'] > 80
