@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 ANNOTATION_STEP = re.compile(r'Load\w*Annotations|LoadSegments')
-# Where a data set looks for its ground truth: mmseg's, and the panoptic ones here and in mmdet.
-TRUTH_FOLDERS = ('seg_map_path', 'seg', 'label_map')
+# Label maps, of mmseg's data sets and of panoptic ones. A panoptic JSON with annotations is of no
+# use without its folder of PNG files, `seg`, so that stays: only a metric would read them.
+TRUTH_FOLDERS = ('seg_map_path', 'label_map')
 
 
 def create_test_parser() -> argparse.ArgumentParser:
@@ -109,8 +110,8 @@ def has_ground_truth(config: 'Config') -> bool:
     if not is_detector(config):
         return 'data_prefix' not in dataset or bool(dataset.data_prefix.get('seg_map_path'))
     path = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
-    # A test set comes as a JSON of pictures and categories alone.
-    return path.suffix != '.json' or not path.is_file() or 'annotations' in _read_json(path)
+    # A test set comes as a JSON of pictures and categories alone, or with an empty list.
+    return path.suffix != '.json' or not path.is_file() or bool(_read_json(path).get('annotations'))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

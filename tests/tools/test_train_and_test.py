@@ -146,22 +146,43 @@ def test_tta_of_a_detector_is_refused(load_tool, panoptic_row):
         test.enable_tta(Config.fromfile(panoptic_row))
 
 
-def without_annotations(folder: Path) -> Path:
-    """The facade photos for validation as a test set: pictures and categories alone."""
-    known = json.loads((ROOT / 'data/tiny/facade/annotations/panoptic_val.json').read_text())
+def without_annotations(
+    folder: Path, name: str = 'panoptic_val.json', **more: list[object]
+) -> Path:
+    """The facade photos for validation as a test set: pictures, categories and ``more``."""
+    known = json.loads((ROOT / 'data/tiny/facade/annotations' / name).read_text())
     path = folder / 'image_info.json'
-    path.write_text(json.dumps({key: known[key] for key in ('images', 'categories')}))
+    path.write_text(json.dumps({key: known[key] for key in ('images', 'categories')} | more))
     return path
 
 
-def test_a_json_without_annotations_has_no_ground_truth(load_tool, panoptic_row, tmp_path):
+def records_of(config: Config) -> list[dict]:
+    """The records of the data set that a test would build."""
+    from mmengine.registry import DATASETS, DefaultScope
+
+    import mmseg_m2f.adapters  # noqa: F401 - registers ours
+
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(config.test_dataloader.dataset)
+        return [dataset.get_data_info(i) for i in range(len(dataset))]
+
+
+@pytest.mark.parametrize('more', [{}, {'annotations': []}])
+@pytest.mark.parametrize('kind', ['panoptic', 'instance'])
+def test_a_json_without_annotations_has_no_ground_truth(load_tool, kind, more, tmp_path):
+    pytest.importorskip('mmdet')
     test = load_tool('test')
-    config = Config.fromfile(panoptic_row)
+    config = Config.fromfile(ROOT / f'configs/demo/mask2former_r18_facade-{kind}.py')
+    dataset = config.test_dataloader.dataset
+    dataset.data_root = str(ROOT / dataset.data_root)
     assert test.has_ground_truth(config)
-    config.test_dataloader.dataset.ann_file = str(without_annotations(tmp_path))
+    name = Path(dataset.ann_file).name
+    dataset.ann_file = str(without_annotations(tmp_path, name, **more))
     assert not test.has_ground_truth(config)
     test.drop_ground_truth(config)
-    assert config.test_dataloader.dataset.data_prefix.keys() == {'img'}
+    records = records_of(config)
+    assert records
+    assert not any(record.get('segments_info') or record.get('instances') for record in records)
 
 
 def test_training_leaves_a_checkpoint_logs_and_an_eta(trained: Trained):
@@ -239,6 +260,16 @@ def test_a_test_set_is_predicted_without_annotations(trained_panoptic, tmp_path)
     assert len(json.loads((tmp_path / 'out/panoptic.json').read_text())['annotations']) == 2
     for picture in (tmp_path / 'shown').iterdir():
         assert read(picture).shape[1] == 4 * 384
+
+
+def test_known_annotations_can_be_left_alone(trained_panoptic, tmp_path):
+    """--format-only where the JSON has annotations: predictions and no metric."""
+    config, checkpoint = trained_panoptic.config, trained_panoptic.checkpoint
+    arguments = ['--out', 'out', '--format-only']
+    output = run_tool('test.py', config, checkpoint, *arguments, cwd=tmp_path)
+    assert 'no ground truth' in output
+    assert 'coco_panoptic/PQ' not in output
+    assert len(json.loads((tmp_path / 'out/panoptic.json').read_text())['annotations']) == 2
 
 
 def test_sync_bn_gives_way_in_processes_without_gpu(load_tool):

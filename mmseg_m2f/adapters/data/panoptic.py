@@ -78,7 +78,7 @@ class PanopticDataset(BaseDataset):
         table = class_table(self.ann_file, categories, self._metainfo)
         self._metainfo.update(table.metainfo())
         announce(table)
-        if self.test_mode and 'annotations' not in content:
+        if self.test_mode and not content.get('annotations'):
             return [self._photo(image) for image in content['images']]
         annotations = _by_image(self.ann_file, content, self.data_prefix)
         known = {category['id'] for category in categories}
