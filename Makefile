@@ -14,14 +14,20 @@ PYTEST_ARGS ?=
 VENV := $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo test test-long check lock
+export TASK
+.PHONY: setup check-task demo test test-long check lock
 
 setup:
 	@command -v $(PYTHON) >/dev/null || \
 	  { echo "set-up stopped: no '$(PYTHON)' here: install Python 3.10 to 3.13, or set PYTHON" >&2; exit 1; }
 	@$(PYTHON) scripts/setup_env.py --stack '$(STACK)' --venv '$(VENV)' --torch '$(TORCH)' </dev/null
 
-demo: setup
+# Before the set-up, which takes minutes.
+check-task:
+	@case "$$TASK" in panoptic|instance|semantic) ;; *) \
+	  echo "demo stopped: no task '$$TASK': TASK must be panoptic, instance or semantic" >&2; exit 1 ;; esac
+
+demo: check-task setup
 	@$(RUN) tools/demo.py --task '$(TASK)'
 
 test: setup

@@ -128,14 +128,31 @@ def test_python_of_3_8_can_read_the_scripts():
         ast.parse(path.read_text(), feature_version=(3, 8))
 
 
-def test_make_names_a_missing_interpreter():
-    result = subprocess.run(
-        ['make', 'setup', 'PYTHON=no-such-python'],
+def make(*arguments, **variables):
+    return subprocess.run(
+        ['make', *arguments],
         cwd=ROOT,
-        env={'PATH': os.environ['PATH']},
+        env={'PATH': os.environ['PATH'], **variables},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
+
+
+def test_make_names_a_missing_interpreter():
+    result = make('setup', 'PYTHON=no-such-python')
     assert result.returncode
     assert "set-up stopped: no 'no-such-python' here" in result.stderr
+
+
+@pytest.mark.parametrize('task', ['xyz', 'panoptic instance', '$(PYTHON)', ''])
+def test_an_unknown_task_of_the_demo_is_refused_before_the_set_up(task):
+    result = make('demo', 'PYTHON=no-such-python', TASK=task)
+    assert result.returncode
+    assert 'TASK must be panoptic, instance or semantic' in result.stderr
+    assert 'set-up stopped' not in result.stderr
+
+
+def test_the_three_tasks_of_the_demo_pass():
+    for task in ('panoptic', 'instance', 'semantic'):
+        assert make('check-task', TASK=task).returncode == 0
