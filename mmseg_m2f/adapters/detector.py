@@ -11,7 +11,7 @@ from torch import Tensor
 from mmseg_m2f import core
 from mmseg_m2f.adapters.heads import reject_unknown
 from mmseg_m2f.adapters.mmdet_gaps import fill_gaps
-from mmseg_m2f.adapters.samples import INSTANCE_OFFSET
+from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
 
 OUTPUTS = ('semantic_on', 'instance_on', 'panoptic_on')
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mmseg_m2f.adapters.sample_fields import (
     Sample,
+    errors_name,
     is_thing,
     label_map_of,
     panoptic_of,
@@ -50,33 +51,45 @@ class PanopticMetric(BaseMetric):
     all classes goes to the log.
 
     Args:
+        stated_areas: take the true segments' areas from the JSON file, as panopticapi does, and
+            not from the map. A segment of which the map shows no pixel is missed then.
         collect_device, prefix, collect_dir: MMEngine's.
     """
 
     default_prefix = 'coco_panoptic'
+    # What test_cfg must switch on.
+    needs = 'panoptic_on'
+
+    def __init__(
+        self,
+        stated_areas: bool = False,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+        collect_dir: str | None = None,
+    ) -> None:
+        super().__init__(collect_device, prefix, collect_dir)
+        self.stated_areas = stated_areas
 
     def process(self, data_batch: Any, data_samples: Sequence[Sample]) -> None:
-        """Matches the segments of each picture."""
+        """Matches the segments of each picture.
+
+        Raises:
+            ValueError: the data set does not tell which classes are things, or truth and
+                prediction are not those of one picture.
+        """
+        self._things()
         num_classes = len(self.dataset_meta['classes'])
         for sample in data_samples:
-            truth, predicted = true_segments_of(sample), panoptic_of(sample, num_classes)
+            truth = true_segments_of(sample, self.stated_areas)
+            predicted = panoptic_of(sample, num_classes)
             try:
                 self.results.append(picture_statistics(truth, predicted, num_classes))
             except ValueError as error:
                 raise ValueError(f'{source_of(sample)}: {error}') from None
 
     def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
-        """The qualities of all pictures together.
-
-        Raises:
-            ValueError: the data set does not tell which classes are things.
-        """
-        classes, things = self.dataset_meta['classes'], is_thing(self.dataset_meta)
-        if things is None:
-            raise ValueError(
-                'PanopticMetric needs thing_ids in the metainfo of the data set: the indices of '
-                'the classes that are things'
-            )
+        """The qualities of all pictures together."""
+        classes, things = self.dataset_meta['classes'], self._things()
         quality = panoptic_quality(sum(results, np.zeros((4, len(classes)))))
         groups = {'': np.ones_like(things), '_th': things, '_st': ~things}
         metrics = {}
@@ -87,6 +100,15 @@ class PanopticMetric(BaseMetric):
                 metrics[name + suffix] = 100 * value
         _log(f'panoptic quality per class:\n{_panoptic_table(classes, things, quality)}')
         return metrics
+
+    def _things(self) -> np.ndarray:
+        things = is_thing(self.dataset_meta)
+        if things is None:
+            raise ValueError(
+                'PanopticMetric needs thing_ids in the metainfo of the data set: the indices of '
+                'the classes that are things'
+            )
+        return things
 
 
 def _panoptic_table(classes: Sequence[str], things: np.ndarray, quality: PanopticQuality) -> str:
@@ -114,6 +136,7 @@ class SemanticMetric(BaseMetric):
 
     # Not None, which MMEngine warns of: the names are those of mmseg's metric, without prefix.
     default_prefix = ''
+    needs = 'semantic_on'
 
     def __init__(
         self,
@@ -153,7 +176,8 @@ class SemanticMetric(BaseMetric):
         if not sample.get('label_map_path'):
             truth = true_segments_of(sample)
             return np.append(NO_CLASS, truth.labels)[truth.segment_map]
-        with Image.open(BytesIO(get(sample['label_map_path']))) as image:
+        path = sample['label_map_path']
+        with errors_name('label map', path), Image.open(BytesIO(get(path))) as image:
             label_map = np.asarray(image).astype(np.int64)
         has_no_class = label_map == self._ignored()
         if self.reduce_zero_label:

@@ -8,12 +8,9 @@ import numpy as np
 from mmdet.visualization import DetLocalVisualizer
 from mmdet.visualization.palette import get_palette
 
+from mmseg_m2f.evaluation.panoptic_map import id2rgb
+
 VOID = 0
-
-
-def id2rgb(segment_map: np.ndarray) -> np.ndarray:
-    """Segment ids (H, W) as the colours (H, W, 3) of a panoptic PNG: base 256, red lowest."""
-    return np.stack([segment_map >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
 
 
 def fill_gaps() -> None:

@@ -3,7 +3,8 @@
 A sample is a ``DetDataSample`` as a dict, predictions of our models or of mmdet's.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -83,11 +84,12 @@ def _array(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def true_segments_of(sample: Sample) -> AnnotatedSegments:
+def true_segments_of(sample: Sample, stated_areas: bool = False) -> AnnotatedSegments:
     """The segments of the panoptic PNG that belongs to the sample.
 
     Raises:
-        ValueError: the sample does not name it.
+        ValueError: the sample does not name it, or it does not fit its annotation, with its path.
+        OSError: it is missing or broken, with its path.
     """
     missing = [key for key in ('seg_map_path', 'segments_info') if key not in sample]
     if missing:
@@ -95,7 +97,20 @@ def true_segments_of(sample: Sample) -> AnnotatedSegments:
             f'{source_of(sample)}: the sample has no {missing}. They come from '
             'mmseg_m2f.PanopticDataset and must be among the meta_keys of the packing transform'
         )
-    return read_segments(BytesIO(get(sample['seg_map_path'])), sample['segments_info'])
+    path = sample['seg_map_path']
+    with errors_name('panoptic PNG', path):
+        return read_segments(BytesIO(get(path)), sample['segments_info'], stated_areas)
+
+
+@contextlib.contextmanager
+def errors_name(kind: str, path: str) -> Iterator[None]:
+    """Errors of what is wrong with a file begin with its path."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f'cannot read the {kind} {path}: {error}') from error
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
 
 
 def source_of(sample: Sample) -> str:

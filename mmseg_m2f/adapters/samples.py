@@ -7,9 +7,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from mmseg_m2f import core
-
-# mmdet's panoptic encoding: class + 1000 * k for the k-th thing.
-INSTANCE_OFFSET = 1000
+from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
 
 
 def target_of(sample: Any, is_thing: Tensor, size: tuple[int, int]) -> core.MaskTarget:

@@ -26,7 +26,7 @@ class Segments(NamedTuple):
 class AnnotatedSegments(NamedTuple):
     """Ground truth: `Segments`, and for each whether it is a crowd, a group without borders.
 
-    ``areas (N,)`` are the pixels the annotation file states, None to count those of the map.
+    ``areas (N,)`` are the pixels that the annotation file states, None to count those of the map.
     """
 
     segment_map: np.ndarray
@@ -57,18 +57,39 @@ def decode_panoptic(sem_seg: np.ndarray, num_classes: int) -> Segments:
     return Segments(_renumbered(values, present), labels)
 
 
-def read_segments(file: File, segments_info: Sequence[Mapping[str, Any]]) -> AnnotatedSegments:
+def read_segments(
+    file: File, segments_info: Sequence[Mapping[str, Any]], stated_areas: bool = False
+) -> AnnotatedSegments:
     """The segments of a panoptic PNG.
 
     ``segments_info`` gives per segment ``id``, ``label`` (the class index) and ``is_crowd``, and
-    may give ``area``. Pixels whose id it does not list are void.
+    with ``stated_areas`` its ``area``. Pixels whose id it does not list are void.
+
+    Raises:
+        ValueError: the picture holds no ids, or an area is stated that no segment can have.
     """
     ids = np.array([info['id'] for info in segments_info], np.int64)
     labels = np.array([info['label'] for info in segments_info], np.int64)
     is_crowd = np.array([info['is_crowd'] for info in segments_info], bool)
-    stated = [info.get('area') for info in segments_info]
-    areas = None if None in stated else np.array(stated, np.int64)
-    return AnnotatedSegments(_renumbered(read_ids(file), ids), labels, is_crowd, areas)
+    segment_map = _renumbered(read_ids(file), ids)
+    areas = _stated_areas(segment_map, segments_info) if stated_areas else None
+    return AnnotatedSegments(segment_map, labels, is_crowd, areas)
+
+
+def _stated_areas(
+    segment_map: np.ndarray, segments_info: Sequence[Mapping[str, Any]]
+) -> np.ndarray:
+    counted = np.bincount(segment_map.ravel(), minlength=1 + len(segments_info))[1:].tolist()
+    for info, pixels in zip(segments_info, counted, strict=True):
+        area = info.get('area')
+        is_number = isinstance(area, int | float) and area == area // 1
+        if not is_number or area < pixels:
+            raise ValueError(
+                f'the annotation states the area {area!r} of segment {info["id"]}, which has '
+                f'{pixels} pixels here. It must be a number of pixels, at least these; without '
+                'stated_areas=True the pixels are counted'
+            )
+    return np.array([info['area'] for info in segments_info], np.int64)
 
 
 def _renumbered(values: np.ndarray, listed: np.ndarray) -> np.ndarray:
@@ -100,11 +121,6 @@ def read_ids(file: File) -> np.ndarray:
 def write_ids(file: File, segment_map: np.ndarray) -> None:
     """Writes ids ``(H, W)`` below 256**3 as a panoptic PNG."""
     Image.fromarray(id2rgb(segment_map)).save(file, format='PNG')
-
-
-def rgb2id(rgb: np.ndarray) -> np.ndarray:
-    """Colours ``(H, W, 3)`` uint8 to ids ``(H, W)`` int32: base 256, red lowest."""
-    return rgb.astype(np.int32) @ np.array([1, 256, 256**2], np.int32)
 
 
 def id2rgb(segment_map: np.ndarray) -> np.ndarray:

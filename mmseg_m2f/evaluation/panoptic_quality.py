@@ -36,8 +36,8 @@ def picture_statistics(
 
     * Predicted pixels on void do not count into the union.
     * A crowd is neither matched nor missed.
-    * True areas are those the annotation file states, as in the official evaluation: a segment of
-      which nothing is left to see (ADE20K has some, below its things) is missed.
+    * True areas are those of the map unless the truth states others, as panopticapi does: then a
+      segment of which nothing is left to see (ADE20K has some, below its things) is missed.
     * A predicted segment that matches nothing is no error (FP) where more than half of it lies on
       void or on crowds of its class.
 

@@ -241,11 +241,48 @@ def test_what_is_missing_is_named(few, metric, dropped, message):
         evaluate(metric, [sample], few.metainfo)
 
 
+def test_areas_of_the_file_count_only_if_wanted(few):
+    samples = perfect_samples(few)
+    expected = evaluate('PanopticMetric', samples, few.metainfo)
+    stated = {'stated_areas': True}
+    assert evaluate('PanopticMetric', samples, few.metainfo, **stated) == expected
+    for sample in samples:
+        sample['segments_info'] = [{**s, 'area': 0} for s in sample['segments_info']]
+    assert evaluate('PanopticMetric', samples, few.metainfo) == expected
+    with pytest.raises(ValueError, match=r'000000000885\.png: .*states the area 0 of segment'):
+        evaluate('PanopticMetric', samples, few.metainfo, **stated)
+    for sample in samples:
+        sample['segments_info'] = [{**s, 'area': 10**6} for s in sample['segments_info']]
+    assert evaluate('PanopticMetric', samples, few.metainfo, **stated)['coco_panoptic/PQ'] == 0
+
+
+def test_a_broken_png_is_named(few, tmp_path):
+    [sample] = perfect_samples(few)[:1]
+    for content, error, message in (
+        (None, OSError, 'cannot read the panoptic PNG'),
+        ('L', ValueError, 'must be an RGB picture'),
+    ):
+        sample['seg_map_path'] = str(tmp_path / 'seg.png')
+        (tmp_path / 'seg.png').write_bytes(b'no picture')
+        if content:
+            Image.new(content, (2, 2)).save(tmp_path / 'seg.png')
+        for metric in ('PanopticMetric', 'InstanceMetric', 'SemanticMetric'):
+            with pytest.raises(error, match=message) as caught:
+                evaluate(metric, [sample], few.metainfo)
+            assert 'seg.png: ' in str(caught.value)
+    (tmp_path / 'labels.png').write_bytes(b'no picture')
+    sample['label_map_path'] = str(tmp_path / 'labels.png')
+    with pytest.raises(OSError, match=r'cannot read the label map .*labels\.png'):
+        evaluate('SemanticMetric', [sample], few.metainfo)
+
+
 def test_things_must_be_known_for_panoptic_quality(few):
     samples = perfect_samples(few)[:1]
     classes = few.metainfo['classes']
+    metric = METRICS.build({'type': 'mmseg_m2f.PanopticMetric'})
+    metric.dataset_meta = {'classes': classes}
     with pytest.raises(ValueError, match='PanopticMetric needs thing_ids'):
-        evaluate('PanopticMetric', samples, {'classes': classes})
+        metric.process({}, samples)
     # mmdet's data sets name them.
     meta = {'classes': classes, 'thing_classes': classes[:80]}
     assert evaluate('PanopticMetric', samples, meta)['coco_panoptic/PQ_th'] == 100

@@ -9,7 +9,6 @@ from mmseg_m2f.evaluation.panoptic_map import (
     id2rgb,
     read_ids,
     read_segments,
-    rgb2id,
     write_ids,
 )
 
@@ -39,11 +38,11 @@ def test_colours_and_ids_are_two_writings_of_one_number():
     ids = np.array([[0, 1, 255, 256], [65535, 65536, 256**3 - 1, 1234567]])
     assert id2rgb(ids)[0, 3].tolist() == [0, 1, 0]
     assert id2rgb(ids)[1, 3].tolist() == [135, 214, 18]
-    np.testing.assert_array_equal(rgb2id(id2rgb(ids)), ids)
     file = BytesIO()
     write_ids(file, ids)
     np.testing.assert_array_equal(read_ids(file), ids)
-    np.testing.assert_array_equal(rgb2id(np.asarray(Image.open(file))), ids)
+    in_file = np.asarray(Image.open(file)).astype(int)
+    np.testing.assert_array_equal(in_file @ [1, 256, 256**2], ids)
 
 
 def test_listed_segments_are_read_and_all_else_is_void():
@@ -58,6 +57,20 @@ def test_listed_segments_are_read_and_all_else_is_void():
     assert segments.segment_map.tolist() == [[0, 2, 2], [1, 0, 1]]
     assert segments.labels.tolist() == [2, 0, 1]
     assert segments.is_crowd.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize('area', [None, '4', 3, 4.5, float('nan'), -1])
+def test_areas_are_counted_unless_those_stated_are_wanted(area):
+    file = BytesIO()
+    write_ids(file, np.array([[0, 7, 7], [7, 3, 7]]))
+    listed = [{'id': i, 'label': 0, 'is_crowd': False, 'area': area} for i in (7, 8)]
+    assert read_segments(file, listed).areas is None
+    file.seek(0)
+    with pytest.raises(ValueError, match=rf'the area {area!r} of segment 7, which has 4 pixels'):
+        read_segments(file, listed, stated_areas=True)
+    file.seek(0)
+    listed = [{**listed[0], 'area': 4.0}, {**listed[1], 'area': 9}]
+    assert read_segments(file, listed, stated_areas=True).areas.tolist() == [4, 9]
 
 
 def test_a_grey_picture_has_no_ids():

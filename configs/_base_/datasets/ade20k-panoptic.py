@@ -26,7 +26,8 @@ test_dataloader = val_dataloader
 del dataset
 
 val_evaluator = [
-    dict(type='mmseg_m2f.PanopticMetric'),
+    # The official preparation states areas of stuff from before the things are laid over it.
+    dict(type='mmseg_m2f.PanopticMetric', stated_areas=True),
     dict(type='mmseg_m2f.InstanceMetric'),
     dict(type='mmseg_m2f.SemanticMetric', reduce_zero_label=True),
 ]

@@ -8,6 +8,7 @@ from mmcv.transforms import BaseTransform
 from mmengine import fileio
 
 from mmseg_m2f.adapters.data.segments import InstanceShapes, PixelGrid, SegmentMap
+from mmseg_m2f.adapters.sample_fields import errors_name
 from mmseg_m2f.evaluation.panoptic_map import read_ids
 from mmseg_m2f.evaluation.rle import import_coco_mask
 from mmseg_m2f.registry import TRANSFORMS
@@ -44,22 +45,24 @@ class LoadSegments(BaseTransform):
         return f'{type(self).__name__}()'
 
 
-def _read_ids(path: str) -> np.ndarray:
-    try:
-        return read_ids(BytesIO(fileio.get(path)))
-    except OSError as error:
-        raise OSError(f'cannot read the panoptic PNG {path}: {error}') from error
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from error
+def _turned_hint(annotated: tuple[int, ...], size: tuple[int, int]) -> str:
+    if annotated != size[::-1]:
+        return ''
+    return (
+        '. A photo may say in its EXIF data that it is to be turned, and annotations be of the '
+        "pixels as they are: load with dict(type='LoadImageFromFile', "
+        "color_type='color_ignore_orientation'), or save the photo anew"
+    )
 
 
 def _segment_map(results: dict[str, Any], size: tuple[int, int]) -> SegmentMap:
     path = results['seg_map_path']
-    ids = _read_ids(path)
+    with errors_name('panoptic PNG', path):
+        ids = read_ids(BytesIO(fileio.get(path)))
     if ids.shape != size:
         raise ValueError(
             f'{path} is of size {ids.shape} (height, width), its picture {results["img_path"]} '
-            f'of {size}'
+            f'of {size}{_turned_hint(ids.shape, size)}'
         )
     segments = [segment for segment in results['segments_info'] if not segment['is_crowd']]
     return SegmentMap(
@@ -75,7 +78,8 @@ def _instance_shapes(results: dict[str, Any], size: tuple[int, int]) -> Instance
     stated = results['height'], results['width']
     if stated != size:
         raise ValueError(
-            f'{results["img_path"]} is of size {size} (height, width), its annotations of {stated}'
+            f'{results["img_path"]} is of size {size} (height, width), its annotations of '
+            f'{stated}{_turned_hint(stated, size)}'
         )
     instances = [instance for instance in results['instances'] if not instance['is_crowd']]
     outlines: dict[int, list[tuple[int, int]]] = {}

@@ -72,6 +72,11 @@ def test_a_picture_of_another_size_is_named(tmp_path):
     scenes.write_png(tmp_path / 'a.png', scenes.stripes([1]))
     with pytest.raises(ValueError, match=r'a\.png is of size \(12, 16\) .* a\.jpg of \(16, 12\)'):
         LoadSegments().transform(record(tmp_path, [(1, 0, False)], (16, 12)))
+    # Turned by a quarter: so says the EXIF data of many a photo.
+    with pytest.raises(ValueError, match='color_ignore_orientation'):
+        LoadSegments().transform(record(tmp_path, [(1, 0, False)], (16, 12)))
+    with pytest.raises(ValueError, match=r'of \(16, 13\)$'):
+        LoadSegments().transform(record(tmp_path, [(1, 0, False)], (16, 13)))
 
 
 def test_records_of_other_data_sets():
