@@ -9,15 +9,14 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from mmseg_m2f.adapters.data.coco_format import (
-    Json,
     announce,
-    check_keys,
     check_prefixes,
     class_table,
     initial_metainfo,
     label_of_category,
     read_json,
 )
+from mmseg_m2f.evaluation.coco_json import Json, check_keys, entries_of, valid_shape
 from mmseg_m2f.registry import DATASETS
 
 
@@ -38,7 +37,8 @@ class InstanceDataset(BaseDataset):
         settings: of MMEngine's ``BaseDataset``: ``data_root``, ``pipeline``, ``test_mode``, ...
 
     Raises:
-        ValueError: the file is not of this format, or uses a category that it does not list.
+        ValueError: the file is not of this format, uses a category that it does not list, or has
+            no picture left by ``filter_empty``.
     """
 
     def __init__(
@@ -87,11 +87,18 @@ class InstanceDataset(BaseDataset):
         """Leaves out pictures without instances, if asked to."""
         if self.test_mode or not self.filter_empty:
             return self.data_list
-        return [
+        kept = [
             record
             for record in self.data_list
             if not all(instance['is_crowd'] for instance in record['instances'])
         ]
+        if not kept:
+            raise ValueError(
+                f'{self.ann_file}: none of its {len(self.data_list)} pictures has an instance that '
+                'is no crowd, so none is left to train on. Check ann_file; filter_empty=False '
+                'trains on pictures without instances.'
+            )
+        return kept
 
     def get_cat_ids(self, idx: int) -> list[int]:
         """The classes in a picture, for MMEngine's ``ClassBalancedDataset``."""
@@ -102,7 +109,7 @@ class InstanceDataset(BaseDataset):
         images = {image['id']: image for image in content['images']}
         instances: defaultdict[Any, list] = defaultdict(list)
         num_invalid = 0
-        annotations = content.get('annotations', [])
+        annotations = entries_of(self.ann_file, {'annotations': [], **content}, 'annotations')
         check_keys(self.ann_file, 'annotation', annotations, ('category_id', 'image_id'))
         for entry in annotations:
             image = images.get(entry['image_id'])
@@ -112,7 +119,7 @@ class InstanceDataset(BaseDataset):
                     'not listed'
                 )
             label = label_of_category(self.ann_file, label_of, known, entry, image)
-            shape = valid_shape(entry.get('segmentation'))
+            shape = valid_shape(self.ann_file, entry)
             num_invalid += shape is None
             if label is not None and shape is not None:
                 instances[entry['image_id']].append(
@@ -129,11 +136,3 @@ class InstanceDataset(BaseDataset):
                 logger='current',
             )
         return instances
-
-
-def valid_shape(segmentation: Any) -> list[list[float]] | dict[str, Any] | None:
-    """A run-length encoding, or the polygons that enclose an area; None if nothing is left."""
-    if isinstance(segmentation, dict):
-        return segmentation if {'size', 'counts'} <= set(segmentation) else None
-    polygons = [p for p in segmentation or [] if len(p) >= 6 and len(p) % 2 == 0]
-    return polygons or None

@@ -97,6 +97,12 @@ def test_empty_pictures_stay_unless_filtered(tmp_path):
     assert [dataset[i]['gt_segments'].labels.tolist() for i in range(4)] == [[0], [], [], [1]]
 
 
+def test_nothing_left_by_the_filter_is_named(tmp_path):
+    layout = write(tmp_path, [[], [(1, CROWD, 1)]])
+    with pytest.raises(ValueError, match=r'\.json: none of its 2 pictures .* filter_empty=False'):
+        InstanceDataset(**layout, filter_empty=True)
+
+
 def test_all_classes_are_things(tmp_path):
     metainfo = InstanceDataset(**write(tmp_path, [[(2, SQUARE)]])).metainfo
     assert metainfo['classes'] == ('dog', 'sky', 'cat')
