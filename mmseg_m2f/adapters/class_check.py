@@ -7,6 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmseg_m2f.adapters.hooks import resolved_head_config
+from mmseg_m2f.adapters.things import thing_ids_of
 from mmseg_m2f.registry import HOOKS
 
 _LOADERS = ('train', 'val', 'test')
@@ -60,7 +61,7 @@ def _check_count(loader: str, metainfo: Mapping[str, Any], config: Mapping[str, 
 
 
 def _check_things(loader: str, metainfo: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    thing_ids = _thing_ids(metainfo)
+    thing_ids = thing_ids_of(metainfo)
     if thing_ids is None or 'thing_ids' not in config:
         return
     classes = metainfo.get('classes') or [f'class {i}' for i in range(config['num_classes'])]
@@ -75,16 +76,6 @@ def _check_things(loader: str, metainfo: Mapping[str, Any], config: Mapping[str,
             f'the data set of {loader} and the head disagree about what is a thing; '
             f'{"; ".join(differing)}. Set thing_ids={sorted(of_data)} on the head'
         )
-
-
-def _thing_ids(metainfo: Mapping[str, Any]) -> Sequence[int] | None:
-    if metainfo.get('thing_ids') is not None:
-        return metainfo['thing_ids']
-    # mmdet's panoptic data sets name the things.
-    classes, things = metainfo.get('classes'), metainfo.get('thing_classes')
-    if not classes or things is None or not set(things) <= set(classes):
-        return None
-    return [list(classes).index(name) for name in things]
 
 
 def _names(names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import torch
 from mmengine.fileio import get
 from torch import Tensor
 
+from mmseg_m2f.adapters.things import thing_ids_of
 from mmseg_m2f.evaluation.panoptic_map import (
     AnnotatedSegments,
     Segments,
@@ -120,11 +121,8 @@ def source_of(sample: Sample) -> str:
 
 def is_thing(meta: Mapping[str, Any]) -> np.ndarray | None:
     """Which classes are things ``(K,)`` bool; None if the data set does not tell."""
-    classes = list(meta['classes'])
-    thing_ids = meta.get('thing_ids')
-    if thing_ids is None and meta.get('thing_classes') is not None:  # mmdet's panoptic sets
-        thing_ids = [classes.index(name) for name in meta['thing_classes']]
-    return None if thing_ids is None else np.isin(np.arange(len(classes)), list(thing_ids))
+    thing_ids = thing_ids_of(meta)
+    return None if thing_ids is None else np.isin(np.arange(len(meta['classes'])), thing_ids)
 
 
 def category_ids_by_name(classes: Sequence[str], categories: Mapping[int, str]) -> list[int]:

@@ -19,6 +19,7 @@ from mmseg_m2f.adapters.samples import (
     instance_data,
     target_of,
 )
+from mmseg_m2f.adapters.things import checked_thing_ids
 from mmseg_m2f.registry import MODELS
 
 __all__ = ['Mask2FormerUniversalHead', 'build_detector', 'encode_panoptic']
@@ -65,7 +66,7 @@ class Mask2FormerUniversalHead(MaskHead):
         **unknown: Any,
     ) -> None:
         reject_unknown(Mask2FormerUniversalHead, unknown)
-        things = _checked_thing_ids(thing_ids, num_classes)
+        things = checked_thing_ids(thing_ids, num_classes)
         config = HeadConfig(
             num_classes=num_classes,
             in_channels=in_channels,
@@ -158,17 +159,3 @@ def build_detector(**keys: Any) -> nn.Module:
             'mmdet (upstream); semantic models of MMSegmentation do without.'
         ) from error
     return Mask2Former(**keys)
-
-
-def _checked_thing_ids(thing_ids: Sequence[int] | None, num_classes: int) -> list[int]:
-    if thing_ids is None:
-        return list(range(num_classes))
-    ids = list(thing_ids)
-    wrong = [i for i in ids if not isinstance(i, int) or not 0 <= i < num_classes]
-    repeated = sorted({i for i in ids if ids.count(i) > 1})
-    if wrong or repeated:
-        raise ValueError(
-            f'thing_ids must be different class indices from 0 to {num_classes - 1} (None: all '
-            f'classes are things); wrong: {wrong}, repeated: {repeated}'
-        )
-    return sorted(ids)

@@ -1,11 +1,11 @@
 """A JSON file of COCO instances as ground truth."""
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmseg_m2f.evaluation.coco_json import check_keys, entries_of, parse_coco, valid_shape
 from mmseg_m2f.evaluation.rle import import_coco_mask
 
 
@@ -30,26 +30,33 @@ class CocoFile:
         """Reads the text of a file.
 
         Raises:
-            ValueError: it has no pictures, categories or annotations.
+            ValueError: it has no pictures, categories or annotations, or they are not well-formed.
         """
-        file = json.loads(content)
-        missing = [key for key in ('images', 'categories', 'annotations') if key not in file]
-        if missing:
-            raise ValueError(f'{path} is no ground truth in COCO format: it lacks {missing}')
+        file = parse_coco(content, path, ('id', 'height', 'width'))
+        annotations = entries_of(path, file, 'annotations')
+        check_keys(path, 'annotation', annotations, ('category_id', 'image_id'))
+        sizes = {image['id']: (image['height'], image['width']) for image in file['images']}
         instances = defaultdict(list)
-        for instance in file['annotations']:
-            instances[instance['image_id']].append(instance)
+        for instance in annotations:
+            shape = valid_shape(path, instance)
+            if shape is None:
+                continue
+            size = sizes.get(instance['image_id'])
+            if isinstance(shape, dict) and tuple(shape['size']) != size:
+                raise ValueError(
+                    f'{path}: a mask of image {instance["image_id"]!r} is of size '
+                    f'{tuple(shape["size"])} (height, width), the image of {size}'
+                )
+            instances[instance['image_id']].append({**instance, 'segmentation': shape})
         return cls(
             path=path,
-            sizes={image['id']: (image['height'], image['width']) for image in file['images']},
+            sizes=sizes,
             instances=dict(instances),
             categories={category['id']: category['name'] for category in file['categories']},
         )
 
-    def true_instances(
-        self, image_id: int | str, size: tuple[int, int], category_ids: Sequence[int]
-    ) -> list[dict[str, Any]]:
-        """The instances of a picture whose category counts, with COCO's defaults filled in.
+    def check_picture(self, image_id: int | str, size: tuple[int, int]) -> None:
+        """Whether the file has this picture in this size.
 
         Raises:
             ValueError: the file does not know the picture, or states another size.
@@ -64,16 +71,28 @@ class CocoFile:
                 f'the predictions for picture {image_id!r} are {size} pixels (height, width), '
                 f'{self.path} says {self.sizes[image_id]}'
             )
+
+    def true_instances(
+        self, image_id: int | str, size: tuple[int, int], category_ids: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """The instances of a picture whose category counts, with COCO's defaults filled in.
+
+        An annotation without an area (no mask, or polygons of fewer than three points) is none.
+
+        Raises:
+            ValueError: the file does not know the picture, or states another size.
+        """
+        self.check_picture(image_id, size)
         counted = set(category_ids)
         return [
             {
                 'category_id': instance['category_id'],
                 'segmentation': instance['segmentation'],
-                'area': instance['area'] if 'area' in instance else _area(instance, size),
-                'iscrowd': int(instance.get('iscrowd', 0)),
+                'area': _area(instance, size) if instance.get('area') is None else instance['area'],
+                'iscrowd': int(instance.get('iscrowd') or 0),
             }
             for instance in self.instances.get(image_id, [])
-            if instance['category_id'] in counted and instance.get('segmentation')
+            if instance['category_id'] in counted
         ]
 
 

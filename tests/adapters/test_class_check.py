@@ -1,7 +1,11 @@
 """A run whose data and head disagree about the classes stops before it starts."""
 
+import numpy as np
 import pytest
 from toy_runner import Noise, Toy, toy_runner
+
+from mmseg_m2f.adapters.sample_fields import is_thing
+from mmseg_m2f.adapters.things import checked_thing_ids, thing_ids_of
 
 NAMES = ('road', 'car', 'sky', 'person')
 
@@ -125,3 +129,33 @@ def test_a_test_looks_at_the_test_data_only(tmp_path):
     runner_of(tmp_path, 'test fits', head, train=wrong).test()
     with pytest.raises(ValueError, match='test_dataloader has 3 classes'):
         runner_of(tmp_path, 'test differs', head, val=wrong).test()
+
+
+@pytest.mark.parametrize(
+    ('meta', 'things'),
+    [
+        ({'classes': NAMES, 'thing_ids': (3, 1)}, [3, 1]),
+        ({'classes': NAMES, 'thing_classes': ['person', 'car']}, [1, 3]),
+        # mmdet's COCO set, whose names stay where the classes are chosen.
+        ({'classes': NAMES, 'thing_classes': ['cow', 'car'], 'stuff_classes': NAMES}, [1]),
+        ({'classes': NAMES, 'thing_classes': ['cow', 'car'], 'stuff_classes': ['road']}, None),
+        ({'classes': NAMES, 'thing_classes': ['cow', 'car']}, None),
+        ({'classes': NAMES}, None),
+        ({}, None),
+    ],
+)
+def test_things_of_a_data_set(meta, things):
+    assert thing_ids_of(meta) == things
+    if 'classes' in meta:
+        of_metrics = is_thing(meta)
+        assert (None if of_metrics is None else np.flatnonzero(of_metrics).tolist()) == (
+            things and sorted(things)
+        )
+
+
+def test_ids_of_things_are_whole_numbers():
+    assert checked_thing_ids(np.array([2, 0]), 3) == [0, 2]
+    assert checked_thing_ids(None, 2) == [0, 1]
+    for wrong in ([True], [0.0], ['a'], [[0]], [1, 1], [3]):
+        with pytest.raises(ValueError, match='different class indices from 0 to 2'):
+            checked_thing_ids(wrong, 3)

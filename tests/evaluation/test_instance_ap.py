@@ -235,6 +235,56 @@ def test_what_a_file_leaves_out_is_filled_in(shape):
         file.true_instances('a', (6, 5), [3])
 
 
+def test_shapes_without_an_area_are_no_truth():
+    """As in training: a polygon of two points, none at all, null; null area and iscrowd."""
+    shapes = [[[1, 1, 2, 2]], [], None, [[1, 1, 2, 2], [0, 0, 4, 0, 4, 3, 0, 3]]]
+    common = {'image_id': 1, 'category_id': 3, 'area': None, 'iscrowd': None}
+    content = {
+        'images': [{'id': 1, 'height': 5, 'width': 6}],
+        'categories': [{'id': 3, 'name': 'x'}],
+        'annotations': [{**common, 'segmentation': shape} for shape in shapes],
+    }
+    [true] = CocoFile.parse(json.dumps(content), 'x.json').true_instances(1, (5, 6), [3])
+    assert true['segmentation'] == shapes[3][1:]
+    assert (true['area'], true['iscrowd']) == (12, 0)
+
+
+def wrong(change: dict) -> str:
+    content = {
+        'images': [{'id': 1, 'height': 5, 'width': 6}],
+        'categories': [{'id': 3, 'name': 'x'}],
+        'annotations': [{'image_id': 1, 'category_id': 3, 'segmentation': None}],
+    }
+    for key, value in change.items():
+        if isinstance(value, dict):
+            content[key][0].update(value)
+        else:
+            content[key] = value
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('{', 'is no JSON file'),
+        ('[]', 'no list of'),
+        (wrong({'annotations': None}), r"no list of \['annotations'\]"),
+        (wrong({'annotations': [7]}), 'the annotation 7 is no object'),
+        (wrong({'annotations': {'segmentation': [1, 1, 5, 1, 5, 5]}}), 'list of polygons'),
+        (wrong({'annotations': {'segmentation': 'abc'}}), 'list of polygons'),
+        (
+            wrong({'annotations': {'segmentation': {'size': [6, 5], 'counts': [30]}}}),
+            r'a mask of image 1 is of size \(6, 5\) .* of \(5, 6\)',
+        ),
+        (wrong({'categories': {'id': '3'}}), "the category 'x' is '3'; .* whole numbers"),
+        (wrong({'images': {'id': [1]}}), 'an id'),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_with_its_name(text, message):
+    with pytest.raises(ValueError, match=rf'x\.json.*{message}'):
+        CocoFile.parse(text, 'x.json')
+
+
 def test_a_file_without_truth_is_refused():
-    with pytest.raises(ValueError, match=r"test\.json is no ground truth.*lacks \['annotations'\]"):
+    with pytest.raises(ValueError, match=r"test\.json is not .*no list of \['annotations'\]"):
         CocoFile.parse('{"images": [], "categories": []}', 'test.json')

@@ -1,17 +1,17 @@
 """What COCO's panoptic and instance files have in common: images, categories, class tables."""
 
 import functools
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmengine.logging import print_log
 
 from mmseg_m2f.adapters.drawing import spread_colors
+from mmseg_m2f.adapters.things import checked_thing_ids
+from mmseg_m2f.evaluation.coco_json import Json, parse_coco
 from mmseg_m2f.metadata import load_metadata
 
-Json = dict[str, Any]
 # Reading takes some seconds from here on, and silence looks like a standstill.
 BIG_FILE = 50 * 2**20
 
@@ -71,73 +71,48 @@ def read_json(path: str) -> Json:
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it is no JSON file, or has no images or categories.
+        ValueError: it is no JSON file, or its images or categories are not well-formed.
     """
     try:
         if os.path.getsize(path) > BIG_FILE:
             size = os.path.getsize(path) / 2**20
             print_log(f'reading {path} ({size:.0f} MB) ...', logger='current')
-        with open(path, encoding='utf-8') as file:
-            content = json.load(file)
+        with open(path, 'rb') as file:
+            content = file.read()
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f'no annotation file {path}; check data_root and ann_file'
         ) from error
-    except ValueError as error:
-        raise ValueError(f'{path} is no JSON file: {error}') from error
-    missing = [
-        key
-        for key in ('images', 'categories')
-        if not isinstance(content, dict) or not isinstance(content.get(key), list)
-    ]
-    if missing:
-        raise ValueError(f'{path} is not in a format of COCO: it has no list of {missing}')
-    check_keys(path, 'image', content['images'], ('file_name', 'id', 'height', 'width'))
-    check_keys(path, 'category', content['categories'], ('id', 'name'))
-    check_unique(path, 'image', (image['id'] for image in content['images']))
-    return content
-
-
-def check_keys(path: str, kind: str, entries: Iterable[Json], keys: Sequence[str]) -> None:
-    """ValueError for an entry without one of the keys, with the file."""
-    for entry in entries:
-        missing = [key for key in keys if key not in entry]
-        if missing:
-            raise ValueError(f'{path}: the {kind} {entry!r:.200} lacks {missing}')
-
-
-def check_unique(path: str, kind: str, ids: Iterable[Any]) -> None:
-    """ValueError for an id that comes twice, with the file."""
-    seen: set[Any] = set()
-    for entry_id in ids:
-        if entry_id in seen:
-            raise ValueError(f'{path} lists the {kind} {entry_id!r} twice')
-        seen.add(entry_id)
+    return parse_coco(content, path, ('file_name', 'id', 'height', 'width'))
 
 
 def class_table(path: str, categories: Sequence[Json], metainfo: Mapping[str, Any]) -> ClassTable:
     """The classes of a file: those of ``metainfo``, if it names some, else the file's own.
 
     With ``category_ids`` the file must have exactly these; with ``classes`` alone they are chosen
-    by name. Otherwise each category is a class, in the order of the file, whatever its id.
+    by name. Otherwise each category is a class, in the order of the file, whatever its id. The
+    file says which are things, unless ``thing_ids`` does.
 
     Raises:
         ValueError: the file's categories are not those asked for, or not well-formed.
     """
-    check_unique(path, 'category', (category['id'] for category in categories))
     own = ClassTable(
         classes=tuple(category['name'] for category in categories),
-        palette=_palette(categories),
+        palette=_palette(path, categories),
         thing_ids=tuple(i for i, entry in enumerate(categories) if entry.get('isthing', 1)),
         category_ids=tuple(category['id'] for category in categories),
     )
     if 'classes' not in metainfo:
-        return own
-    if 'category_ids' in metainfo:
-        table = _known(metainfo)
-        _check_same(path, own, table)
+        table = own
+    elif 'category_ids' in metainfo:
+        table = _known(path, own, metainfo)
+    else:
+        table = _chosen(path, own, metainfo)
+    if metainfo.get('thing_ids') is None:
         return table
-    return _chosen(path, own, metainfo)
+    return table._replace(
+        thing_ids=tuple(checked_thing_ids(metainfo['thing_ids'], len(table.classes)))
+    )
 
 
 def announce(table: ClassTable) -> None:
@@ -153,7 +128,7 @@ def announce(table: ClassTable) -> None:
             if (label in things) == wanted
         ]
         lines.append(f'  {len(rows)} {kind}: {", ".join(rows) or "none"}')
-    _log_once('\n'.join(lines))
+    log_once('\n'.join(lines))
 
 
 def label_of_category(
@@ -165,45 +140,57 @@ def label_of_category(
         ValueError: the file does not list the category.
     """
     category_id = entry['category_id']
-    if category_id not in known:
+    # A list, say, cannot even be looked up.
+    if not isinstance(category_id, int) or category_id not in known:
         raise ValueError(
-            f'{path}: an annotation of {image["file_name"]} has category_id {category_id}, which '
+            f'{path}: an annotation of {image["file_name"]} has category_id {category_id!r}, which '
             f'the categories do not list: {sorted(known)}'
         )
     return label_of.get(category_id)
 
 
 @functools.cache
-def _log_once(text: str) -> None:
+def log_once(text: str) -> None:
+    """Tells the log what it has not been told yet."""
     print_log(text, logger='current')
 
 
-def _palette(categories: Sequence[Json]) -> tuple[tuple[int, int, int], ...]:
+def _palette(path: str, categories: Sequence[Json]) -> tuple[tuple[int, int, int], ...]:
     spread = spread_colors(len(categories))
-    return tuple(
-        tuple(category.get('color', color))
-        for category, color in zip(categories, spread, strict=True)
-    )
+    colors = []
+    for category, default in zip(categories, spread, strict=True):
+        color = category.get('color', default)
+        numbers = color if isinstance(color, list | tuple) else ()
+        if len(numbers) != 3 or not all(number in range(256) for number in numbers):
+            raise ValueError(
+                f'{path}: the color of the category {category["name"]!r} is {color!r}; it must be '
+                'a list [red, green, blue] of 0 to 255, or left out'
+            )
+        colors.append(tuple(numbers))
+    return tuple(colors)
 
 
-def _known(metainfo: Mapping[str, Any]) -> ClassTable:
-    num_classes = len(metainfo['classes'])
-    return ClassTable(
-        classes=tuple(metainfo['classes']),
-        palette=tuple(map(tuple, metainfo.get('palette') or spread_colors(num_classes))),
-        thing_ids=tuple(metainfo.get('thing_ids', range(num_classes))),
-        category_ids=tuple(metainfo['category_ids']),
-    )
-
-
-def _check_same(path: str, own: ClassTable, wanted: ClassTable) -> None:
-    missing = sorted(set(wanted.category_ids) - set(own.category_ids))
-    surplus = sorted(set(own.category_ids) - set(wanted.category_ids))
+def _known(path: str, own: ClassTable, metainfo: Mapping[str, Any]) -> ClassTable:
+    classes, category_ids = tuple(metainfo['classes']), tuple(metainfo['category_ids'])
+    if len(classes) != len(category_ids):
+        raise ValueError(
+            f'metainfo has {len(classes)} classes and {len(category_ids)} category_ids: one of '
+            'each is needed'
+        )
+    missing = sorted(set(category_ids) - set(own.category_ids))
+    surplus = sorted(set(own.category_ids) - set(category_ids))
     if missing or surplus:
         raise ValueError(
             f'the categories of {path} are not those of the metadata: it lacks the ids {missing} '
             f'and has besides {surplus}. Without metadata= the classes are read from the file.'
         )
+    things = {own.category_ids[i] for i in own.thing_ids}
+    return ClassTable(
+        classes=classes,
+        palette=tuple(map(tuple, metainfo.get('palette') or spread_colors(len(classes)))),
+        thing_ids=tuple(label for label, i in enumerate(category_ids) if i in things),
+        category_ids=category_ids,
+    )
 
 
 def _chosen(path: str, own: ClassTable, metainfo: Mapping[str, Any]) -> ClassTable:
@@ -214,7 +201,7 @@ def _chosen(path: str, own: ClassTable, metainfo: Mapping[str, Any]) -> ClassTab
     index = [own.classes.index(name) for name in names]
     left_out = [name for name in own.classes if name not in names]
     if left_out:
-        _log_once(f'{path}: no classes of the model, left out: {left_out}')
+        log_once(f'{path}: no classes of the model, left out: {left_out}')
     things = set(own.thing_ids)
     return ClassTable(
         classes=names,

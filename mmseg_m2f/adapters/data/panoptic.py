@@ -7,22 +7,24 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 
 from mmseg_m2f.adapters.data.coco_format import (
-    Json,
+    ClassTable,
     announce,
-    check_keys,
     check_prefixes,
-    check_unique,
     class_table,
     initial_metainfo,
     label_of_category,
+    log_once,
     read_json,
 )
+from mmseg_m2f.evaluation.coco_json import Json, check_keys, check_unique, entries_of
+from mmseg_m2f.metadata import load_metadata
 from mmseg_m2f.registry import DATASETS
 
 PREFIXES = ('img', 'seg', 'label_map')
 # cityscapesScripts names a photo in its JSON after the annotation, and without the city's folder.
 SCRIPTS_PHOTO = '_gtFine_leftImg8bit.png'
 PHOTO = '_leftImg8bit.png'
+MAX_ID = 256**3 - 1
 
 
 @DATASETS.register_module()
@@ -38,7 +40,9 @@ class PanopticDataset(BaseDataset):
         data_prefix: folders: ``img``; ``seg`` of the PNG files; ``label_map``, if there is one, of
             label maps that have the picture's name with ``label_map_suffix``, for mIoU.
         metadata: a name of ``mmseg_m2f.metadata``; the file must have these categories.
-        metainfo: MMEngine's; ``classes`` chooses categories by name, and their order.
+        metainfo: MMEngine's; ``classes`` chooses categories by name, and their order. Label maps,
+            whose labels are in the order of the file or of ``metadata``, are not read then.
+            ``thing_ids`` are the indices of the classes that are things, if not those of the file.
         label_map_suffix: stands in place of ``.jpg``, ``.png`` or ``_leftImg8bit.png``.
         settings: of MMEngine's ``BaseDataset``: ``data_root``, ``pipeline``, ``test_mode``, ...
 
@@ -58,6 +62,7 @@ class PanopticDataset(BaseDataset):
     ) -> None:
         check_prefixes(data_prefix, PREFIXES)
         self.label_map_suffix = label_map_suffix
+        self.metadata = metadata
         super().__init__(
             ann_file=ann_file,
             data_prefix=dict(data_prefix),
@@ -78,6 +83,7 @@ class PanopticDataset(BaseDataset):
         table = class_table(self.ann_file, categories, self._metainfo)
         self._metainfo.update(table.metainfo())
         announce(table)
+        self._has_label_maps = self._fits_label_maps(table, categories)
         if self.test_mode and not content.get('annotations'):
             return [self._photo(image) for image in content['images']]
         annotations = _by_image(self.ann_file, content, self.data_prefix)
@@ -101,6 +107,18 @@ class PanopticDataset(BaseDataset):
         """The classes in a picture, for MMEngine's ``ClassBalancedDataset``."""
         return [segment['label'] for segment in self.get_data_info(idx)['segments_info']]
 
+    def _fits_label_maps(self, table: ClassTable, categories: list[Json]) -> bool:
+        if 'label_map' not in self.data_prefix:
+            return False
+        known = load_metadata(self.metadata).category_ids if self.metadata else None
+        if table.category_ids in (known, tuple(category['id'] for category in categories)):
+            return True
+        log_once(
+            f'{self.ann_file}: the classes are not in the order of the label maps in '
+            f'{self.data_prefix["label_map"]}, which are not read: mIoU takes the panoptic PNG'
+        )
+        return False
+
     def _photo(self, image: Json) -> dict[str, Any]:
         name = photo_name(image['file_name'])
         record = {
@@ -109,7 +127,7 @@ class PanopticDataset(BaseDataset):
             'height': image['height'],
             'width': image['width'],
         }
-        if 'label_map' in self.data_prefix:
+        if self._has_label_maps:
             stem = name.removesuffix(PHOTO) if name.endswith(PHOTO) else osp.splitext(name)[0]
             label_map = f'{stem}{self.label_map_suffix}'
             record['label_map_path'] = osp.join(self.data_prefix['label_map'], label_map)
@@ -133,19 +151,16 @@ def _check_categories(path: str, categories: list[Json]) -> None:
 
 
 def _by_image(path: str, content: Json, data_prefix: Mapping[str, str]) -> dict[Any, Json]:
-    annotations = content.get('annotations', [])
+    annotations = entries_of(path, {'annotations': [], **content}, 'annotations')
     if 'seg' not in data_prefix:
         raise ValueError(f'data_prefix needs the key seg, the folder of the PNG files of {path}')
-    if any('segmentation' in annotation for annotation in annotations[:1]):
+    if annotations and 'segmentation' in annotations[0]:
         raise ValueError(
             f'{path} is in the instance format of COCO, which mmseg_m2f.InstanceDataset reads'
         )
     check_keys(path, 'annotation', annotations, ('file_name', 'image_id', 'segments_info'))
     for annotation in annotations:
-        segments = annotation['segments_info']
-        check_keys(path, 'segment', segments, ('id', 'category_id'))
-        where = f'{path}: {annotation["file_name"]}'
-        check_unique(where, 'segment', (segment['id'] for segment in segments))
+        _check_segments(f'{path}: {annotation["file_name"]}', annotation)
     check_unique(path, 'annotation of image', (entry['image_id'] for entry in annotations))
     by_image = {annotation['image_id']: annotation for annotation in annotations}
     for image in content['images']:
@@ -155,6 +170,22 @@ def _by_image(path: str, content: Json, data_prefix: Mapping[str, str]) -> dict[
                 'it anew, or take the picture out of its images.'
             )
     return by_image
+
+
+def _check_segments(where: str, annotation: Json) -> None:
+    segments = entries_of(where, annotation, 'segments_info')
+    check_keys(where, 'segment', segments, ('id', 'category_id'))
+    wrong = [
+        segment['id']
+        for segment in segments
+        if type(segment['id']) is not int or not 0 < segment['id'] <= MAX_ID
+    ]
+    if wrong:
+        raise ValueError(
+            f'{where}: segment ids must be whole numbers from 1 to {MAX_ID}, what the three bytes '
+            f'of a colour hold and black for no segment; got {wrong[:8]}'
+        )
+    check_unique(where, 'segment', (segment['id'] for segment in segments))
 
 
 def _segment(segment: Json, label: int, is_thing: bool) -> dict[str, Any]:

@@ -151,6 +151,12 @@ def changed(tmp_path, change):
         ),
         (lambda c: c['annotations'][0].update(image_id=9), 'is of image 9, which is not listed'),
         (lambda c: c['annotations'][0].pop('category_id'), r"lacks \['category_id'\]"),
+        (
+            lambda c: c['annotations'][0].update(segmentation=SQUARE[0]),
+            r'ins\.json: the segmentation .* list of polygons',
+        ),
+        (lambda c: c.update(annotations=None), r"ins\.json .* no list of \['annotations'\]"),
+        (lambda c: c['annotations'][0].update(category_id=[1]), r'category_id \[1\]'),
         (lambda c: c.pop('images'), r"it has no list of \['images'\]"),
     ],
 )

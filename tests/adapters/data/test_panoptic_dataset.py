@@ -112,6 +112,43 @@ def test_classes_chosen_by_name(tmp_path):
         PanopticDataset(**layout, metadata='mapillary', metainfo={'classes': ('sky',)})
 
 
+def test_things_are_those_of_the_file_or_those_given(tmp_path):
+    layout = scenes.write_panoptic(tmp_path, [[(1, 1), (2, 2), (3, 3)]])
+    known = {'classes': ('cat', 'sky', 'dog'), 'category_ids': (3, 2, 1)}
+    for metainfo, expected in (
+        (known, (0, 2)),
+        ({**known, 'thing_ids': [1]}, (1,)),
+        ({'thing_ids': [2, 1]}, (1, 2)),
+        ({'thing_ids': []}, ()),
+        ({'classes': ('sky', 'dog'), 'thing_ids': (np.int64(0),)}, (0,)),
+    ):
+        dataset = PanopticDataset(**layout, metainfo=metainfo)
+        assert dataset.metainfo['thing_ids'] == expected
+        of_segments = {s['label']: s['is_thing'] for s in dataset[0]['segments_info']}
+        assert of_segments == {i: i in expected for i in range(len(of_segments))}
+    for wrong in ([3], [0, 0], [True], ['dog'], [-1]):
+        with pytest.raises(ValueError, match='thing_ids must be different class indices'):
+            PanopticDataset(**layout, metainfo={'thing_ids': wrong})
+    with pytest.raises(ValueError, match='2 classes and 3 category_ids'):
+        PanopticDataset(**layout, metainfo={**known, 'classes': ('cat', 'sky')})
+
+
+def test_label_maps_of_another_order_are_not_read(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(coco_format, 'print_log', lambda text, **_: said.append(text))
+    coco_format.log_once.cache_clear()
+    layout = scenes.write_panoptic(tmp_path, [[(1, 1), (2, 2), (3, 3)]])
+    layout['data_prefix'] = {**layout['data_prefix'], 'label_map': 'labels'}
+    for names, has in (
+        (('dog', 'sky', 'cat'), True),
+        (('cat', 'sky', 'dog'), False),
+        (('dog', 'sky'), False),
+    ):
+        record = PanopticDataset(**layout, metainfo={'classes': names})[0]
+        assert ('label_map_path' in record) == has
+    assert len([text for text in said if 'not in the order of the label maps' in text]) == 1
+
+
 def test_colours_of_categories_without_any(tmp_path):
     categories = [{k: c[k] for k in ('id', 'name', 'isthing')} for c in scenes.CATEGORIES]
     dataset = PanopticDataset(**scenes.write_panoptic(tmp_path, [[(1, 1)]], categories))
@@ -121,7 +158,7 @@ def test_colours_of_categories_without_any(tmp_path):
 def test_the_table_of_classes_is_printed_once(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(coco_format, 'print_log', lambda text, **_: said.append(text))
-    coco_format._log_once.cache_clear()
+    coco_format.log_once.cache_clear()
     layout = scenes.write_panoptic(tmp_path, [[(1, 1)]])
     PanopticDataset(**layout)
     PanopticDataset(**layout)
@@ -202,6 +239,29 @@ def changed(tmp_path, change):
         (lambda c: c.pop('categories'), r"it has no list of \['categories'\]"),
         (lambda c: c['annotations'][0].update(segmentation=[]), 'which mmseg_m2f.InstanceDataset'),
         (lambda c: c['annotations'][0].pop('segments_info'), r"lacks \['segments_info'\]"),
+        (
+            lambda c: c['annotations'][0].update(segments_info=None),
+            r'pan\.json: 0\.png .*segments_i',
+        ),
+        (lambda c: c.update(annotations=None), r"pan\.json .*no list of \['annotations'\]"),
+        *(
+            (
+                lambda c, i=i: c['annotations'][0]['segments_info'][0].update(id=i),
+                r'pan\.json: 0\.png: segment ids must be whole numbers from 1 to 16777215',
+            )
+            for i in (0, -1, 256**3, '1', 1.0, True, None)
+        ),
+        *(
+            (lambda c, i=i: c['categories'][0].update(id=i), r"pan\.json: the id of .*'dog'")
+            for i in ('1', 1.5, None, [1])
+        ),
+        *(
+            (
+                lambda c, color=color: c['categories'][0].update(color=color),
+                r"pan\.json: the color of the category 'dog'",
+            )
+            for color in (None, '#ff0000', [1, 2], [1, 2, 'x'], [0, 0, 256])
+        ),
         (lambda c: c['images'][1].pop('height'), r'1\.jpg.*height'),
     ],
 )

@@ -1,0 +1,46 @@
+"""Which classes are things: of a head, and of a data set."""
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+
+def checked_thing_ids(thing_ids: Sequence[int] | None, num_classes: int) -> list[int]:
+    """The ids in rising order; all classes for None.
+
+    Raises:
+        ValueError: they are not different class indices.
+    """
+    if thing_ids is None:
+        return list(range(num_classes))
+    ids = list(thing_ids)
+    wrong = [
+        i
+        for i in ids
+        if not isinstance(i, Integral) or isinstance(i, bool) or not 0 <= i < num_classes
+    ]
+    repeated = sorted({i for i in ids if ids.count(i) > 1}, key=str)
+    if wrong or repeated:
+        raise ValueError(
+            f'thing_ids must be different class indices from 0 to {num_classes - 1} (None: all '
+            f'classes are things); wrong: {wrong}, repeated: {repeated}'
+        )
+    return sorted(map(int, ids))
+
+
+def thing_ids_of(meta: Mapping[str, Any]) -> list[int] | None:
+    """The things of a data set by its ``metainfo``; None if it does not tell.
+
+    mmdet's panoptic data sets tell ``thing_classes`` and ``stuff_classes`` by name, of COCO even
+    where ``classes`` are fewer or others.
+    """
+    if meta.get('thing_ids') is not None:
+        return list(meta['thing_ids'])
+    classes, things = meta.get('classes'), meta.get('thing_classes')
+    if not classes or things is None:
+        return None
+    stuff = meta.get('stuff_classes')
+    known = set(things) | set(stuff or ())
+    # Without names of the stuff what is no thing is stuff, if the things are of these classes.
+    tells = set(classes) <= known if stuff is not None else set(things) <= set(classes)
+    return [label for label, name in enumerate(classes) if name in things] if tells else None
