@@ -44,6 +44,7 @@ class PackSegments(BaseTransform):
     Args:
         keep_empty: keep what a crop emptied, with a mask of no pixel. The official code does so
             except for COCO instances.
+        min_area: where empty ones are not kept, so many pixels a segment must have left.
         layout: of panoptic segments, ``'segments'`` (ours) or ``'mmdet'``.
         meta_keys: what the sample's metainfo takes from the record, where it is there.
     """
@@ -51,12 +52,19 @@ class PackSegments(BaseTransform):
     def __init__(
         self,
         keep_empty: bool = True,
+        min_area: int = 1,
         layout: Literal['segments', 'mmdet'] = 'segments',
         meta_keys: Sequence[str] = META_KEYS,
     ) -> None:
         if layout not in ('segments', 'mmdet'):
             raise ValueError(f"layout must be 'segments' or 'mmdet', got {layout!r}")
-        self.keep_empty = keep_empty
+        if min_area < 1 or (keep_empty and min_area > 1):
+            raise ValueError(
+                f'min_area must be at least 1, and more only with keep_empty=False; got {min_area} '
+                f'with keep_empty={keep_empty}'
+            )
+        # The smallest segment that stays.
+        self.min_area = 0 if keep_empty else min_area
         self.layout = layout
         self.meta_keys = tuple(meta_keys)
 
@@ -84,14 +92,14 @@ class PackSegments(BaseTransform):
     def _add_segments(self, sample: 'DetDataSample', segments: SegmentMap | InstanceShapes) -> None:
         if isinstance(segments, InstanceShapes):
             masks, labels = segments.masks(), segments.labels
-            if not self.keep_empty:
-                occurs = masks.any(axis=(1, 2))
-                masks, labels = masks[occurs], labels[occurs]
+            if self.min_area > 0:
+                stays = masks.sum(axis=(1, 2)) >= self.min_area
+                masks, labels = masks[stays], labels[stays]
             sample.gt_instances = _instance_data(masks, labels)
             return
         index_map, kept = segments.index_map(), np.arange(len(segments.labels))
-        if not self.keep_empty:
-            index_map, kept = _without_empty(index_map, len(kept))
+        if self.min_area > 0:
+            index_map, kept = _without_small(index_map, len(kept), self.min_area)
         labels, is_thing = segments.labels[kept], segments.is_thing[kept]
         if self.layout == 'segments':
             sample.gt_panoptic_seg = PixelData(segment_idx=torch.from_numpy(index_map[None]))
@@ -105,7 +113,7 @@ class PackSegments(BaseTransform):
 
     def __repr__(self) -> str:
         return (
-            f'{type(self).__name__}(keep_empty={self.keep_empty}, layout={self.layout!r}, '
+            f'{type(self).__name__}(min_area={self.min_area}, layout={self.layout!r}, '
             f'meta_keys={self.meta_keys})'
         )
 
@@ -130,10 +138,12 @@ def _instance_data(masks: np.ndarray, labels: np.ndarray) -> InstanceData:
     )
 
 
-def _without_empty(index_map: np.ndarray, num_segments: int) -> tuple[np.ndarray, np.ndarray]:
+def _without_small(
+    index_map: np.ndarray, num_segments: int, min_area: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The map with the remaining segments renumbered, and their former indices."""
-    occurs = np.bincount(index_map.ravel() + 1, minlength=num_segments + 1)[1:] > 0
-    kept = np.flatnonzero(occurs)
+    areas = np.bincount(index_map.ravel() + 1, minlength=num_segments + 1)[1:]
+    kept = np.flatnonzero(areas >= min_area)
     new_index = np.full(num_segments + 1, NO_SEGMENT, np.int32)
     new_index[kept] = np.arange(len(kept))
     return new_index[index_map], kept

@@ -83,6 +83,20 @@ def test_emptied_segments_can_be_dropped(tmp_path):
     assert sample.gt_panoptic_seg.segment_idx.tolist() == expected
 
 
+def test_small_segments_can_be_dropped(tmp_path):
+    pack = PackSegments(keep_empty=False, min_area=4)
+    sample = pack.transform(panoptic_record(tmp_path, ID_MAP, SEGMENTS))['data_samples']
+    assert sample.gt_segments.labels.tolist() == [2]
+    expected = [[[-1, -1, -1, -1], [-1, 0, 0, -1], [0, 0, -1, -1]]]
+    assert sample.gt_panoptic_seg.segment_idx.tolist() == expected
+    # Of 9, 30 and 0 pixels.
+    results = instance_record([(1, 2, 4, 5), (3, 0, 8, 6), (9, 9, 12, 12)])
+    pack = PackSegments(keep_empty=False, min_area=10)
+    assert pack.transform(results)['data_samples'].gt_instances.labels.tolist() == [1]
+    with pytest.raises(ValueError, match='only with keep_empty=False; got 10 with keep_empty=True'):
+        PackSegments(min_area=10)
+
+
 @pytest.mark.parametrize(('keep_empty', 'things'), [(True, [2, 4, 0]), (False, [2, 0])])
 def test_panoptic_segments_in_the_layout_of_mmdet(tmp_path, keep_empty, things):
     pack = PackSegments(keep_empty=keep_empty, layout='mmdet')
