@@ -1,4 +1,4 @@
-"""A hook that compares the classes of the data with those of the head before anything runs."""
+"""A hook that compares data, head and metrics before anything runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmseg_m2f.adapters.evaluation_check import check_evaluation
 from mmseg_m2f.adapters.hooks import resolved_head_config
 from mmseg_m2f.adapters.things import thing_ids_of
 from mmseg_m2f.registry import HOOKS
@@ -17,7 +18,8 @@ _MAX_NAMED = 8
 
 @HOOKS.register_module()
 class ClassCheckHook(Hook):
-    """Stops a run whose data set has other classes, or other things, than the head.
+    """Stops a run whose data set has other classes, or other things, than the head, or whose
+    metrics ask for a result that is switched off or for files that are missing.
 
     A data set tells its ``classes`` and, for panoptic models, its ``thing_ids`` (or mmdet's
     ``thing_classes``) in ``metainfo``; what it does not tell is not checked.
@@ -27,8 +29,11 @@ class ClassCheckHook(Hook):
         """Checks the data sets of all loops that are about to run.
 
         Raises:
-            ValueError: the classes, or the things among them, differ.
+            ValueError: the classes, or the things among them, differ; or a metric needs a result
+                that ``test_cfg`` switches off.
+            FileNotFoundError: a file is missing that a metric will read.
         """
+        check_evaluation(runner)
         config = resolved_head_config(runner.model)
         if config is None or 'num_classes' not in config:
             return

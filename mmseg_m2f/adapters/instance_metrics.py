@@ -19,6 +19,7 @@ from mmseg_m2f.adapters.sample_fields import (
     category_ids_by_name,
     instances_of,
     is_thing,
+    segment_files,
     source_of,
     true_segments_of,
 )
@@ -44,6 +45,11 @@ from mmseg_m2f.evaluation.tables import text_table
 from mmseg_m2f.metadata import load_metadata
 from mmseg_m2f.registry import METRICS
 
+ANN_FILE_HINT = (
+    'The path is relative to where the program runs, not to data_root. Without ann_file the '
+    'panoptic PNG files are the truth'
+)
+
 
 @METRICS.register_module()
 class InstanceMetric(BaseMetric):
@@ -51,7 +57,8 @@ class InstanceMetric(BaseMetric):
 
     Takes ``pred_instances``. Where faster-coco-eval is installed it computes them, and
     ``boundary_mAP`` too; else pycocotools does: the same numbers. An AP of an area (s, m, l) that
-    no true instance has is -1, as COCO has it. Only the pictures of the test count, and only the
+    no true instance has is -1, as COCO has it; where nothing is predicted, or no instance is true
+    at all, every AP is 0. Only the pictures of the test count, and only the
     things of the data set. A table of all classes goes to the log.
 
     Args:
@@ -66,6 +73,8 @@ class InstanceMetric(BaseMetric):
     """
 
     default_prefix = 'coco'
+    # What test_cfg must switch on.
+    needs = 'instance_on'
 
     def __init__(
         self,
@@ -84,8 +93,17 @@ class InstanceMetric(BaseMetric):
         self.boundary = boundary
         self._truth: CocoFile | None = None
 
+    def truth_files(self, record: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """What will be read for a record of the data set, each with a hint if it is missing."""
+        return segment_files(record) if self.ann_file is None else [(self.ann_file, ANN_FILE_HINT)]
+
     def process(self, data_batch: Any, data_samples: Sequence[Sample]) -> None:
-        """Keeps the instances of each picture as run lengths."""
+        """Keeps the instances of each picture as run lengths.
+
+        Raises:
+            FileNotFoundError: ``ann_file`` is not there.
+            ValueError: it is no such file, or does not know a picture in the size predicted.
+        """
         things, category_ids = self._things(), self._category_ids()
         for sample in data_samples:
             masks, labels, scores = instances_of(sample)
@@ -99,6 +117,8 @@ class InstanceMetric(BaseMetric):
             )
             if self.ann_file is None:
                 picture = _with_panoptic_truth(picture, sample, things, category_ids)
+            else:
+                self._file().check_picture(picture.image_id, picture.size)
             self.results.append(picture)
 
     def compute_metrics(self, results: list[PictureInstances]) -> dict[str, float]:
@@ -143,7 +163,13 @@ class InstanceMetric(BaseMetric):
     def _file(self) -> CocoFile:
         if self._truth is None:
             assert self.ann_file is not None
-            self._truth = CocoFile.parse(get(self.ann_file), self.ann_file)
+            try:
+                content = get(self.ann_file)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f'InstanceMetric has no ann_file {self.ann_file}. {ANN_FILE_HINT}'
+                ) from error
+            self._truth = CocoFile.parse(content, self.ann_file)
         return self._truth
 
     def _things(self) -> np.ndarray:
@@ -190,6 +216,7 @@ class CityscapesInstanceMetric(BaseMetric):
     """
 
     default_prefix = 'cityscapes'
+    needs = 'instance_on'
 
     def __init__(
         self,
@@ -204,6 +231,12 @@ class CityscapesInstanceMetric(BaseMetric):
         import_evaluator()
         self.gt_dir = gt_dir
         self.out_dir = out_dir
+
+    def truth_files(self, record: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """What will be read for a record of the data set, each with a hint if it is missing."""
+        if not record:
+            return []
+        return [(str(truth_file(self.gt_dir, record['img_path'])), '')]
 
     def process(self, data_batch: Any, data_samples: Sequence[Sample]) -> None:
         """Matches the instances of each picture."""

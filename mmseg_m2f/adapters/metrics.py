@@ -4,7 +4,7 @@ They compute per picture, as the test proceeds, all that needs its pixels.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -20,6 +20,7 @@ from mmseg_m2f.adapters.sample_fields import (
     is_thing,
     label_map_of,
     panoptic_of,
+    segment_files,
     source_of,
     true_segments_of,
 )
@@ -69,6 +70,10 @@ class PanopticMetric(BaseMetric):
     ) -> None:
         super().__init__(collect_device, prefix, collect_dir)
         self.stated_areas = stated_areas
+
+    def truth_files(self, record: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """What will be read for a record of the data set, each with a hint if it is missing."""
+        return segment_files(record)
 
     def process(self, data_batch: Any, data_samples: Sequence[Sample]) -> None:
         """Matches the segments of each picture.
@@ -150,6 +155,17 @@ class SemanticMetric(BaseMetric):
         self.ignore_index = ignore_index
         self.reduce_zero_label = reduce_zero_label
         self._has_warned = False
+
+    def truth_files(self, record: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """What will be read for a record of the data set, each with a hint if it is missing."""
+        if not record.get('label_map_path'):
+            return segment_files(record)
+        path = record['label_map_path']
+        hint = 'Check data_root, data_prefix.label_map and label_map_suffix of the data set'
+        if 'panoptic_semseg_' in path:
+            hint = "tools/prepare_dataset.py coco-panoptic-semantic makes COCO's"
+        else_hint = 'without data_prefix.label_map the panoptic PNG is read in its place'
+        return [(path, f'{hint}; {else_hint}')]
 
     def process(self, data_batch: Any, data_samples: Sequence[Sample]) -> None:
         """Counts the pixels of each picture."""

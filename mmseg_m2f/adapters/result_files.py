@@ -39,10 +39,12 @@ class SaveResultsHook(Hook):
         self.out_dir = Path(out_dir)
         # Per picture, in the order of the test, what goes into the JSON files.
         self._entries: list[dict[str, Any]] = []
+        # Per file name the picture it is of.
+        self._pictures: dict[Path, str] = {}
 
     def before_test(self, runner: Runner) -> None:
         """Forgets an earlier test."""
-        self._entries = []
+        self._entries, self._pictures = [], {}
 
     def after_test_iter(
         self,
@@ -55,7 +57,7 @@ class SaveResultsHook(Hook):
         dataset = runner.test_dataloader.dataset
         for output in outputs or ():
             sample = output.to_dict()
-            name = _inner_path(sample['img_path'], dataset).with_suffix('.png')
+            name = self._name(sample['img_path'], dataset)
             entry: dict[str, Any] = {}
             if 'pred_panoptic_seg' in sample:
                 entry['panoptic'] = self._save_segments(sample, name, dataset)
@@ -65,6 +67,16 @@ class SaveResultsHook(Hook):
                 label_map = _values(label_map_of(sample), dataset.metainfo)
                 Image.fromarray(label_map).save(self._path('semantic', name))
             self._entries.append(entry)
+
+    def _name(self, img_path: str, dataset: Any) -> Path:
+        name = _inner_path(img_path, dataset).with_suffix('.png')
+        other = self._pictures.setdefault(name, img_path)
+        if other != img_path:
+            raise ValueError(
+                f'the results of {other} and of {img_path} would both be named {name}: rename one, '
+                "or put what their folders have in common into the data set's data_prefix.img"
+            )
+        return name
 
     def after_test(self, runner: Runner) -> None:
         """Writes the JSON files: the results of all processes, each picture once."""

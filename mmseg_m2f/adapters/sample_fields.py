@@ -114,6 +114,12 @@ def errors_name(kind: str, path: str) -> Iterator[None]:
         raise ValueError(f'{path}: {error}') from error
 
 
+def segment_files(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The panoptic PNG that metrics will read, if the record names one, and what to do without."""
+    hint = 'Check data_root and data_prefix.seg of the data set'
+    return [(record['seg_map_path'], hint)] if record.get('seg_map_path') else []
+
+
 def source_of(sample: Sample) -> str:
     """A name of the sample for messages."""
     return sample.get('img_path') or f'picture {sample.get("img_id")}'

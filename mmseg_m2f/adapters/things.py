@@ -1,11 +1,12 @@
 """Which classes are things: of a head, and of a data set."""
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
+import numpy as np
 
-def checked_thing_ids(thing_ids: Sequence[int] | None, num_classes: int) -> list[int]:
+
+def checked_thing_ids(thing_ids: Sequence[Any] | None, num_classes: int) -> list[int]:
     """The ids in rising order; all classes for None.
 
     Raises:
@@ -17,7 +18,7 @@ def checked_thing_ids(thing_ids: Sequence[int] | None, num_classes: int) -> list
     wrong = [
         i
         for i in ids
-        if not isinstance(i, Integral) or isinstance(i, bool) or not 0 <= i < num_classes
+        if isinstance(i, bool) or not isinstance(i, int | np.integer) or not 0 <= i < num_classes
     ]
     repeated = sorted({i for i in ids if ids.count(i) > 1}, key=str)
     if wrong or repeated:

@@ -27,6 +27,7 @@ class Instances(NamedTuple):
 
     ``labels (N,)`` int64, ``scores (N,)`` in [0, 1], ``masks (N, H, W)`` bool, and ``boxes (N, 4)``
     float ``x1 y1 x2 y2`` in pixels, the right and bottom edges exclusive; zeros for an empty mask.
+    The masks may be the first part of a buffer of up to twice their size: clone what is kept long.
     """
 
     labels: Tensor
@@ -111,7 +112,12 @@ def _bands(masks: Bool[Tensor, 'N H W']) -> Iterator[Bool[Tensor, 'N band W']]:
 
 
 def _take(masks: Bool[Tensor, 'rows H W'], row: Int[Tensor, 'N']) -> Bool[Tensor, 'N H W']:
-    """``masks[row]`` for at most as many rows, in the place of ``masks``: no second copy."""
+    """``masks[row]`` for at most as many rows, in the place of ``masks``: no second copy.
+
+    Unless fewer than half of the rows remain, which a copy frees from the rest.
+    """
+    if 2 * len(row) < len(masks):
+        return masks[row]
     for band in _bands(masks):
         band[: len(row)] = band[row]
     return masks[: len(row)]

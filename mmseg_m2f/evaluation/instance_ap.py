@@ -28,7 +28,8 @@ class PictureInstances:
         image_id: number or name of the picture.
         size: ``(height, width)`` of the file.
         predicted: per instance ``category_id``, ``segmentation`` (RLE) and ``score``.
-        true: per instance ``category_id``, ``segmentation``, ``area``, ``bbox`` and ``iscrowd``.
+        true: per instance ``category_id``, ``segmentation``, ``area`` and ``iscrowd``; a ``bbox``
+            is not needed.
     """
 
     image_id: int | str
@@ -40,8 +41,8 @@ class PictureInstances:
 class InstanceScores(NamedTuple):
     """AP over all classes by name, and per class ``(K, 3)``: AP, AP50, AP75; -1 where undefined.
 
-    Undefined is an AP without a true instance: of the class, or of that area. Where nothing is
-    predicted, or nothing is true, all averages are 0.
+    Undefined is an AP without a true instance: of the class, or of that area. But where nothing
+    is predicted, or nothing is true, all averages are 0, those of areas too.
     """
 
     average: dict[str, float]

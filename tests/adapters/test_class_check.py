@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from evaluation_scenes import ANN_FILE, COCO
 from toy_runner import Noise, Toy, toy_runner
 
+from mmseg_m2f import core
+from mmseg_m2f.adapters.data import PanopticDataset
 from mmseg_m2f.adapters.sample_fields import is_thing
 from mmseg_m2f.adapters.things import checked_thing_ids, thing_ids_of
 
@@ -159,3 +162,63 @@ def test_ids_of_things_are_whole_numbers():
     for wrong in ([True], [0.0], ['a'], [[0]], [1, 1], [3]):
         with pytest.raises(ValueError, match='different class indices from 0 to 2'):
             checked_thing_ids(wrong, 3)
+
+
+class Records(PanopticDataset):
+    """The two pictures of the loop are no tensors of the toy's."""
+
+    def __getitem__(self, index: int) -> dict:
+        return Noise()[index]
+
+
+def evaluating_runner(work_dir, name, evaluator, label_map=None, config=None):
+    prefixes = {'img': 'img/val', 'seg': 'panoptic/val'}
+    folders = {key: str(COCO / folder) for key, folder in prefixes.items()}
+    if label_map:
+        folders['label_map'] = str(label_map)
+    data = Records(ann_file=str(ANN_FILE), data_prefix=folders, test_mode=True)
+    runner = runner_of(work_dir, name, {})
+    loader = {'batch_size': 2, 'num_workers': 0, 'sampler': {'type': 'DefaultSampler'}}
+    # It is built, but the toy's outputs are no samples for it.
+    runner._train_loop['val_begin'] = 99
+    runner._val_dataloader = {**loader, 'dataset': data}
+    runner._val_evaluator = evaluator
+    runner.model.test_cfg = config
+    return runner
+
+
+@pytest.mark.parametrize(
+    ('metric', 'switch'),
+    [
+        ('SemanticMetric', 'semantic_on'),
+        ('PanopticMetric', 'panoptic_on'),
+        ('InstanceMetric', 'instance_on'),
+    ],
+)
+def test_a_result_that_is_switched_off_is_missed_before_the_training(tmp_path, metric, switch):
+    metric = {'type': f'mmseg_m2f.{metric}'}
+    config = core.PostprocessConfig(**{switch: False})
+    runner = evaluating_runner(tmp_path, f'off {switch}', metric, config=config)
+    with pytest.raises(ValueError, match=rf'of val_evaluator needs .*test_cfg\.{switch}=False'):
+        runner.train()
+    assert runner.iter == 0
+    config = core.PostprocessConfig()
+    evaluating_runner(tmp_path, f'on {switch}', metric, config=config).train()
+
+
+def test_missing_files_are_missed_before_the_training(tmp_path):
+    semantic = {'type': 'mmseg_m2f.SemanticMetric'}
+    missing = tmp_path / 'panoptic_semseg_val2017'
+    for label_map, message in (
+        (missing, r'000000000885\.png, .*prepare_dataset\.py coco-panoptic-semantic'),
+        (tmp_path / 'labels', 'Check data_root, data_prefix.label_map'),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            evaluating_runner(tmp_path, label_map.name, semantic, label_map).train()
+    instances = {'type': 'mmseg_m2f.InstanceMetric', 'ann_file': 'nowhere.json'}
+    with pytest.raises(FileNotFoundError, match=r'reads nowhere\.json, which is not there'):
+        evaluating_runner(tmp_path, 'instances', instances).train()
+    # Where the label maps are, training starts.
+    runner = evaluating_runner(tmp_path, 'there', semantic, COCO / 'labelmap/val')
+    runner.train()
+    assert runner.iter == 1

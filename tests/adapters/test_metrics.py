@@ -298,6 +298,26 @@ def test_sizes_must_agree(few):
             evaluate(metric, [sample], few.metainfo)
 
 
+def test_the_annotation_file_of_ap_is_checked_with_the_first_pictures(few, tmp_path):
+    samples = perfect_samples(few)
+
+    def process(samples, ann_file):
+        metric = METRICS.build({'type': 'mmseg_m2f.InstanceMetric', 'ann_file': str(ann_file)})
+        metric.dataset_meta = few.metainfo
+        metric.process({}, samples)
+
+    with pytest.raises(FileNotFoundError, match=r'no ann_file .*nowhere\.json.*not to data_root'):
+        process(samples, tmp_path / 'nowhere.json')
+    (tmp_path / 'broken.json').write_text('{')
+    with pytest.raises(ValueError, match=r'broken\.json is no JSON file'):
+        process(samples, tmp_path / 'broken.json')
+    with pytest.raises(ValueError, match=r"no picture with the id 'other'"):
+        process([{**samples[0], 'img_id': 'other'}], INSTANCES)
+    samples[0]['pred_instances']['masks'] = samples[0]['pred_instances']['masks'][:, 1:]
+    with pytest.raises(ValueError, match=r'\(341, 512\) pixels .* says \(342, 512\)'):
+        process(samples, INSTANCES)
+
+
 def label_map_sample(folder: Path, values, predicted) -> dict:
     path = folder / 'labels.png'
     Image.fromarray(np.array(values, np.uint8)).save(path)

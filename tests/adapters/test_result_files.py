@@ -175,3 +175,15 @@ def test_processes_share_the_work_and_agree_with_one(tmp_path):
         names = [{path.name for path in (out / folder).iterdir()} for out in (alone, together)]
         assert names[0] == names[1]
         assert len(names[0]) == 5
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path):
+    dataset = panoptic_dataset(indices=2)
+    first, second = guessed_samples(dataset)
+    for paths in (('a/x.jpg', 'b/x.jpg'), ('a/x.jpg', 'a/x.png')):
+        for sample, path in zip((first, second), paths, strict=True):
+            sample['img_path'] = path
+        with pytest.raises(ValueError, match=f'{paths[0]} and of {paths[1]} .* named x.png'):
+            save(tmp_path, dataset, [first, second])
+    # The last share of several processes is filled up with pictures of the first.
+    save(tmp_path, dataset, [first, first])

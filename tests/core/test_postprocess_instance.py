@@ -234,3 +234,10 @@ def test_inputs_are_not_changed_and_half_types_work():
     in_float = instances(*(part.float() for part in scene), restore, torch.ones(3).bool(), config())
     assert all(torch.equal(part, other) for part, other in zip(got, in_float, strict=True))
     assert got.scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize(('number', 'rows'), [(3, 3), (2, 3), (1, 1), (0, 0)])
+def test_a_few_instances_do_not_hold_the_memory_of_many(number, rows):
+    masks = torch.zeros(3, 4, 5, dtype=torch.bool)
+    kept = postprocess_instance._take(masks, torch.arange(number))
+    assert kept.untyped_storage().nbytes() == rows * 20
