@@ -12,10 +12,10 @@ model = dict(
     panoptic_head=dict(
         num_classes=5,
         in_channels=_base_.preset_in_channels,
-        num_queries=50,
-        pixel_decoder=dict(channels=64, num_layers=1, ffn_dim=256),
-        decoder=dict(num_layers=6, ffn_dim=256),
-        losses=dict(points=dict(num_points=1024)),
+        num_queries=40,
+        pixel_decoder=dict(channels=128, num_layers=1, ffn_dim=256),
+        decoder=dict(num_layers=3, ffn_dim=256),
+        losses=dict(points=dict(num_points=2048)),
     ),
 )
 # The same numbers on the same machine.

@@ -7,17 +7,18 @@ train_pipeline = [
     dict(type='mmseg_m2f.LoadSegments'),
     dict(
         type='RandomChoiceResize',
-        scales=[224, 256, 288, 320, 352, 384, 416],
+        scales=[192, 224, 256, 288, 320, 352, 384],
         resize_type='mmseg_m2f.ResizeShortestEdge',
         max_size=1024,
     ),
     dict(type='mmseg_m2f.RandomCrop', crop_size=crop_size),
     dict(type='mmseg_m2f.RandomFlip', prob=0.5),
-    dict(type='mmseg_m2f.PackSegments', keep_empty=False),
+    # Minutes of training are too short for the many tiny windows: the large ones stay.
+    dict(type='mmseg_m2f.PackSegments', keep_empty=False, min_area=400),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(384, 384), keep_ratio=True, backend='pillow'),
+    dict(type='Resize', scale=(288, 288), keep_ratio=True, backend='pillow'),
     dict(type='mmseg_m2f.PackSegments'),
 ]
 train_dataloader = dict(

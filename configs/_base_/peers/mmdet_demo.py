@@ -1,8 +1,8 @@
 # MMDetection's own Mask2Former in the sizes of the demo's model. What depends on the classes is
 # left to the config: num_things_classes, num_stuff_classes and the class weights.
-channels = 64
-num_queries = 50
-num_decoder_layers = 6
+channels = 128
+num_queries = 40
+num_decoder_layers = 3
 attention = dict(embed_dims=channels, num_heads=8, batch_first=True)
 feed_forward = dict(embed_dims=channels, feedforward_channels=256)
 encoder_layer = dict(
@@ -48,7 +48,7 @@ preset_mmdet_class_loss = dict(
     type='mmdet.CrossEntropyLoss', use_sigmoid=False, reduction='mean', loss_weight=2.0
 )
 preset_mmdet_train_cfg = dict(
-    num_points=1024,
+    num_points=2048,
     oversample_ratio=3.0,
     importance_sample_ratio=0.75,
     assigner=dict(
