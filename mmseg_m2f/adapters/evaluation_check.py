@@ -56,6 +56,6 @@ def _truth_files(metric: Any, record: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 
 def _first_record(loader: Any) -> Mapping[str, Any]:
-    dataset = getattr(loader, 'dataset', None)
+    dataset: Any = getattr(loader, 'dataset', None)
     is_ours = isinstance(dataset, PanopticDataset | InstanceDataset)
     return dataset.get_data_info(0) if is_ours and len(dataset) else {}

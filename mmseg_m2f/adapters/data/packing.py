@@ -9,6 +9,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.structures import InstanceData, PixelData
 
 from mmseg_m2f.adapters.data.segments import NO_SEGMENT, InstanceShapes, SegmentMap
+from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
 from mmseg_m2f.registry import TRANSFORMS
 
 if TYPE_CHECKING:
@@ -85,11 +86,14 @@ class PackSegments(BaseTransform):
         )
         if 'gt_segments' in results:
             _check_together(results)
-            self._add_segments(sample, results['gt_segments'])
+            num_classes = results.get('num_classes', IGNORED_LABEL)
+            self._add_segments(sample, results['gt_segments'], num_classes)
         inputs = torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))
         return {'inputs': inputs, 'data_samples': sample}
 
-    def _add_segments(self, sample: 'DetDataSample', segments: SegmentMap | InstanceShapes) -> None:
+    def _add_segments(
+        self, sample: 'DetDataSample', segments: SegmentMap | InstanceShapes, num_classes: int
+    ) -> None:
         if isinstance(segments, InstanceShapes):
             masks, labels = segments.masks(), segments.labels
             if self.min_area > 0:
@@ -102,8 +106,13 @@ class PackSegments(BaseTransform):
             index_map, kept = _without_small(index_map, len(kept), self.min_area)
         labels, is_thing = segments.labels[kept], segments.is_thing[kept]
         if self.layout == 'segments':
-            sample.gt_panoptic_seg = PixelData(segment_idx=torch.from_numpy(index_map[None]))
+            sample.gt_panoptic_seg = SegmentIndices(
+                segment_idx=torch.from_numpy(index_map[None]),
+                metainfo={'encoding': (*_encoded(labels, is_thing), num_classes)},
+            )
             sample.gt_segments = InstanceData(labels=torch.from_numpy(labels))
+            # mmdet's data preprocessor and drawing take it for granted.
+            sample.gt_instances = _no_instances()
             return
         masks = index_map == np.flatnonzero(is_thing)[:, None, None]
         sample.gt_instances = _instance_data(masks, labels[is_thing])
@@ -118,6 +127,28 @@ class PackSegments(BaseTransform):
         )
 
 
+class SegmentIndices(PixelData):
+    """``segment_idx (1, H, W)``, and for mmdet's drawing ``sem_seg``, made when it is asked for.
+
+    The metainfo ``encoding`` has the number of each segment in mmdet's encoding, void last.
+    """
+
+    @property
+    def sem_seg(self) -> np.ndarray:
+        """``(1, H, W)`` int32: class + 1000 k for the k-th thing, the bare class for stuff.
+
+        An array, as the drawing takes the truth: it turns but predictions into arrays.
+        """
+        # The value at index -1 serves the pixels without a segment.
+        return np.array(self.encoding, np.int32)[
+            np.asarray(torch.as_tensor(self.segment_idx).cpu())
+        ]
+
+
+def _encoded(labels: np.ndarray, is_thing: np.ndarray) -> list[int]:
+    return (labels + INSTANCE_OFFSET * is_thing.cumsum() * is_thing).tolist()
+
+
 def mask_boxes(masks: np.ndarray) -> np.ndarray:
     """(N, 4) float32 ``x1 y1 x2 y2``, right and bottom exclusive; 0 for an empty mask."""
     sides = [np.any(masks, axis=axis) for axis in (1, 2)]
@@ -126,6 +157,10 @@ def mask_boxes(masks: np.ndarray) -> np.ndarray:
     boxes = np.stack([*first, *end], axis=1).astype(np.float32)
     boxes[~np.any(masks, axis=(1, 2))] = 0
     return boxes
+
+
+def _no_instances() -> InstanceData:
+    return InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
 
 
 def _instance_data(masks: np.ndarray, labels: np.ndarray) -> InstanceData:

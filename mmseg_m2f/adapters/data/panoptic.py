@@ -73,7 +73,7 @@ class PanopticDataset(BaseDataset):
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """A record for each picture: ``img_path``, ``img_id``, ``height``, ``width``, and of the
-        annotation ``seg_map_path``, ``segments_info``, ``label_map_path``.
+        annotation ``seg_map_path``, ``segments_info``, ``num_classes``, ``label_map_path``.
 
         A test set without any annotations (COCO's test-dev) has none of the latter.
         """
@@ -100,6 +100,7 @@ class PanopticDataset(BaseDataset):
             record = self._photo(image)
             record['seg_map_path'] = osp.join(self.data_prefix['seg'], annotation['file_name'])
             record['segments_info'] = segments
+            record['num_classes'] = len(table.classes)
             records.append(record)
         return records
 

@@ -13,6 +13,7 @@ from mmseg_m2f.adapters.data import (
     PanopticDataset,
 )
 from mmseg_m2f.adapters.data.packing import mask_boxes
+from mmseg_m2f.adapters.samples import target_of
 from mmseg_m2f.registry import TRANSFORMS
 
 pytest.importorskip('mmdet')
@@ -72,7 +73,39 @@ def test_panoptic_segments(tmp_path):
     segment_idx = sample.gt_panoptic_seg.segment_idx
     assert segment_idx.dtype == torch.int32
     assert segment_idx.tolist() == [[[2, 2, -1, 3], [2, 0, 0, 3], [0, 0, -1, 3]]]
-    assert 'gt_instances' not in sample
+    # There for mmdet, which takes both for granted.
+    assert len(sample.gt_instances) == 0
+    assert sample.gt_panoptic_seg.sem_seg.tolist() == [
+        [[1, 1, 255, 3000], [1, 1002, 1002, 3000], [1002, 1002, 255, 3000]]
+    ]
+
+
+def test_mmdet_draws_and_pads_the_segments(tmp_path):
+    from mmdet.models import DetDataPreprocessor
+    from mmdet.visualization import DetLocalVisualizer
+
+    results = {**panoptic_record(tmp_path, scenes.stripes([5, 0, 7, 9], (48, 64)), SEGMENTS)}
+    pack = PackSegments()
+    sample = pack.transform({**results, 'num_classes': 6})['data_samples']
+    visualizer = DetLocalVisualizer()
+    visualizer.dataset_meta = {'classes': tuple('abcdef'), 'palette': [(9, 99, 199)] * 6}
+    grey = np.full((48, 64, 3), 128, np.uint8)
+    # As the hook hands it over, and as the tool for browsing does.
+    for given in (sample, sample.numpy()):
+        visualizer.add_datasample('a', grey, given, draw_pred=False)
+        drawn = visualizer.get_image()
+        is_changed = (drawn != 128).any(-1).mean(0)
+        assert is_changed[:15].min() == is_changed[33:].min() == 1
+        # Void is left as it is, but for the names of its neighbours.
+        assert is_changed[18:30].max() < 0.5
+    preprocessor = DetDataPreprocessor(pad_mask=True, pad_seg=True, pad_size_divisor=32)
+    before = target_of(sample, torch.ones(6, dtype=torch.bool), (64, 64))
+    data = {'inputs': [torch.zeros(3, 48, 64, dtype=torch.uint8)], 'data_samples': [sample]}
+    [moved] = preprocessor(data, training=True)['data_samples']
+    after = target_of(moved, torch.ones(6, dtype=torch.bool), (64, 64))
+    assert after.labels.tolist() == before.labels.tolist() == [2, 4, 1, 0]
+    assert torch.equal(after.masks, before.masks)
+    assert after.masks.sum((1, 2)).tolist() == [48 * 16, 0, 48 * 16, 48 * 16]
 
 
 def test_emptied_segments_can_be_dropped(tmp_path):
