@@ -5,6 +5,7 @@ from typing import Any
 import mmcv
 from mmcv.transforms import BaseTransform
 
+from mmseg_m2f.adapters.data.geometry import resize
 from mmseg_m2f.registry import TRANSFORMS
 
 
@@ -31,17 +32,11 @@ class ResizeShortestEdge(BaseTransform):
         """Resizes ``img`` (uint8), every label map named in ``seg_fields``, and ``gt_segments``."""
         height, width = results['img'].shape[:2]
         new_height, new_width = shortest_edge_size(height, width, self.scale, self.max_size)
-        size = (new_width, new_height)
-        results['img'] = mmcv.imresize(results['img'], size, backend='pillow')
         for key in results.get('seg_fields', []):
-            results[key] = mmcv.imresize(results[key], size, interpolation='nearest', backend='cv2')
-        if 'gt_segments' in results:
-            results['gt_segments'] = results['gt_segments'].resize((new_height, new_width))
-        results['img_shape'] = (new_height, new_width)
-        results['scale'] = size
-        results['scale_factor'] = (new_width / width, new_height / height)
-        results['keep_ratio'] = True
-        return results
+            results[key] = mmcv.imresize(
+                results[key], (new_width, new_height), interpolation='nearest', backend='cv2'
+            )
+        return resize(results, (new_height, new_width))
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(scale={self.scale}, max_size={self.max_size})'
