@@ -1,3 +1,5 @@
+import faulthandler
+import time
 from datetime import timedelta
 
 import pytest
@@ -15,6 +17,7 @@ from mmseg_m2f.core.structures import MaskPrediction, MaskTarget, Match, mask_lo
 from tests.conftest import TinyModel
 
 ONE = torch.tensor(1.0)
+DEADLINE_SECONDS = 120
 
 
 def fixed_points(num_rows, num_points, device, dtype):
@@ -242,31 +245,46 @@ def distributed_case(index):
     return model, maps, targets
 
 
-def distributed_gradients(rank, rendezvous):
+def distributed_gradients(rank):
     """One picture per process: the averaged gradients of every case."""
+    gradients = []
+    for index in range(3):
+        model, maps, targets = distributed_case(index)
+        wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=False)
+        mine = slice(rank, rank + 1)
+        training_loss(wrapped, [x[mine] for x in maps], targets[mine]).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    return gradients
+
+
+def one_process(rank, folder):
+    """Leave the gradients in ``folder``, then wait for the end: leaving a group can hang."""
+    faulthandler.dump_traceback_later(DEADLINE_SECONDS, exit=True)
+    torch.set_num_threads(1)
     dist.init_process_group(
         'gloo',
-        init_method=f'file://{rendezvous}',
+        init_method=f'file://{folder}/rendezvous',
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=DEADLINE_SECONDS / 2),
     )
+    torch.save(distributed_gradients(rank), folder / f'{rank}.partial')
+    (folder / f'{rank}.partial').rename(folder / f'{rank}.pt')
+    time.sleep(DEADLINE_SECONDS)
+
+
+def averaged_gradients(folder):
+    """What the first of two processes is left with; one that hangs shows where and fails."""
+    processes = multiprocessing.spawn(one_process, (folder,), nprocs=2, join=False, daemon=True)
+    results = [folder / '0.pt', folder / '1.pt']
     try:
-        gradients = []
-        for index in range(3):
-            model, maps, targets = distributed_case(index)
-            wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=False)
-            mine = slice(rank, rank + 1)
-            training_loss(wrapped, [x[mine] for x in maps], targets[mine]).backward()
-            gradients.append({name: p.grad for name, p in model.named_parameters()})
-        return gradients
+        while not all(path.exists() for path in results):
+            ended = processes.join(timeout=0.1)
+            assert not ended
     finally:
-        dist.destroy_process_group()
-
-
-def second_process(_, rendezvous):
-    torch.set_num_threads(1)
-    distributed_gradients(1, rendezvous)
+        for process in processes.processes:
+            process.kill()
+    return torch.load(results[0])
 
 
 def test_two_processes_equal_one(tmp_path):
@@ -276,9 +294,7 @@ def test_two_processes_equal_one(tmp_path):
     The mask terms' normaliser is shared, so they agree. The class term's mean is per process by
     the official rule: its equal in one process is the average of the pictures' own means.
     """
-    second = multiprocessing.spawn(second_process, (tmp_path / 'rendezvous',), join=False)
-    averaged = distributed_gradients(0, tmp_path / 'rendezvous')
-    second.join()
+    averaged = averaged_gradients(tmp_path)
     for index, gradients in enumerate(averaged):
         model, maps, targets = distributed_case(index)
         total = 0
