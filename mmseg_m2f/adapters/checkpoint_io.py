@@ -30,11 +30,10 @@ from mmengine.runner import (
 )
 from torch import Tensor
 
-from mmseg_m2f.adapters.plain_pickle import File, MapLocation, is_plain_config, load_plain
+from mmseg_m2f.adapters.containers import Checkpoint, has_mark_of_torch, load_container
+from mmseg_m2f.adapters.plain_pickle import File, MapLocation, is_plain_config
 
-Checkpoint = dict[str, Any]
-
-# What torch raises on bytes that are no checkpoint, beside UnpicklingError.
+# What the readers raise on bytes that are no checkpoint, beside UnpicklingError.
 _DAMAGED = (
     RuntimeError,
     EOFError,
@@ -61,22 +60,26 @@ def read_checkpoint(
     """Reads a checkpoint without running anything from it.
 
     Args:
-        file: A path, or an open binary file that can seek.
+        file: A path, or an open binary file that can seek: what ``torch.save`` wrote, a pickle
+            of NumPy arrays such as Detectron2's ``.pkl``, ``.safetensors``; or a folder of
+            Hugging Face. The content decides, not the suffix.
         map_location: As in ``torch.load``.
         name: What to call the file in messages; its path by default.
 
     Returns:
-        What was saved. A config dict comes back as a plain dict. Config text in the meta that
-        is more than plain values is left out, because MMEngine would run it
-        (``Runner.resume``, inferencers without a config).
+        What was saved, under the names it was saved with. Bare weights, or those in ``model``,
+        stand in ``state_dict`` beside ``meta``, as MMEngine expects. A config dict comes back as
+        a plain dict. Config text in the meta that is more than plain values is left out, because
+        MMEngine would run it (``Runner.resume``, inferencers without a config).
 
     Raises:
         UnsafeCheckpointError: The file names a function or class that is not on the list.
         CheckpointError: The file is damaged or no checkpoint.
+        ImportError: The file needs safetensors, which is not installed.
     """
     name = name or str(file)
     try:
-        checkpoint = load_plain(file, map_location)
+        checkpoint = load_container(file, name, map_location)
     except pickle.UnpicklingError as error:
         raise _refusal(file, name, str(error)) from error
     except torch.OutOfMemoryError:
@@ -117,9 +120,9 @@ def save_weights(
 
 
 def load_from_local(filename: str, map_location: MapLocation = None) -> Checkpoint:
-    """Reads a file of this machine, given as a path or as ``file://``."""
+    """Reads a file or folder of this machine, given as a path or as ``file://``."""
     path = Path(filename.removeprefix('file://')).expanduser()
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f'there is no checkpoint file {path}')
     return read_checkpoint(path, map_location)
 
@@ -192,23 +195,18 @@ def install_safe_loader() -> None:
 
 
 def _refusal(file: File, name: str, reason: str) -> CheckpointError:
-    if not _looks_pickled(file):
-        return CheckpointError(f'{name} is not a checkpoint: torch.save did not write it')
     found = re.search(r'GLOBAL (\S+)(?: with fields)?', reason)
+    if not found and not has_mark_of_torch(file):
+        return CheckpointError(
+            f'{name} is not a checkpoint, or a damaged one: neither torch.save nor NumPy arrays '
+            'in a pickle look like this'
+        )
     asked = found.group().replace('GLOBAL', 'the name') if found else 'an unknown instruction'
     return UnsafeCheckpointError(
         f'{name} was refused and nothing of it was run: beside tensors and plain values it asks '
         f'for {asked}. If you trust its source, re-save it as tensors where it was made: '
         "torch.save(dict(state_dict=checkpoint['state_dict']), path)."
     )
-
-
-def _looks_pickled(file: File) -> bool:
-    if isinstance(file, str | Path):
-        with open(file, 'rb') as opened:
-            return _looks_pickled(opened)
-    file.seek(0)
-    return file.read(4).startswith((b'\x80', b'PK\x03\x04'))
 
 
 def _leave_out_programs(checkpoint: Any, name: str) -> None:

@@ -88,7 +88,9 @@ def _scalar(dtype: _PlainDtype, raw: bytes) -> Any:
     return np.ndarray((), dtype.resolve(), buffer=_raw(raw))[()]
 
 
-def _raw(raw: bytes) -> bytes:
+def _raw(raw: bytes | str) -> bytes:
+    # Python 2 had one type for both.
+    raw = raw.encode('latin1') if isinstance(raw, str) else raw
     if not isinstance(raw, bytes):
         raise pickle.UnpicklingError(f'GLOBAL numpy.ndarray of {type(raw).__name__}')
     return raw
@@ -100,7 +102,8 @@ def _statistic(owner: Any, name: str) -> str:
     return str(name)
 
 
-def _plain_dict(items: Mapping | None = None) -> dict:
+def plain_dict(items: Mapping | None = None) -> dict:
+    """In the place of dictionaries with more to them."""
     return dict(items or {})
 
 
@@ -108,17 +111,21 @@ def _no_bytes() -> bytes:
     return b''
 
 
-# What a file may name beyond torch's own list: MMEngine's names and NumPy's (of 1.x and 2.x).
+# NumPy's names, of 1.x and 2.x.
+ARRAY_NAMES: dict[str, Callable] = {
+    'numpy.dtype': _PlainDtype,
+    'numpy.ndarray': _PlainArray,
+    'numpy.core.multiarray._reconstruct': _new_array,
+    'numpy._core.multiarray._reconstruct': _new_array,
+    'numpy.core.multiarray.scalar': _scalar,
+    'numpy._core.multiarray.scalar': _scalar,
+}
+# What a file may name beyond torch's own list: NumPy's names and MMEngine's.
 ALLOWED: list[Callable | tuple[Callable, str]] = [
+    *((stand_in, name) for name, stand_in in ARRAY_NAMES.items()),
     (_History, 'mmengine.logging.history_buffer.HistoryBuffer'),
     (_statistic, 'builtins.getattr'),
-    (_plain_dict, 'mmengine.config.config.ConfigDict'),
-    (_PlainDtype, 'numpy.dtype'),
-    (_PlainArray, 'numpy.ndarray'),
-    (_new_array, 'numpy.core.multiarray._reconstruct'),
-    (_new_array, 'numpy._core.multiarray._reconstruct'),
-    (_scalar, 'numpy.core.multiarray.scalar'),
-    (_scalar, 'numpy._core.multiarray.scalar'),
+    (plain_dict, 'mmengine.config.config.ConfigDict'),
     (_no_bytes, 'builtins.bytes'),
     (slice, 'builtins.slice'),
 ]
@@ -143,7 +150,12 @@ def load_plain(file: File, map_location: MapLocation = None) -> Any:
         finally:
             torch.serialization.clear_safe_globals()
             torch.serialization.add_safe_globals(others)
-    return _resolved(loaded, set())
+    return resolved(loaded)
+
+
+def resolved(value: Any) -> Any:
+    """``value`` with arrays and histories in the place of their stand-ins."""
+    return _resolved(value, set())
 
 
 def _resolved(value: Any, seen: set[int]) -> Any:
