@@ -1,7 +1,7 @@
 """A head's configuration to its four parts, and to the record of what was built."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -13,6 +13,7 @@ from mmseg_m2f.registry import MODELS, TASK_UTILS
 
 _LOSS_TYPES = {'cls': 'ClassLoss', 'mask': 'PointMaskLoss', 'dice': 'PointDiceLoss'}
 _COST_TYPES = {'cls': 'ClassCost', 'mask': 'PointMaskCost', 'dice': 'PointDiceCost'}
+_COUNTS = {'official': core.count_targets, 'mmdet': core.count_matched}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class HeadConfig:
     losses: Mapping[str, PartConfig]
     class_weight: Sequence[float] | None
     no_object_weight: float
+    compat: core.CompatConfig
 
 
 class Assembly(NamedTuple):
@@ -61,14 +63,33 @@ def assemble(config: HeadConfig) -> Assembly:
         'decoder': decoder_cfg,
         'matcher': matcher_cfg,
         'losses': losses_cfg,
+        'compat': asdict(config.compat),
     }
+    decoder = parts.build(MODELS, decoder_cfg, 'decoder')
+    if config.compat.init == 'mmdet':
+        for part in (pixel_decoder, decoder):
+            core.init_xavier_normal(part)
     return Assembly(
         pixel_decoder,
-        parts.build(MODELS, decoder_cfg, 'decoder'),
+        decoder,
         parts.build(TASK_UTILS, matcher_cfg, 'matcher'),
         _build_criterion(config, losses_cfg),
         _plain(resolved),
     )
+
+
+def compat_config(compat: Mapping[str, Any] | None) -> core.CompatConfig:
+    """The switches of ``compat``, those not given as the official code has them.
+
+    Raises:
+        ValueError: an unknown switch, with those there are, or a wrong value.
+    """
+    given = {key: value for key, value in (compat or {}).items() if key != '_delete_'}
+    known = [field.name for field in fields(core.CompatConfig)]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f'compat does not know {unknown}; known keys: {known}')
+    return core.CompatConfig(**given)
 
 
 def _check_owned_keys(config: HeadConfig) -> None:
@@ -153,6 +174,7 @@ def _build_criterion(
         parts.build_mask_loss(losses['mask'], 'losses.mask'),
         parts.build_mask_loss(losses['dice'], 'losses.dice'),
         parts.build(TASK_UTILS, losses['points'], 'losses.points'),
+        _COUNTS[config.compat.num_masks_mode],
     )
 
 

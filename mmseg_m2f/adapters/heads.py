@@ -28,6 +28,7 @@ class MaskHead(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         self.num_classes, self.num_queries = config.num_classes, config.num_queries
+        self.compat = config.compat
         self.pixel_decoder, self.decoder, self.matcher, self.criterion, resolved = assemble(config)
         self._config = {**resolved, **own}
         self._said_too_few_queries = False
@@ -54,6 +55,8 @@ class MaskHead(BaseModule):
         Raises:
             NonFinitePredictionError: NaN in a prediction, with the picture and the learning rate.
         """
+        if not self.compat.keep_empty_gt:
+            targets = [core.without_empty(target) for target in targets]
         self._warn_of_too_few_queries(targets, data_samples)
         features = self.pixel_decoder(inputs)
         predictions = self.decoder(features)

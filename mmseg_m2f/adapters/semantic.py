@@ -5,16 +5,18 @@ The head keeps mmseg's protocol without inheriting from mmseg or mmdet: the segm
 ``align_corners`` and ``threshold``.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 from mmseg_m2f import core
-from mmseg_m2f.adapters.assembly import HeadConfig
+from mmseg_m2f.adapters.assembly import HeadConfig, compat_config
 from mmseg_m2f.adapters.heads import MaskHead, reject_unknown
 from mmseg_m2f.adapters.parts import PartConfig
 from mmseg_m2f.registry import MODELS
@@ -33,6 +35,8 @@ class Mask2FormerHead(MaskHead):
             matcher's costs and points follow the losses unless set.
         class_weight: K numbers, or K + 1 with no-object last; default all 1.
         no_object_weight: weight of no-object in the class loss.
+        compat: switches to what MMDetection does otherwise than the official code, see
+            `core.CompatConfig`.
         ignore_index: label of pixels that belong to no class.
         align_corners: of the segmentor's final resize; the official code uses False throughout.
         init_cfg: MMEngine's; the parts initialise themselves as the official code does.
@@ -52,6 +56,7 @@ class Mask2FormerHead(MaskHead):
         losses: Mapping[str, PartConfig] | None = None,
         class_weight: Sequence[float] | None = None,
         no_object_weight: float = 0.1,
+        compat: Mapping[str, Any] | None = None,
         ignore_index: int = 255,
         align_corners: bool = False,
         init_cfg: dict | None = None,
@@ -68,6 +73,7 @@ class Mask2FormerHead(MaskHead):
             losses=losses or {},
             class_weight=class_weight,
             no_object_weight=no_object_weight,
+            compat=compat_config(compat),
         )
         own = {'ignore_index': ignore_index, 'align_corners': align_corners}
         super().__init__(config, own, init_cfg)
@@ -75,6 +81,7 @@ class Mask2FormerHead(MaskHead):
         self.ignore_index, self.align_corners = ignore_index, align_corners
         # The segmentor compares sigmoid(score) with this for a single class: score > 1/2.
         self.threshold = 1 / (1 + math.exp(-0.5))
+        _warn_of_ignored(self.compat)
 
     def loss(
         self, inputs: Sequence[Tensor], batch_data_samples: Sequence[Any], train_cfg: Any = None
@@ -114,6 +121,17 @@ class Mask2FormerHead(MaskHead):
         except ValueError as error:
             source = sample.metainfo.get('seg_map_path', 'an annotation without seg_map_path')
             raise ValueError(f'{source}: {error}') from None
+
+
+def _warn_of_ignored(compat: core.CompatConfig) -> None:
+    if compat.panoptic_mask_intersection:
+        return
+    print_log(
+        'compat.panoptic_mask_intersection is ignored: a decode head of MMSegmentation gives '
+        'semantic results only.',
+        logger='current',
+        level=logging.WARNING,
+    )
 
 
 def _input_size(meta: Mapping[str, Any], test_cfg: Mapping[str, Any] | None) -> tuple[int, int]:

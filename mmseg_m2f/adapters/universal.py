@@ -9,7 +9,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
 from mmseg_m2f import core
-from mmseg_m2f.adapters.assembly import HeadConfig
+from mmseg_m2f.adapters.assembly import HeadConfig, compat_config
 from mmseg_m2f.adapters.heads import MaskHead, reject_unknown
 from mmseg_m2f.adapters.kernels import MissingOperatorsError
 from mmseg_m2f.adapters.parts import PartConfig
@@ -42,6 +42,8 @@ class Mask2FormerUniversalHead(MaskHead):
             matcher's costs and points follow the losses unless set.
         class_weight: K numbers, or K + 1 with no-object last; default all 1.
         no_object_weight: weight of no-object in the class loss.
+        compat: switches to what MMDetection does otherwise than the official code, see
+            `core.CompatConfig`.
         init_cfg: MMEngine's; the parts initialise themselves as the official code does.
 
     Raises:
@@ -62,6 +64,7 @@ class Mask2FormerUniversalHead(MaskHead):
         losses: Mapping[str, PartConfig] | None = None,
         class_weight: Sequence[float] | None = None,
         no_object_weight: float = 0.1,
+        compat: Mapping[str, Any] | None = None,
         init_cfg: dict | None = None,
         **unknown: Any,
     ) -> None:
@@ -77,6 +80,7 @@ class Mask2FormerUniversalHead(MaskHead):
             losses=losses or {},
             class_weight=class_weight,
             no_object_weight=no_object_weight,
+            compat=compat_config(compat),
         )
         super().__init__(config, {'thing_ids': things}, init_cfg)
         is_thing = torch.zeros(num_classes, dtype=torch.bool)
@@ -132,7 +136,12 @@ class Mask2FormerUniversalHead(MaskHead):
             instances = core.instances(*prediction, self.is_thing, config)
             results['pred_instances'] = instance_data(instances)
         if config.panoptic_on:
-            panoptic = core.panoptic(*prediction, self.is_thing, config)
+            panoptic = core.panoptic(
+                *prediction,
+                self.is_thing,
+                config,
+                within_masks=self.compat.panoptic_mask_intersection,
+            )
             results['pred_panoptic_seg'] = encode_panoptic(panoptic, self.num_classes)
         if config.semantic_on:
             scores = core.semantic_scores(*prediction)

@@ -1,14 +1,21 @@
 """Mask2Former in pure PyTorch: what the paper says, independent of any framework."""
 
 from mmseg_m2f.core.config import (
+    CompatConfig,
     DecoderConfig,
     PixelDecoderConfig,
     PointConfig,
     PostprocessConfig,
 )
-from mmseg_m2f.core.criterion import LossTerms, MaskClassificationLoss
+from mmseg_m2f.core.criterion import (
+    LossTerms,
+    MaskClassificationLoss,
+    count_matched,
+    count_targets,
+)
 from mmseg_m2f.core.decoder import MaskedAttentionDecoder
 from mmseg_m2f.core.deform_attn import MSDeformAttn
+from mmseg_m2f.core.layers import init_xavier_normal
 from mmseg_m2f.core.losses import ClassLoss, PointDiceLoss, PointMaskLoss, RowLoss
 from mmseg_m2f.core.matching import (
     ClassCost,
@@ -50,6 +57,7 @@ from mmseg_m2f.core.targets import (
 __all__ = [
     'ClassCost',
     'ClassLoss',
+    'CompatConfig',
     'DecoderConfig',
     'HungarianMatcher',
     'ImageGeometry',
@@ -77,7 +85,10 @@ __all__ = [
     'RowLoss',
     'at_least_float32',
     'check_labels',
+    'count_matched',
+    'count_targets',
     'foreground_target',
+    'init_xavier_normal',
     'instance_target',
     'instances',
     'label_map_target',

@@ -7,6 +7,7 @@ The official yaml files set these values; the class defaults of the official Pyt
 from dataclasses import dataclass
 
 POINT_MODES = ('shared', 'per_prediction')
+COMPAT_MODES = ('official', 'mmdet')
 
 
 def _require(condition: bool, message: str) -> None:
@@ -136,3 +137,30 @@ class PostprocessConfig:
         number = self.max_per_image
         is_count = isinstance(number, int) and not isinstance(number, bool) and number > 0
         _require(is_count, f'test_cfg.max_per_image must be a positive integer, got {number!r}')
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompatConfig:
+    """Where MMDetection departs from the official code: the keys of a head's ``compat``.
+
+    ``init``: attention and feed-forward weights Xavier-uniform (official) or Xavier-normal.
+    ``num_masks_mode``: the mask losses are divided by the number of targets (official) or by that
+    of matched targets, of which a picture without any counts as one. ``keep_empty_gt``: a target
+    whose mask a crop has emptied is still to be found. ``panoptic_mask_intersection``: a panoptic
+    segment ends where its mask does; without, it keeps all the pixels its query leads.
+    """
+
+    init: str = 'official'
+    num_masks_mode: str = 'official'
+    keep_empty_gt: bool = True
+    panoptic_mask_intersection: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ('init', 'num_masks_mode'):
+            value = getattr(self, name)
+            _require(
+                value in COMPAT_MODES, f'compat.{name} must be one of {COMPAT_MODES}, got {value!r}'
+            )
+        for name in ('keep_empty_gt', 'panoptic_mask_intersection'):
+            value = getattr(self, name)
+            _require(isinstance(value, bool), f'compat.{name} must be True or False, got {value!r}')

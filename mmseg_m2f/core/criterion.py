@@ -1,6 +1,6 @@
 """The losses of every prediction on matched pairs: deep supervision (paper section 3.3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,15 +33,32 @@ class LossTerms(NamedTuple):
     dice: Tensor
 
 
-def global_num_masks(targets: Sequence[MaskTarget], device: torch.device) -> Float[Tensor, '']:
-    """Targets per process, averaged over all processes, at least 1: the losses' normaliser.
+# (targets, matches) of this process -> the number of masks they count as
+CountMasks = Callable[[Sequence[MaskTarget], Sequence[Match]], int]
 
-    Counts every target, also those beyond the number of queries and those with empty masks. One
-    all-reduce per step.
+
+def count_targets(targets: Sequence[MaskTarget], matches: Sequence[Match]) -> int:
+    """Every target, also those beyond the number of queries and those with empty masks.
 
     Source: official ``modeling/criterion.py``.
     """
-    count = torch.tensor(float(sum(len(target.labels) for target in targets)), device=device)
+    return sum(len(target.labels) for target in targets)
+
+
+def count_matched(targets: Sequence[MaskTarget], matches: Sequence[Match]) -> int:
+    """The matched pairs of one prediction; a picture without any counts as one.
+
+    Source: mmdet ``samplers/mask_sampling_result.py``. All predictions match equally many.
+    """
+    return sum(max(match.query_idx.shape[-1], 1) for match in matches)
+
+
+def global_num_masks(count_here: int, device: torch.device) -> Float[Tensor, '']:
+    """The count, averaged over all processes, at least 1: the mask losses' normaliser.
+
+    One all-reduce per step.
+    """
+    count = torch.tensor(float(count_here), device=device)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(count)
         count = count / dist.get_world_size()
@@ -57,6 +74,7 @@ class MaskClassificationLoss(nn.Module):
     Args:
         class_loss, mask_loss, dice_loss: see the contracts at the top of ``losses.py``.
         points: draws the points of the mask losses.
+        count_masks: what the mask losses are divided by.
 
     Source: official ``modeling/criterion.py``.
     """
@@ -67,12 +85,14 @@ class MaskClassificationLoss(nn.Module):
         mask_loss: MaskLoss | None = None,
         dice_loss: MaskLoss | None = None,
         points: PointSampler | None = None,
+        count_masks: CountMasks = count_targets,
     ) -> None:
         super().__init__()
         self.class_loss = class_loss
         self.mask_loss = mask_loss or PointMaskLoss()
         self.dice_loss = dice_loss or PointDiceLoss()
         self.points = points or PointSampler()
+        self.count_masks = count_masks
 
     def forward(
         self,
@@ -91,7 +111,7 @@ class MaskClassificationLoss(nn.Module):
             target_classes = _target_classes(class_logits, targets, matches)
             features = mask_features.to(mask_embed.dtype)
             point_logits, point_targets = self._at_points(mask_embed, features, targets, matches)
-            num_masks = global_num_masks(targets, mask_features.device)
+            num_masks = global_num_masks(self.count_masks(targets, matches), features.device)
             cls = [
                 self.class_loss(logits, classes)
                 for logits, classes in zip(class_logits, target_classes, strict=True)

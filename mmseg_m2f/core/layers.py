@@ -126,3 +126,18 @@ def init_c2_xavier(conv: nn.Conv2d) -> None:
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
+
+
+def init_xavier_normal(part: nn.Module) -> None:
+    """Draw the matrices of all attention and feed-forward layers of ``part`` anew.
+
+    The variance is that of Xavier-uniform, the law is another. Deformable attention, convolutions,
+    embeddings and the heads of the decoder keep theirs.
+
+    Source: ``init_weights`` of mmdet's ``Mask2FormerHead`` and ``MSDeformAttnPixelDecoder``.
+    """
+    for module in part.modules():
+        if isinstance(module, Attention | FeedForward):
+            for value in module.parameters():
+                if value.dim() > 1:
+                    nn.init.xavier_normal_(value)

@@ -44,14 +44,18 @@ def panoptic(
     restore: MaskRestorer,
     is_thing: Bool[Tensor, 'K'],
     config: PostprocessConfig,
+    *,
+    within_masks: bool = True,
 ) -> Panoptic:
     """Queries surer than ``object_mask_thr`` compete for each pixel by class times mask score.
 
     A query that wins less than ``overlap_thr`` of its mask's area is dropped, and its pixels are
     void; so are pixels outside their winner's mask. What it wins is counted outside its mask, too.
-    Stuff of one class is one segment. Equals are decided for the earlier query or class.
+    Stuff of one class is one segment. Equals are decided for the earlier query or class. Unless
+    ``within_masks``, a segment keeps what it wins outside its mask, too.
 
-    Source: official ``maskformer_model.py``, ``panoptic_inference``.
+    Source: official ``maskformer_model.py``, ``panoptic_inference``; the other choice is that of
+    mmdet's ``MaskFormerFusionHead`` without ``filter_low_score``.
     """
     scores, labels = at_least_float32(class_logits).softmax(-1).max(-1)
     is_kept = (labels < len(is_thing)) & (scores > config.object_mask_thr)
@@ -60,12 +64,15 @@ def panoptic(
     is_thing = is_thing[labels]
     pixels, areas = _compete(mask_logits[kept], scores, restore)
     won, painted = _won_and_painted(pixels, len(kept))
+    if not within_masks:
+        painted = won * (areas > 0)
     # In float64 the ratio of two areas compares with a threshold such as 0.8 as in Python.
     is_segment = (painted > 0) & (won.double() / areas >= config.overlap_thr)
     ids, is_first = _number(labels, is_thing, is_segment)
     table = torch.cat([ids.new_zeros(1), ids])
     segment_map = table.index_select(0, pixels.owner.flatten()).view_as(pixels.owner)
-    segment_map.mul_(pixels.is_mask)
+    if within_masks:
+        segment_map.mul_(pixels.is_mask)
     first = is_first.nonzero()[:, 0]  # waits for the device: the result's size
     return Panoptic(segment_map, labels[first], is_thing[first], scores[first])
 

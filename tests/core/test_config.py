@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from mmseg_m2f.core.config import (
+    CompatConfig,
     DecoderConfig,
     PixelDecoderConfig,
     PointConfig,
@@ -43,6 +44,12 @@ def test_defaults_are_the_papers():
         'score_thr': 0.0,
         'max_per_image': 100,
         'non_overlap': False,
+    }
+    assert dataclasses.asdict(CompatConfig()) == {
+        'init': 'official',
+        'num_masks_mode': 'official',
+        'keep_empty_gt': True,
+        'panoptic_mask_intersection': True,
     }
 
 
@@ -109,6 +116,12 @@ def test_thresholds_may_lie_at_either_end():
         (PostprocessConfig, {'overlap_thr': -0.1}, r'test_cfg.overlap_thr must lie in \[0, 1\]'),
         (PostprocessConfig, {'score_thr': 2}, r'test_cfg.score_thr must lie in \[0, 1\], got 2'),
         (PostprocessConfig, {'max_per_image': 0}, 'max_per_image must be a positive integer, got'),
+        (
+            CompatConfig,
+            {'init': 'normal'},
+            r"compat.init must be one of \('official', 'mmdet'\), got 'normal'",
+        ),
+        (CompatConfig, {'num_masks_mode': ''}, 'compat.num_masks_mode must be one of'),
     ],
 )
 def test_wrong_setting_says_what_is_allowed_and_what_was_given(make, settings, message):
@@ -132,6 +145,14 @@ def test_test_cfg_says_so_if_a_value_is_of_the_wrong_kind(name, value, message):
     # Past the constructor, whose types are checked in tests only.
     object.__setattr__(config, name, value)
     with pytest.raises(ValueError, match=message):
+        config.__post_init__()
+
+
+@pytest.mark.parametrize('name', ['keep_empty_gt', 'panoptic_mask_intersection'])
+def test_compat_says_so_if_a_value_is_of_the_wrong_kind(name):
+    config = CompatConfig()
+    object.__setattr__(config, name, 0)
+    with pytest.raises(ValueError, match=f'compat.{name} must be True or False, got 0'):
         config.__post_init__()
 
 

@@ -9,7 +9,12 @@ from torch import multiprocessing, nn
 from torch.nn import functional as F
 
 from mmseg_m2f.core.config import PointConfig
-from mmseg_m2f.core.criterion import MaskClassificationLoss, global_num_masks
+from mmseg_m2f.core.criterion import (
+    MaskClassificationLoss,
+    count_matched,
+    count_targets,
+    global_num_masks,
+)
 from mmseg_m2f.core.losses import ClassLoss, PointDiceLoss, PointMaskLoss
 from mmseg_m2f.core.matching import HungarianMatcher
 from mmseg_m2f.core.points import PointSampler
@@ -100,8 +105,25 @@ def test_all_terms_equal_the_slow_implementation(num_targets):
 def test_every_target_counts_also_empty_ones_and_those_without_a_query():
     targets = [make_target(9), make_target(0), make_target(3)]
     targets[2].masks[1:] = False
-    assert global_num_masks(targets, torch.device('cpu')).item() == 12
-    assert global_num_masks([make_target(0)], torch.device('cpu')).item() == 1
+    assert count_targets(targets, []) == 12
+    assert global_num_masks(12, torch.device('cpu')).item() == 12
+    assert global_num_masks(0, torch.device('cpu')).item() == 1
+
+
+def test_matched_targets_count_and_a_picture_without_any_as_one():
+    _, _, targets, matches = make_inputs((9, 0, 3, 0), num_queries=5)
+    assert count_targets(targets, matches) == 12
+    assert count_matched(targets, matches) == 5 + 1 + 3 + 1
+
+
+def test_the_mask_losses_are_divided_by_what_is_counted():
+    inputs = make_inputs((9, 0, 3), num_queries=5, dtype=torch.float64)
+    official = make_criterion()(*inputs)
+    theirs = make_criterion(count_masks=count_matched)(*inputs)
+    for one, other in zip(official, theirs, strict=True):
+        torch.testing.assert_close(other.cls, one.cls)
+        torch.testing.assert_close(other.mask, one.mask * 12 / 9)
+        torch.testing.assert_close(other.dice, one.dice * 12 / 9)
 
 
 def test_more_targets_than_queries_divide_by_all_targets():

@@ -10,6 +10,7 @@ from mmseg_m2f.core.layers import (
     ConvNorm,
     FeedForward,
     init_c2_xavier,
+    init_xavier_normal,
     sine_encoding,
 )
 
@@ -140,3 +141,35 @@ def test_c2_xavier_is_uniform_by_fan_in_with_zero_bias():
     assert_uniform(conv.weight, math.sqrt(3 / (32 * 9)))
     assert not conv.bias.any()
     init_c2_xavier(nn.Conv2d(4, 4, 1, bias=False))
+
+
+def test_xavier_normal_changes_the_law_of_the_matrices_and_nothing_else():
+    part = nn.ModuleDict(
+        {
+            'a': Attention(64, 4),
+            'f': FeedForward(64, 128),
+            'c': ConvNorm(64, 64),
+            'n': nn.Linear(64, 8),
+        }
+    )
+    before = {name: value.clone() for name, value in part.named_parameters()}
+    init_xavier_normal(part)
+    changed = {n for n, value in part.named_parameters() if not torch.equal(value, before[n])}
+    matrices = {'a.in_proj_weight': 4 * 64, 'a.out_proj.weight': 2 * 64}
+    matrices |= {'f.linear1.weight': 192, 'f.linear2.weight': 192}
+    assert changed == set(matrices)
+    for name, fans in matrices.items():
+        value, bound = part.get_parameter(name), math.sqrt(6 / fans)
+        assert before[name].abs().max() <= bound < value.abs().max()
+        assert value.std().item() == pytest.approx(math.sqrt(2 / fans), rel=0.05)
+        # The fourth moment of a normal law is 3 variances squared, that of a uniform one 1.8.
+        assert (value**4).mean().item() == pytest.approx(3 * (2 / fans) ** 2, rel=0.15)
+
+
+def test_xavier_normal_leaves_deformable_attention_alone():
+    from mmseg_m2f.core.deform_attn import MSDeformAttn
+
+    part = nn.Sequential(MSDeformAttn(32, 4))
+    before = [value.clone() for value in part.parameters()]
+    init_xavier_normal(part)
+    assert all(map(torch.equal, before, part.parameters()))

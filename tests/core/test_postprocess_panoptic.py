@@ -90,6 +90,26 @@ def test_segments_by_hand():
     torch.testing.assert_close(got.scores, torch.tensor([0.9, 0.9, 0.8]))
 
 
+def test_without_the_intersection_a_segment_keeps_all_it_leads():
+    # The first two lead beyond their masks; the third has no mask at all, whatever it leads.
+    class_logits = logits_of([0.9, 0.1], [0.7, 0.3], [0.6, 0.4])
+    probs = torch.tensor(
+        [
+            [[0.9, 0.9, 0.4, 0.2, 0.01, 0.01]],
+            [[0.1, 0.1, 0.1, 0.3, 0.7, 0.01]],
+            [[0.1, 0.1, 0.1, 0.1, 0.1, 0.49]],
+        ]
+    )
+    things = torch.tensor([True])
+    official = panoptic(class_logits, probs.logit(), same, things, config(overlap_thr=0.5))
+    theirs = panoptic(
+        class_logits, probs.logit(), same, things, config(overlap_thr=0.5), within_masks=False
+    )
+    assert official.segment_map.tolist() == [[1, 1, 0, 0, 2, 0]]
+    assert theirs.segment_map.tolist() == [[1, 1, 1, 2, 2, 0]]
+    assert official.labels.tolist() == theirs.labels.tolist() == [0, 0]
+
+
 def test_things_and_stuff_follow_the_table_and_not_the_order_of_classes():
     class_logits = logits_of(*4 * [[0.9, 0.05, 0.05]])
     mask_logits = 9 * (2 * torch.eye(4)[:, None] - 1)
