@@ -1,10 +1,39 @@
-"""Other implementations' checkpoints in our layout, and back."""
+"""Other implementations' checkpoints in our layout, and back: names and tensors, no files."""
 
-from mmseg_m2f.checkpoints.keymaps import (
-    from_huggingface,
-    from_mmseg,
-    to_huggingface,
-    to_mmseg,
+from mmseg_m2f.checkpoints.huggingface import from_huggingface, to_huggingface
+from mmseg_m2f.checkpoints.layouts import (
+    BACKBONE_LAYOUTS,
+    HEADS,
+    LAYOUTS,
+    UnknownLayoutError,
+    detect_layout,
+    head_prefix,
+    to_ours,
+    to_theirs,
+)
+from mmseg_m2f.checkpoints.openmmlab import from_mmseg, to_mmseg
+from mmseg_m2f.checkpoints.resizing import (
+    reorder_classes,
+    resize_classes,
+    resize_queries,
+    things_first,
 )
 
-__all__ = ['from_huggingface', 'from_mmseg', 'to_huggingface', 'to_mmseg']
+__all__ = [
+    'BACKBONE_LAYOUTS',
+    'HEADS',
+    'LAYOUTS',
+    'UnknownLayoutError',
+    'detect_layout',
+    'from_huggingface',
+    'from_mmseg',
+    'head_prefix',
+    'reorder_classes',
+    'resize_classes',
+    'resize_queries',
+    'things_first',
+    'to_huggingface',
+    'to_mmseg',
+    'to_ours',
+    'to_theirs',
+]

@@ -5,7 +5,7 @@ as no number is in it, such as ``weight`` or ``out_proj.bias``.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,11 +27,40 @@ class Rule(NamedTuple):
     to_theirs: Callable[[Tensor], Tensor] = _unchanged
 
 
+def same(pairs: Iterable[tuple[str, str]], ours: str, theirs: str) -> list[Rule]:
+    """One-to-one rules from a table of names below the prefixes ``ours`` and ``theirs``."""
+    return [Rule(ours + left, (theirs + right,)) for left, right in pairs]
+
+
+def respelled(state_dict: StateDict, spell: Callable[[str], str]) -> dict[str, Tensor]:
+    """The same tensors with ``spell`` of their keys.
+
+    Raises:
+        ValueError: two keys come out as one.
+    """
+    renamed: dict[str, Tensor] = {}
+    for key, value in state_dict.items():
+        name = spell(key)
+        if name in renamed:
+            raise ValueError(f'the checkpoint has {name} twice, once as {key}')
+        renamed[name] = value
+    return renamed
+
+
+class _Found(NamedTuple):
+    """What the checkpoint has of one of our tensors: by part, its key and its value."""
+
+    rule: Rule
+    hit: re.Match[str]
+    parts: dict[int, tuple[str, Tensor]]
+
+
 class KeyMap:
     """Translates whole state dicts; tensors are shared, not copied, where their content stays.
 
     Args:
-        rules: no key may match two of them.
+        rules: of several with the same name of ours the first is for writing, all are for reading;
+            no key of theirs may match two.
         ours_only, theirs_only: templates of keys without counterpart, left out when converting.
     """
 
@@ -51,26 +80,30 @@ class KeyMap:
         """``state_dict`` under our names.
 
         Raises:
-            ValueError: a key is unknown, or one of several tensors that form one of ours is absent.
+            ValueError: a key is unknown, two keys are one of ours, one of several tensors that form
+                one of ours is absent, or a tensor's shape does not allow what its name asks for.
         """
-        found: dict[str, tuple[Rule, re.Match[str], dict[int, Tensor]]] = {}
+        found: dict[str, _Found] = {}
         unknown = []
         for key, value in state_dict.items():
             for pattern, rule, part in self._to_ours:
                 if hit := pattern.fullmatch(key):
                     name = _render(rule.ours, hit)
-                    found.setdefault(name, (rule, hit, {}))[2][part] = value
+                    parts = found.setdefault(name, _Found(rule, hit, {})).parts
+                    if part in parts:
+                        raise ValueError(f'{parts[part][0]} and {key} are both our {name}')
+                    parts[part] = key, value
                     break
             else:
                 unknown.append(key)
         _refuse_unknown(unknown, self._theirs_only)
-        return {name: _joined(name, *entry) for name, entry in found.items()}
+        return {name: _joined(name, entry) for name, entry in found.items()}
 
     def to_theirs(self, state_dict: StateDict) -> dict[str, Tensor]:
         """Inverse of ``to_ours``.
 
         Raises:
-            ValueError: a key is unknown.
+            ValueError: a key is unknown, or a tensor's shape does not allow what its name asks for.
         """
         converted: dict[str, Tensor] = {}
         unknown = []
@@ -78,7 +111,7 @@ class KeyMap:
             for pattern, rule in self._to_theirs:
                 if hit := pattern.fullmatch(key):
                     names = [_render(template, hit) for template in rule.theirs]
-                    converted.update(zip(names, _parts(rule, value), strict=True))
+                    converted.update(zip(names, _parts(key, rule, value), strict=True))
                     break
             else:
                 unknown.append(key)
@@ -96,18 +129,30 @@ def _render(template: str, hit: re.Match[str]) -> str:
     return template.replace('*', '{leaf}').format(**hit.groupdict())
 
 
-def _joined(name: str, rule: Rule, hit: re.Match[str], parts: dict[int, Tensor]) -> Tensor:
+def _joined(name: str, found: _Found) -> Tensor:
+    rule, hit, parts = found
     missing = [_render(rule.theirs[i], hit) for i in range(len(rule.theirs)) if i not in parts]
     if missing:
         raise ValueError(f'{name} needs {", ".join(missing)}, which the checkpoint does not hold')
     ordered = [parts[i] for i in range(len(rule.theirs))]
-    return rule.to_ours(ordered[0] if len(ordered) == 1 else torch.cat(ordered))
+    try:
+        values = [value for _, value in ordered]
+        return rule.to_ours(values[0] if len(values) == 1 else torch.cat(values))
+    except RuntimeError as error:
+        shapes = ', '.join(f'{key} {tuple(value.shape)}' for key, value in ordered)
+        raise ValueError(f'{name} cannot be made from {shapes}') from error
 
 
-def _parts(rule: Rule, value: Tensor) -> Sequence[Tensor]:
-    value = rule.to_theirs(value)
-    # A scalar (a batch counter) cannot be chunked, and one part needs no view.
-    return [value] if len(rule.theirs) == 1 else value.chunk(len(rule.theirs))
+def _parts(key: str, rule: Rule, value: Tensor) -> Sequence[Tensor]:
+    count = len(rule.theirs)
+    try:
+        value = rule.to_theirs(value)
+        # A scalar (a batch counter) cannot be split, and one part needs no view.
+        return [value] if count == 1 else value.unflatten(0, (count, -1)).unbind()
+    except RuntimeError as error:
+        raise ValueError(
+            f'{", ".join(rule.theirs)} cannot be made from {key} {tuple(value.shape)}'
+        ) from error
 
 
 def _refuse_unknown(keys: Sequence[str], dropped: Sequence[re.Pattern[str]]) -> None:

@@ -8,12 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmseg_m2f.checkpoints import from_huggingface, to_huggingface
-from mmseg_m2f.checkpoints.keymaps import (
-    from_unfold_order,
-    relative_position_index,
-    to_unfold_order,
-)
+from mmseg_m2f.checkpoints.buffers import relative_position_index
 from mmseg_m2f.checkpoints.rules import KeyMap, Rule
+from mmseg_m2f.checkpoints.swin import from_unfold_order, to_unfold_order
 
 STAGES = ['stage1', 'stage2', 'stage3', 'stage4']
 # Transformers' modules without counterpart: class weights of the loss, norm of a Swin classifier.

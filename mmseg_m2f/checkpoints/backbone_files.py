@@ -1,0 +1,78 @@
+"""Files of a classifier that initialise a backbone: torchvision, timm, Microsoft's Swin."""
+
+import re
+
+from torch import Tensor
+
+from mmseg_m2f.checkpoints.buffers import with_buffers
+from mmseg_m2f.checkpoints.resnet import torchvision_rules
+from mmseg_m2f.checkpoints.rules import KeyMap, StateDict, respelled
+from mmseg_m2f.checkpoints.swin import merging_rule, official_block_rules
+
+# timm's names where a model was built for its features only.
+_FLAT_STAGE = re.compile(r'layers_(\d)\.')
+
+
+def _swin(first_merging: int) -> KeyMap:
+    """``first_merging`` is the stage that has the first one: 0 at its end, or 1 at its start."""
+    mergings = [
+        merging_rule(
+            f'backbone.stages.{i}.downsample.*', f'layers.{i + first_merging}.downsample.*'
+        )
+        for i in range(3)
+    ]
+    return KeyMap(
+        [*official_block_rules(''), *mergings],
+        theirs_only=[
+            'norm.*',
+            'head.*',
+            'layers.{i}.blocks.{j}.attn.relative_position_index',
+            'layers.{i}.blocks.{j}.attn_mask',
+        ],
+    )
+
+
+_RESNET = KeyMap(torchvision_rules(''), theirs_only=['fc.*'])
+_MERGING_AT_THE_END, _MERGING_AT_THE_START = _swin(0), _swin(1)
+
+
+def merges_at_the_end(state_dict: StateDict) -> bool:
+    """Whether a Swin's first stage ends in patch merging, as Microsoft's and timm's until 0.6 do.
+
+    timm's later ones merge at the start of the second stage.
+    """
+    return any(
+        key.startswith(('layers.0.downsample.', 'layers_0.downsample.')) for key in state_dict
+    )
+
+
+def from_resnet_file(state_dict: StateDict) -> dict[str, Tensor]:
+    """``backbone.*`` from a ResNet of torchvision or timm, whose classifier is left out.
+
+    Raises:
+        ValueError: a key is unknown.
+    """
+    return with_buffers(_RESNET.to_ours(state_dict))
+
+
+def from_swin_file(state_dict: StateDict) -> dict[str, Tensor]:
+    """``backbone.*`` from Microsoft's Swin, without its classifier and last norm.
+
+    Raises:
+        ValueError: a key is unknown.
+    """
+    return with_buffers(_MERGING_AT_THE_END.to_ours(state_dict))
+
+
+def from_timm_file(state_dict: StateDict) -> dict[str, Tensor]:
+    """``backbone.*`` from a ResNet or a Swin of any release of timm, without its classifier.
+
+    Raises:
+        ValueError: a key is unknown.
+    """
+    if any(key.startswith('layer1.') for key in state_dict):
+        return from_resnet_file(state_dict)
+    stages = respelled(state_dict, lambda key: _FLAT_STAGE.sub(r'layers.\1.', key))
+    if merges_at_the_end(stages):
+        return from_swin_file(stages)
+    return with_buffers(_MERGING_AT_THE_START.to_ours(stages))

@@ -1,0 +1,37 @@
+"""Buffers of our models that other implementations compute anew and do not save."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def with_buffers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``ours`` with Swin's index buffers and, where they are absent, batch norms' counters.
+
+    Raises:
+        ValueError: a table of relative positions has an impossible length.
+    """
+    filled = dict(ours)
+    for key, value in ours.items():
+        if key.endswith('.relative_position_bias_table'):
+            filled[key.replace('bias_table', 'index')] = relative_position_index(value)
+        elif key.endswith('.running_var'):
+            counter = key.replace('running_var', 'num_batches_tracked')
+            filled.setdefault(counter, torch.tensor(0, device=value.device))
+    return filled
+
+
+def relative_position_index(table: Tensor) -> Tensor:
+    """Swin's lookup ``(M * M, M * M)`` int64 into a bias ``table ((2M - 1)^2, heads)``.
+
+    Raises:
+        ValueError: no window has a table of that length.
+    """
+    width = math.isqrt(len(table))
+    if width * width != len(table) or width % 2 == 0:
+        raise ValueError(f'a relative position bias has (2 M - 1)^2 rows, not {len(table)}')
+    side = (width + 1) // 2
+    steps = torch.arange(side, device=table.device)
+    position = (steps[:, None] * width + steps).flatten()
+    return position[:, None] - position + 2 * side * (side - 1)

@@ -1,0 +1,183 @@
+"""Names of Hugging Face's ``Mask2FormerForUniversalSegmentation``."""
+
+import functools
+
+from torch import Tensor
+
+from mmseg_m2f.checkpoints.buffers import with_buffers
+from mmseg_m2f.checkpoints.resnet import torchvision_rules
+from mmseg_m2f.checkpoints.rules import KeyMap, Rule, StateDict, respelled, same
+from mmseg_m2f.checkpoints.swin import INDEX, merging_rule
+
+_PIXEL_DECODER = (
+    ('input_proj.{i}.conv.*', 'input_projections.{i}.0.*'),
+    ('input_proj.{i}.norm.*', 'input_projections.{i}.1.*'),
+    ('level_embed', 'level_embed'),
+    ('layers.{i}.attn.*', 'encoder.layers.{i}.self_attn.*'),
+    ('layers.{i}.norm1.*', 'encoder.layers.{i}.self_attn_layer_norm.*'),
+    ('layers.{i}.ffn.linear1.*', 'encoder.layers.{i}.fc1.*'),
+    ('layers.{i}.ffn.linear2.*', 'encoder.layers.{i}.fc2.*'),
+    ('layers.{i}.norm2.*', 'encoder.layers.{i}.final_layer_norm.*'),
+    ('lateral.0.conv.*', 'adapter_1.0.*'),
+    ('lateral.0.norm.*', 'adapter_1.1.*'),
+    ('output.0.conv.*', 'layer_1.0.*'),
+    ('output.0.norm.*', 'layer_1.1.*'),
+    ('mask_proj.*', 'mask_projection.*'),
+)
+
+_DECODER_NAMES = (
+    ('query_feat.*', 'queries_features.*'),
+    ('query_embed.*', 'queries_embedder.*'),
+    ('level_embed.*', 'level_embed.*'),
+    ('norm.*', 'decoder.layernorm.*'),
+    ('mask_embed.{i}.*', 'decoder.mask_predictor.mask_embedder.{i}.0.*'),
+)
+
+_DECODER_LAYER_NAMES = (
+    ('cross_attn.*', 'cross_attn.*'),
+    ('cross_norm.*', 'cross_attn_layer_norm.*'),
+    ('self_attn.out_proj.*', 'self_attn.out_proj.*'),
+    ('self_norm.*', 'self_attn_layer_norm.*'),
+    ('ffn.linear1.*', 'fc1.*'),
+    ('ffn.linear2.*', 'fc2.*'),
+    ('ffn_norm.*', 'final_layer_norm.*'),
+)
+
+_SWIN_BLOCK = (
+    ('norm1.*', 'layernorm_before.*'),
+    ('attn.w_msa.relative_position_bias_table', 'attention.self.relative_position_bias_table'),
+    ('attn.w_msa.proj.*', 'attention.output.dense.*'),
+    ('norm2.*', 'layernorm_after.*'),
+    ('ffn.layers.0.0.*', 'intermediate.dense.*'),
+    ('ffn.layers.1.*', 'output.dense.*'),
+)
+
+_SWIN = (
+    ('patch_embed.projection.*', 'embeddings.patch_embeddings.projection.*'),
+    ('patch_embed.norm.*', 'embeddings.norm.*'),
+    *((f'norm{i}.*', f'hidden_states_norms.stage{i + 1}.*') for i in range(4)),
+)
+
+_RESNET = (
+    ('conv1.*', 'embedder.embedder.convolution.*'),
+    ('bn1.*', 'embedder.embedder.normalization.*'),
+    *(
+        (f'layer{stage + 1}.{{i}}.{ours}.*', f'encoder.stages.{stage}.layers.{{i}}.{theirs}.*')
+        for stage in range(4)
+        for ours, theirs in (
+            ('conv1', 'layer.0.convolution'),
+            ('bn1', 'layer.0.normalization'),
+            ('conv2', 'layer.1.convolution'),
+            ('bn2', 'layer.1.normalization'),
+            ('conv3', 'layer.2.convolution'),
+            ('bn3', 'layer.2.normalization'),
+            ('downsample.0', 'shortcut.convolution'),
+            ('downsample.1', 'shortcut.normalization'),
+        )
+    ),
+)
+
+_BACKBONE = 'model.pixel_level_module.encoder.'
+_BLOCK = f'{_BACKBONE}encoder.layers.{{i}}.blocks.{{j}}.'
+_DECODER = 'model.transformer_module.'
+_DECODER_LAYER = f'{_DECODER}decoder.layers.{{i}}.'
+
+
+def _head_rules(head: str) -> list[Rule]:
+    layer = f'{head}.decoder.layers.{{i}}.'
+    return [
+        *same(_PIXEL_DECODER, f'{head}.pixel_decoder.', 'model.pixel_level_module.decoder.'),
+        *same(_DECODER_NAMES, f'{head}.decoder.', _DECODER),
+        *same(_DECODER_LAYER_NAMES, layer, _DECODER_LAYER),
+        # The self-attention's projection is split, the cross-attention's is not.
+        Rule(
+            f'{layer}self_attn.in_proj_*',
+            tuple(f'{_DECODER_LAYER}self_attn.{part}_proj.*' for part in 'qkv'),
+        ),
+        Rule(f'{head}.decoder.class_embed.*', ('class_predictor.*',)),
+    ]
+
+
+def _swin_rules() -> list[Rule]:
+    return [
+        *same(_SWIN, 'backbone.', _BACKBONE),
+        *same(_SWIN_BLOCK, 'backbone.stages.{i}.blocks.{j}.', _BLOCK),
+        Rule(
+            'backbone.stages.{i}.blocks.{j}.attn.w_msa.qkv.*',
+            tuple(f'{_BLOCK}attention.self.{part}.*' for part in ('query', 'key', 'value')),
+        ),
+        merging_rule(
+            'backbone.stages.{i}.downsample.*', f'{_BACKBONE}encoder.layers.{{i}}.downsample.*'
+        ),
+    ]
+
+
+@functools.cache
+def _keymap(head: str) -> KeyMap:
+    return KeyMap(
+        [
+            *_head_rules(head),
+            *same(_RESNET, 'backbone.', _BACKBONE),
+            *_swin_rules(),
+            # For reading only: a backbone out of timm, and the first releases' norms.
+            *torchvision_rules(_BACKBONE),
+            *(
+                Rule(f'backbone.norm{i}.*', (f'{_BACKBONE}hidden_states_norms.{i}.*',))
+                for i in range(4)
+            ),
+        ],
+        ours_only=[INDEX],
+        theirs_only=[
+            # The losses' class weights, and the norm of a Swin classifier that no segmentor uses.
+            'criterion.empty_weight',
+            f'{_BACKBONE}layernorm.*',
+            f'{_BLOCK}attention.self.relative_position_index',
+        ],
+    )
+
+
+# Files keep the names on the right. On the left are, in this order, those of a backbone out of
+# timm, of the first releases, and of a live model of transformers 5, which renames Swin's modules
+# while it loads and back while it saves.
+_SPELLINGS = (
+    ('.encoder._backbone.', '.encoder.'),
+    ('.encoder.model.', '.encoder.'),
+    ('.encoder.swin.', '.encoder.'),
+    ('.attention.q_proj.', '.attention.self.query.'),
+    ('.attention.k_proj.', '.attention.self.key.'),
+    ('.attention.v_proj.', '.attention.self.value.'),
+    ('.attention.o_proj.', '.attention.output.dense.'),
+    ('.attention.relative_position_bias.', '.attention.self.'),
+    ('.mlp.fc1.', '.intermediate.dense.'),
+    ('.mlp.fc2.', '.output.dense.'),
+)
+
+
+def from_huggingface(state_dict: StateDict, head: str = 'decode_head') -> dict[str, Tensor]:
+    """Our state dict from that of a ``Mask2FormerForUniversalSegmentation``.
+
+    Takes the names of published files, old and new, and those of a live model of transformers 5;
+    backbone ResNet (Hugging Face's own, or timm's) or Swin. Buffers that files lack are filled in
+    so that strict loading works. ``head`` is what our model calls its head.
+
+    Raises:
+        ValueError: a key belongs to neither layout, or part of a split tensor is absent.
+    """
+    return with_buffers(_keymap(head).to_ours(respelled(state_dict, _published)))
+
+
+def to_huggingface(state_dict: StateDict, head: str = 'decode_head') -> dict[str, Tensor]:
+    """Our state dict under the names of Hugging Face's published files, for ``from_pretrained``.
+
+    Raises:
+        ValueError: a key is not of our layout, or its backbone is neither ResNet nor Swin.
+    """
+    return _keymap(head).to_theirs(state_dict)
+
+
+def _published(key: str) -> str:
+    if not key.startswith(_BACKBONE):
+        return key
+    for spelling, published in _SPELLINGS:
+        key = key.replace(spelling, published)
+    return key

@@ -1,0 +1,164 @@
+"""Whose names a state dict has, and the way from there to ours and back."""
+
+import re
+
+from torch import Tensor
+
+from mmseg_m2f.checkpoints.backbone_files import (
+    from_resnet_file,
+    from_swin_file,
+    from_timm_file,
+    merges_at_the_end,
+)
+from mmseg_m2f.checkpoints.detectron2 import from_detectron2, to_detectron2
+from mmseg_m2f.checkpoints.huggingface import from_huggingface, to_huggingface
+from mmseg_m2f.checkpoints.openmmlab import from_openmmlab, to_openmmlab
+from mmseg_m2f.checkpoints.resnet import refuse_caffe
+from mmseg_m2f.checkpoints.rules import StateDict
+
+LAYOUTS = ('mmseg_m2f', 'detectron2', 'mmdet', 'mmseg', 'hf')
+BACKBONE_LAYOUTS = ('torchvision', 'timm', 'swin')
+HEADS = ('decode_head', 'panoptic_head')
+
+_MM = (
+    r'\.(transformer_decoder|cls_embed|query_feat|query_embed|level_embed|mask_embed|'
+    r'pixel_decoder\.(input_convs|level_encoding|encoder|lateral_convs|output_convs|mask_feature))\.'
+)
+_MODELS = {
+    'mmseg_m2f': r'(decode_head|panoptic_head)\.(decoder\.|pixel_decoder\.'
+    r'(input_proj\.|level_embed$|layers\.|lateral\.|output\.|mask_proj\.))',
+    'detectron2': r'sem_seg_head\.',
+    'mmdet': 'panoptic_head' + _MM,
+    'mmseg': 'decode_head' + _MM,
+    'hf': r'model\.(pixel_level_module|transformer_module)\.|class_predictor\.',
+}
+# Of a backbone alone; the names of mmseg's and mmdet's are ours.
+_BACKBONES = {
+    'mmseg_m2f': r'backbone\.(conv1|layer1\.0|stages\.0)\.',
+    'detectron2': r'backbone\.(stem|res2\.0|layers\.0)\.',
+    'resnet': r'layer1\.0\.conv1\.',
+    'swin': r'layers[._]0\.blocks\.0\.attn\.qkv\.',
+}
+
+
+class UnknownLayoutError(ValueError):
+    """A state dict whose names are of no layout that is known, or of several."""
+
+
+_FROM_BACKBONE = {
+    'torchvision': from_resnet_file,
+    'timm': from_timm_file,
+    'swin': from_swin_file,
+}
+
+
+def detect_layout(state_dict: StateDict) -> str:
+    """Whose names these are: one of ``LAYOUTS`` or ``BACKBONE_LAYOUTS``.
+
+    A model's head decides; without one the backbone's names do. A ResNet of timm has the names of
+    torchvision's, an older Swin of timm those of Microsoft's, and count as such. A ``backbone.*``
+    of mmseg or mmdet alone counts as ours.
+
+    Raises:
+        UnknownLayoutError: no names, or those of several layouts; the message tells what was looked
+            for.
+        ValueError: a ResNet of Caffe2.
+    """
+    refuse_caffe(state_dict)
+    models = _matching(_MODELS, state_dict)
+    if len(models) > 1:
+        raise UnknownLayoutError(f'the checkpoint mixes the names of {" and ".join(models)}')
+    if models:
+        return models[0]
+    backbones = _matching(_BACKBONES, state_dict)
+    # All keys or none: another model's backbone has company.
+    kinds = {key.startswith('backbone.') for key in state_dict}
+    if len(backbones) != 1 or len(kinds) != 1:
+        raise UnknownLayoutError(
+            f'these {len(state_dict)} names are of no Mask2Former and no backbone that is known '
+            f'({", ".join((*LAYOUTS, *BACKBONE_LAYOUTS))}): a head is looked for below '
+            'decode_head., panoptic_head., sem_seg_head. or model.transformer_module., a backbone '
+            f'as layer1. or layers.; the first names are {list(state_dict)[:5]}'
+        )
+    if backbones == ['resnet']:
+        return 'torchvision'
+    if backbones == ['swin']:
+        return 'swin' if merges_at_the_end(state_dict) else 'timm'
+    return backbones[0]
+
+
+def to_ours(state_dict: StateDict, layout: str, head: str = 'decode_head') -> dict[str, Tensor]:
+    """A state dict of that layout under our names; a backbone's file gives ``backbone.*`` only.
+
+    Buffers that their files lack and ours have are filled in: Swin's relative position index and
+    the batch counters of batch norms. Nothing marks a converted state dict but its names, and those
+    belong to no other layout, so that nothing can be converted twice.
+
+    Args:
+        state_dict: of the layout; its tensors are shared where their content stays.
+        layout: one of ``LAYOUTS`` or ``BACKBONE_LAYOUTS``.
+        head: what our model calls its head, one of ``HEADS``.
+
+    Raises:
+        ValueError: the layout or head is not known, a key does not belong to the layout, part of a
+            tensor is absent, or a shape does not allow what the name asks for.
+    """
+    _check('layout', layout, (*LAYOUTS, *BACKBONE_LAYOUTS))
+    _check('head', head, HEADS)
+    if layout == 'mmseg_m2f':
+        return _with_head(state_dict, head)
+    if layout in ('mmdet', 'mmseg'):
+        return from_openmmlab(state_dict, _head_of(layout), head)
+    if layout in _FROM_BACKBONE:
+        return _FROM_BACKBONE[layout](state_dict)
+    return (from_detectron2 if layout == 'detectron2' else from_huggingface)(state_dict, head)
+
+
+def to_theirs(state_dict: StateDict, layout: str) -> dict[str, Tensor]:
+    """Inverse of ``to_ours`` for whole models; the head may have either of its names.
+
+    Buffers and counters that the layout does not have are left out.
+
+    Raises:
+        ValueError: the layout is not one of ``LAYOUTS``, or a key is not of ours.
+    """
+    _check('layout', layout, LAYOUTS)
+    if layout == 'mmseg_m2f':
+        return dict(state_dict)
+    head = head_prefix(state_dict)
+    if layout in ('mmdet', 'mmseg'):
+        return to_openmmlab(state_dict, _head_of(layout), head)
+    return (to_detectron2 if layout == 'detectron2' else to_huggingface)(state_dict, head)
+
+
+def head_prefix(state_dict: StateDict) -> str:
+    """What a state dict of our layout calls its head, one of ``HEADS``.
+
+    Raises:
+        ValueError: it has none or both.
+    """
+    found = [head for head in HEADS if any(key.startswith(f'{head}.') for key in state_dict)]
+    if len(found) != 1:
+        wanted = ' or '.join(f'{head}.' for head in HEADS)
+        raise ValueError(f'{len(found)} heads where one is wanted: keys that begin with {wanted}')
+    return found[0]
+
+
+def _head_of(layout: str) -> str:
+    return 'panoptic_head' if layout == 'mmdet' else 'decode_head'
+
+
+def _with_head(state_dict: StateDict, head: str) -> dict[str, Tensor]:
+    if not any(key.startswith(tuple(f'{name}.' for name in HEADS)) for key in state_dict):
+        return dict(state_dict)
+    old = head_prefix(state_dict)
+    return {re.sub(rf'^{old}\.', f'{head}.', key): value for key, value in state_dict.items()}
+
+
+def _matching(patterns: dict[str, str], state_dict: StateDict) -> list[str]:
+    return [name for name, found in patterns.items() if any(re.match(found, k) for k in state_dict)]
+
+
+def _check(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f'{what} must be one of {", ".join(allowed)}, got {value!r}')

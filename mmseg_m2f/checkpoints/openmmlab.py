@@ -1,0 +1,114 @@
+"""Names of mmdet's Mask2Former head, which mmseg wraps under another first name."""
+
+import functools
+import re
+
+from torch import Tensor
+
+from mmseg_m2f.checkpoints.rules import KeyMap, StateDict, respelled, same
+
+_PIXEL_DECODER = (
+    ('input_proj.{i}.conv.*', 'input_convs.{i}.conv.*'),
+    ('input_proj.{i}.norm.*', 'input_convs.{i}.gn.*'),
+    ('level_embed', 'level_encoding.weight'),
+    ('layers.{i}.attn.*', 'encoder.layers.{i}.self_attn.*'),
+    ('layers.{i}.norm1.*', 'encoder.layers.{i}.norms.0.*'),
+    ('layers.{i}.ffn.linear1.*', 'encoder.layers.{i}.ffn.layers.0.0.*'),
+    ('layers.{i}.ffn.linear2.*', 'encoder.layers.{i}.ffn.layers.1.*'),
+    ('layers.{i}.norm2.*', 'encoder.layers.{i}.norms.1.*'),
+    ('lateral.{i}.conv.*', 'lateral_convs.{i}.conv.*'),
+    ('lateral.{i}.norm.*', 'lateral_convs.{i}.gn.*'),
+    ('output.{i}.conv.*', 'output_convs.{i}.conv.*'),
+    ('output.{i}.norm.*', 'output_convs.{i}.gn.*'),
+    ('mask_proj.*', 'mask_feature.*'),
+)
+
+_DECODER = (
+    ('query_feat.*', 'query_feat.*'),
+    ('query_embed.*', 'query_embed.*'),
+    ('level_embed.*', 'level_embed.*'),
+    ('norm.*', 'transformer_decoder.post_norm.*'),
+    ('class_embed.*', 'cls_embed.*'),
+    # Their MLP is a Sequential in which the activations are counted.
+    *((f'mask_embed.{i}.*', f'mask_embed.{2 * i}.*') for i in range(3)),
+)
+
+_DECODER_LAYER = (
+    ('cross_attn.*', 'cross_attn.attn.*'),
+    ('cross_norm.*', 'norms.0.*'),
+    ('self_attn.*', 'self_attn.attn.*'),
+    ('self_norm.*', 'norms.1.*'),
+    ('ffn.linear1.*', 'ffn.layers.0.0.*'),
+    ('ffn.linear2.*', 'ffn.layers.1.*'),
+    ('ffn_norm.*', 'norms.2.*'),
+)
+
+# Before their rewrite of the transformers.
+_SPELLINGS = (
+    (re.compile(r'(pixel_decoder\.encoder\.layers\.\d+\.)attentions\.0\.'), r'\1self_attn.'),
+    (re.compile(r'(transformer_decoder\.layers\.\d+\.)attentions\.0\.'), r'\1cross_attn.'),
+    (re.compile(r'(transformer_decoder\.layers\.\d+\.)attentions\.1\.'), r'\1self_attn.'),
+    (re.compile(r'(coder\.layers\.\d+\.)ffns\.0\.'), r'\1ffn.'),
+)
+
+
+@functools.cache
+def _keymap(ours: str, theirs: str) -> KeyMap:
+    return KeyMap(
+        [
+            *same(_PIXEL_DECODER, f'{ours}.pixel_decoder.', f'{theirs}.pixel_decoder.'),
+            *same(_DECODER, f'{ours}.decoder.', f'{theirs}.'),
+            *same(
+                _DECODER_LAYER,
+                f'{ours}.decoder.layers.{{i}}.',
+                f'{theirs}.transformer_decoder.layers.{{i}}.',
+            ),
+        ]
+    )
+
+
+def from_openmmlab(state_dict: StateDict, theirs: str, head: str) -> dict[str, Tensor]:
+    """Our state dict from that of a model of mmdet or mmseg with its own Mask2Former head.
+
+    Everything outside the head (the backbone, say) is the same in both and passes. Layers may have
+    the names of before mmdet 3.0 (``attentions.0``, ``ffns.0``).
+
+    Args:
+        state_dict: of their model.
+        theirs: the first name of their head, ``decode_head`` or ``panoptic_head``.
+        head: the same of ours.
+
+    Raises:
+        ValueError: a key of the head is unknown or doubled, or there is no head.
+    """
+    mine, others = _split(state_dict, theirs)
+    if not mine:
+        raise ValueError(f'no key begins with {theirs}.')
+    return others | _keymap(head, theirs).to_ours(respelled(mine, _spelled_as_today))
+
+
+def to_openmmlab(state_dict: StateDict, theirs: str, head: str) -> dict[str, Tensor]:
+    """Inverse of ``from_openmmlab``, in today's spelling."""
+    mine, others = _split(state_dict, head)
+    return others | _keymap(head, theirs).to_theirs(mine)
+
+
+def from_mmseg(state_dict: StateDict) -> dict[str, Tensor]:
+    """As ``from_openmmlab`` for a segmentor of mmseg."""
+    return from_openmmlab(state_dict, 'decode_head', 'decode_head')
+
+
+def to_mmseg(state_dict: StateDict) -> dict[str, Tensor]:
+    """Inverse of ``from_mmseg``."""
+    return to_openmmlab(state_dict, 'decode_head', 'decode_head')
+
+
+def _split(state_dict: StateDict, head: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    mine = {key: value for key, value in state_dict.items() if key.startswith(f'{head}.')}
+    return mine, {key: value for key, value in state_dict.items() if key not in mine}
+
+
+def _spelled_as_today(key: str) -> str:
+    for pattern, spelling in _SPELLINGS:
+        key = pattern.sub(spelling, key)
+    return key

@@ -1,0 +1,99 @@
+"""A checkpoint of our layout for another order or number of classes, or number of queries."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmseg_m2f.checkpoints.layouts import head_prefix
+from mmseg_m2f.checkpoints.rules import StateDict
+
+
+def things_first(thing_ids: Sequence[int], num_classes: int) -> list[int]:
+    """The order of mmdet's panoptic data sets: all things, then all stuff, each in rising order.
+
+    Raises:
+        ValueError: ``thing_ids`` are not different class indices.
+    """
+    things = sorted(thing_ids)
+    stuff = [index for index in range(num_classes) if index not in set(things)]
+    if len(things) + len(stuff) != num_classes or len(set(things)) != len(things):
+        raise ValueError(f'thing_ids are not different classes of {num_classes}: {things}')
+    return [*things, *stuff]
+
+
+def reorder_classes(state_dict: StateDict, order: Sequence[int]) -> dict[str, Tensor]:
+    """Row ``i`` of the class layer becomes the old row ``order[i]``; no-object stays last.
+
+    Raises:
+        ValueError: ``order`` does not name every class once.
+    """
+    changed = dict(state_dict)
+    for key in _class_keys(state_dict):
+        rows = state_dict[key]
+        num_classes = len(rows) - 1
+        if sorted(order) != list(range(num_classes)):
+            raise ValueError(
+                f'order must name each of the {num_classes} classes once, got {list(order)}'
+            )
+        changed[key] = rows[torch.tensor([*order, num_classes], device=rows.device)]
+    return changed
+
+
+def resize_queries(state_dict: StateDict, number: int, noise: float = 0.1) -> dict[str, Tensor]:
+    """For a model with ``number`` queries: the first of them, or all and noisy copies of them.
+
+    Kept rows are kept exactly. Copies are in the order of the originals, again and again, with
+    normal noise of ``noise`` times the table's standard deviation from the global generator,
+    because equal queries would stay equal for ever.
+
+    Raises:
+        ValueError: ``number`` is not positive, or there is no query.
+    """
+    head = head_prefix(state_dict)
+    changed = dict(state_dict)
+    for name in ('query_feat', 'query_embed'):
+        key = f'{head}.decoder.{name}.weight'
+        changed[key] = _resized(_get(state_dict, key), number, noise)
+    return changed
+
+
+def resize_classes(state_dict: StateDict, number: int, noise: float = 0.1) -> dict[str, Tensor]:
+    """For a model with ``number`` classes; no-object's row stays the last.
+
+    The first classes are kept exactly, new ones are copies as in ``resize_queries``: what a row
+    stands for only training or the caller knows.
+
+    Raises:
+        ValueError: ``number`` is not positive, or there is no class.
+    """
+    changed = dict(state_dict)
+    for key in _class_keys(state_dict):
+        rows = state_dict[key]
+        changed[key] = torch.cat([_resized(rows[:-1], number, noise), rows[-1:]])
+    return changed
+
+
+def _class_keys(state_dict: StateDict) -> list[str]:
+    head = head_prefix(state_dict)
+    keys = [f'{head}.decoder.class_embed.{leaf}' for leaf in ('weight', 'bias')]
+    for key in keys:
+        _get(state_dict, key)
+    return keys
+
+
+def _get(state_dict: StateDict, key: str) -> Tensor:
+    if key not in state_dict:
+        raise ValueError(f'the checkpoint does not hold {key}')
+    return state_dict[key]
+
+
+def _resized(rows: Tensor, number: int, noise: float) -> Tensor:
+    if number < 1 or not len(rows):
+        raise ValueError(f'cannot make {number} rows of {len(rows)}')
+    if number <= len(rows):
+        return rows[:number]
+    source = torch.arange(len(rows), number, device=rows.device) % len(rows)
+    scale = noise * rows.std(correction=0)
+    copies = rows[source]
+    return torch.cat([rows, copies + scale * torch.randn_like(copies)])
