@@ -102,7 +102,8 @@ class InstanceMetric(BaseMetric):
 
         Raises:
             FileNotFoundError: ``ann_file`` is not there.
-            ValueError: it is no such file, or does not know a picture in the size predicted.
+            ValueError: it is no such file, lacks a thing of the data set, or does not know a
+                picture in the size predicted.
         """
         things, category_ids = self._things(), self._category_ids()
         for sample in data_samples:
@@ -169,8 +170,24 @@ class InstanceMetric(BaseMetric):
                 raise FileNotFoundError(
                     f'InstanceMetric has no ann_file {self.ann_file}. {ANN_FILE_HINT}'
                 ) from error
-            self._truth = CocoFile.parse(content, self.ann_file)
+            truth = CocoFile.parse(content, self.ann_file)
+            self._check_categories(truth)
+            self._truth = truth
         return self._truth
+
+    def _check_categories(self, truth: CocoFile) -> None:
+        """A category that the file lacks would count as one nobody ever sees."""
+        classes, ids = self.dataset_meta['classes'], self.dataset_meta.get('category_ids')
+        if ids is None:  # they come from the file then
+            return
+        things = [(classes[i], ids[i]) for i in np.flatnonzero(self._things())]
+        missing = [f'{name!r} ({i})' for name, i in things if i not in truth.categories]
+        if missing:
+            raise ValueError(
+                f'{truth.path} lacks things of the data set, by name and category id: '
+                f'[{", ".join(missing)}]; it has {truth.categories}. ann_file of the metric must '
+                'use the ids of the data set; without it the panoptic PNG files are the truth'
+            )
 
     def _things(self) -> np.ndarray:
         things = is_thing(self.dataset_meta)

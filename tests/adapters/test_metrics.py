@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 
@@ -311,6 +312,13 @@ def test_the_annotation_file_of_ap_is_checked_with_the_first_pictures(few, tmp_p
     (tmp_path / 'broken.json').write_text('{')
     with pytest.raises(ValueError, match=r'broken\.json is no JSON file'):
         process(samples, tmp_path / 'broken.json')
+    file = json.loads(INSTANCES.read_text())
+    missing = file['categories'].pop(0)
+    (tmp_path / 'foreign.json').write_text(json.dumps(file))
+    with pytest.raises(
+        ValueError, match=rf"foreign\.json .*\['{missing['name']}' \({missing['id']}\)\]"
+    ):
+        process(samples, tmp_path / 'foreign.json')
     with pytest.raises(ValueError, match=r"no picture with the id 'other'"):
         process([{**samples[0], 'img_id': 'other'}], INSTANCES)
     samples[0]['pred_instances']['masks'] = samples[0]['pred_instances']['masks'][:, 1:]
