@@ -1,0 +1,229 @@
+"""Any known layout loads into our models, by whatever tool: renamed, fitted, counted, checked.
+
+A model is known by its head. When one of ours becomes a model's child, the model gets a hook in
+front of its ``load_state_dict``, which sees the backbone's weights as well; torch and MMEngine
+both call it. Models without our heads are never touched.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from mmseg_m2f import checkpoints
+from mmseg_m2f.adapters import load_report
+from mmseg_m2f.adapters.checkpoint_io import CheckpointError
+from mmseg_m2f.adapters.heads import MaskHead
+
+LAYOUT_NAMES = {
+    'mmseg_m2f': 'mmseg_m2f',
+    'detectron2': 'the official code (Detectron2)',
+    'mmdet': "MMDetection's own head",
+    'mmseg': "MMSegmentation's own head",
+    'hf': 'Hugging Face',
+    'torchvision': 'a ResNet of torchvision',
+    'timm': 'a backbone of timm',
+    'swin': "Microsoft's Swin",
+}
+_FIX = (
+    'Take the config that belongs to the checkpoint. If the difference is meant, lower the bound: '
+    '--min-matched of our tools, or mmseg_m2f.adapters.loading.load_rules(min_matched=...)'
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadRules:
+    """What a load must fulfil.
+
+    Args:
+        min_matched: smallest share of matching tensors in each module of the model, in [0, 1].
+        other_classes: whether a checkpoint with another number of classes is fitted (a training
+            goes on from there) or refused (a test would give nonsense).
+    """
+
+    min_matched: float = 0.95
+    other_classes: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_matched <= 1:
+            raise ValueError(f'min_matched must be between 0 and 1, got {self.min_matched}')
+
+
+_RULES: ContextVar[LoadRules] = ContextVar('load_rules', default=LoadRules())  # noqa: B039 - frozen
+
+
+@contextmanager
+def load_rules(min_matched: float = 0.95, other_classes: bool = True) -> Iterator[None]:
+    """Other `LoadRules` for every load inside of the ``with`` statement."""
+    token = _RULES.set(LoadRules(min_matched=min_matched, other_classes=other_classes))
+    try:
+        yield
+    finally:
+        _RULES.reset(token)
+
+
+def watch_for_heads() -> None:
+    """From now on every model that gets one of our heads gets the hook; may be called again."""
+    hooks = torch_module._global_module_registration_hooks
+    if _add_hook not in hooks.values():
+        torch_module.register_module_module_registration_hook(_add_hook)
+
+
+def _add_hook(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    if name not in checkpoints.HEADS or not isinstance(child, MaskHead):
+        return
+    known = parent._load_state_dict_pre_hooks.values()
+    # A head may be replaced: by its copy with other norms, for instance.
+    if not any(getattr(hook, 'hook', None) is _before_loading for hook in known):
+        parent.register_load_state_dict_pre_hook(_before_loading)
+
+
+def head_name(model: nn.Module) -> str:
+    """What ``model`` calls its head.
+
+    Raises:
+        ValueError: none of its children is one of our heads.
+    """
+    for name in checkpoints.HEADS:
+        if isinstance(getattr(model, name, None), MaskHead):
+            return name
+    raise ValueError(
+        f'{type(model).__name__} has no head of mmseg_m2f, neither as '
+        f'{" nor as ".join(checkpoints.HEADS)}'
+    )
+
+
+def _before_loading(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    stored = {
+        key.removeprefix(prefix): value
+        for key, value in state_dict.items()
+        if key.startswith(prefix)
+    }
+    if not stored:
+        return
+    fitted = fit(model, stored)
+    for key in stored:
+        del state_dict[prefix + key]
+    state_dict.update({prefix + key: value for key, value in fitted.items()})
+
+
+def fit(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of any known layout under the names of ``model``, with its numbers of rows.
+
+    What was recognised, changed and left over is logged, per module.
+
+    Raises:
+        CheckpointError: the layout is not known, or the weights do not keep the `LoadRules`.
+    """
+    head, expected = head_name(model), model.state_dict()
+    layout, weights = _renamed(stored, expected, head)
+    if not any(key.startswith(f'{head}.') for key in weights) and _RULES.get().min_matched > 0:
+        raise CheckpointError(
+            f'the checkpoint holds a backbone only ({LAYOUT_NAMES[layout]}), the model has a head '
+            'as well. To start a training from it, set model.backbone.init_cfg='
+            "dict(type='Pretrained', checkpoint=FILE, prefix='backbone.') with what "
+            'tools/convert_checkpoint.py makes of it; to load it as a part, set the least share '
+            'to 0: load_rules(min_matched=0), --min-matched 0'
+        )
+    weights, reshaped = _with_rows_of(expected, weights, head)
+    check(expected, weights, reshaped)
+    return weights
+
+
+def _renamed(
+    stored: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str
+) -> tuple[str, dict[str, Tensor]]:
+    if _has_names_of(expected, stored, head):
+        return 'mmseg_m2f', dict(stored)
+    try:
+        layout = checkpoints.detect_layout(stored)
+        weights = checkpoints.to_ours(stored, layout, head)
+    except checkpoints.UnknownLayoutError as error:
+        raise CheckpointError(f'this is no checkpoint of a Mask2Former: {error}') from error
+    except ValueError as error:
+        raise CheckpointError(f'the checkpoint cannot be converted: {error}') from error
+    print_log(
+        f'the checkpoint has the layout of {LAYOUT_NAMES[layout]}: converted for {head}',
+        logger='current',
+    )
+    return layout, weights
+
+
+def _has_names_of(model: Mapping[str, Tensor], stored: Mapping[str, Tensor], head: str) -> bool:
+    """Whether most names are the model's: of the head if there is one, for backbones agree.
+
+    Parts of users' own have names that no layout knows.
+    """
+    pool = [key for key in stored if key.startswith(f'{head}.')]
+    if not pool and not any(
+        key.startswith(f'{name}.') for key in stored for name in checkpoints.HEADS
+    ):
+        pool = list(stored)
+    return 2 * sum(key in model for key in pool) > len(pool)
+
+
+def _with_rows_of(
+    model: Mapping[str, Tensor], weights: dict[str, Tensor], head: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights for the model's numbers of queries and classes, and the names of what changed.
+
+    The same on every process, whatever its random numbers: they load each for themselves.
+    """
+    fitted = weights
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for what, table, spare, resize in (
+            ('queries', f'{head}.decoder.query_feat.weight', 0, checkpoints.resize_queries),
+            ('classes', f'{head}.decoder.class_embed.weight', 1, checkpoints.resize_classes),
+        ):
+            if table not in model or table not in fitted:
+                continue
+            given, wanted = len(fitted[table]) - spare, len(model[table]) - spare
+            if given == wanted or fitted[table].shape[1:] != model[table].shape[1:]:
+                continue
+            if what == 'classes':
+                _allow_other_classes(given, wanted)
+            fitted = resize(fitted, wanted)
+            done = 'the first are kept' if given > wanted else 'noisy copies fill up'
+            print_log(
+                f'the checkpoint has {given} {what}, the model {wanted}: {done}',
+                logger='current',
+                level=logging.WARNING,
+            )
+    return fitted, [key for key in fitted if fitted[key] is not weights[key]]
+
+
+def _allow_other_classes(given: int, wanted: int) -> None:
+    if not _RULES.get().other_classes:
+        raise CheckpointError(
+            f'the checkpoint has {given} classes, the model {wanted}, so its predictions would '
+            'mean nothing: take the config of the data set it was trained on, or train on from '
+            f'it (load_from of tools/train.py) for {wanted} classes'
+        )
+
+
+def check(
+    model: Mapping[str, Tensor], weights: Mapping[str, Tensor], reshaped: list[str] | None = None
+) -> None:
+    """Logs how ``weights`` fit the state dict of a model, both under our names.
+
+    Raises:
+        CheckpointError: a module has less than ``min_matched``.
+    """
+    matches = load_report.compare(model, weights, reshaped or ())
+    print_log(f'loading the checkpoint: {load_report.table(matches)}', logger='current')
+    min_matched = _RULES.get().min_matched
+    wrong = load_report.misfits(matches, min_matched)
+    if wrong:
+        described = '. '.join(load_report.description(match, model, weights) for match in wrong)
+        raise CheckpointError(
+            f'the checkpoint is of another architecture than the model (less than '
+            f'{min_matched:.0%} match). {described}. {_FIX}.'
+        )
