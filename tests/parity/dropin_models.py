@@ -1,0 +1,258 @@
+"""Stock Mask2Former configs, as they are and with the drop-in: run in a process of its own.
+
+``python -m tests.parity.dropin_models PACKAGE FOLDER [BLOCKED]`` builds every stock config of the
+package with its widths cut, notes its logits, imports the drop-in by a child config, loads the
+stock weights, compares, trains two iterations, and writes what it saw to
+``FOLDER/PACKAGE.json``. One is built once more in its full size and loads its weights from a file.
+With a module ``BLOCKED``, whose import fails, there may be no stock head: one ResNet and one Swin
+of each data set train, nothing is compared.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor, nn
+
+from mmseg_m2f.core import decoder as core_decoder
+from tests.parity.parity_weights import redraw
+from tests.reduced import backbone_channels
+
+HEADS = {'mmseg': 'decode_head', 'mmdet': 'panoptic_head'}
+FULL = {
+    'mmseg': 'mask2former_r50_8xb2-90k_cityscapes-512x1024',
+    'mmdet': 'mask2former_r50_8xb2-lsj-50e_coco-panoptic',
+}
+SIZE = (64, 96)
+# Every width of the stock heads to a small one.
+SMALLER = {
+    'embed_dims': {256: 64},
+    'feat_channels': {256: 64},
+    'out_channels': {256: 64},
+    'num_feats': {128: 32},
+    'feedforward_channels': {1024: 96, 2048: 128},
+    'num_groups': {32: 8},
+    'num_layers': {6: 2, 9: 4},
+    'num_queries': {100: 12, 200: 14},
+    'num_points': {12544: 64},
+}
+
+
+def stock_configs(package: str) -> list[Path]:
+    folder = Path(importlib.util.find_spec(package).submodule_search_locations[0])
+    return sorted((folder / '.mim/configs/mask2former').glob('*.py'))
+
+
+def reduce(cfg: Config, package: str, full: bool) -> Config:
+    model = cfg.model
+    model.backbone.init_cfg = None
+    if package == 'mmseg':
+        model.data_preprocessor.size = SIZE
+    else:
+        model.data_preprocessor.batch_augments[0].size = SIZE
+    if full:
+        return cfg
+    if model.backbone.type == 'ResNet':
+        model.backbone.update(stem_channels=8, base_channels=8)
+    else:
+        model.backbone.update(embed_dims=4 * model.backbone.num_heads[0], depths=[2, 2, 2, 2])
+    model[HEADS[package]] = smaller(model[HEADS[package]])
+    model[HEADS[package]].in_channels = backbone_channels(model.backbone)
+    if 'train_cfg' in model:
+        model.train_cfg = smaller(model.train_cfg)
+    return cfg
+
+
+def smaller(node: Any) -> Any:
+    if isinstance(node, dict):
+        node = {
+            key: SMALLER[key][value] if value in SMALLER.get(key, ()) else smaller(value)
+            if isinstance(value, dict) else value
+            for key, value in node.items()
+        }  # fmt: skip
+        return Config(node)._cfg_dict
+    return node
+
+
+def build(cfg: Config, package: str) -> nn.Module:
+    init_default_scope(package)
+    return importlib.import_module(f'{package}.registry').MODELS.build(cfg.model)
+
+
+def batch(package: str, num_classes: int, num_things: int, dtype: Any = torch.uint8) -> dict:
+    """Two pictures of noise with a few segments each, in the layout of the stock pipelines."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = SIZE
+    inputs, samples = [], []
+    for index in range(2):
+        size = (height - 8 * index, width)
+        inputs.append(torch.randint(256, (3, *size), dtype=torch.uint8, generator=generator))
+        label_map = torch.randint(num_classes, (4, 6), generator=generator)
+        label_map = label_map.repeat_interleave(16, 0).repeat_interleave(16, 1)[: size[0]]
+        samples.append(sample(package, label_map, num_things, index))
+    return {'inputs': inputs, 'data_samples': samples}
+
+
+def sample(package: str, label_map: Tensor, num_things: int, index: int) -> Any:
+    size = tuple(label_map.shape)
+    meta = {'img_path': f'{index}.jpg', 'img_shape': size, 'ori_shape': size, 'pad_shape': size}
+    if package == 'mmseg':
+        from mmseg.structures import SegDataSample
+
+        label_map = torch.where(torch.arange(size[1]) < 5, 255, label_map)
+        return SegDataSample(gt_sem_seg=PixelData(data=label_map[None]), metainfo=meta)
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+
+    labels = label_map[label_map < num_things].unique()
+    masks = (label_map == labels[:, None, None]).numpy().astype('uint8')
+    data = DetDataSample(metainfo=meta)
+    data.gt_instances = InstanceData(labels=labels, masks=BitmapMasks(masks, *size))
+    if (label_map >= num_things).any():
+        data.gt_sem_seg = PixelData(sem_seg=label_map[None])
+    return data
+
+
+def inputs_of(model: nn.Module, data: dict) -> tuple[Tensor, list]:
+    inputs = model.data_preprocessor(data, training=True)
+    return inputs['inputs'], inputs['data_samples']
+
+
+@torch.no_grad()
+def stock_logits(model: nn.Module, head: Any, data: dict) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Class and mask logits of the last prediction, and where each layer may attend."""
+    open_masks: list[Tensor] = []
+    forward_head, num_heads = head._forward_head, head.num_heads
+
+    def note_mask(*args: Any) -> Any:
+        output = forward_head(*args)
+        blocked = output[2].unflatten(0, (-1, num_heads))[:, :1]
+        open_masks.append(~blocked | blocked.all(-1, keepdim=True))
+        return output
+
+    head._forward_head = note_mask
+    pictures, samples = inputs_of(model, data)
+    class_logits, mask_logits = head(model.extract_feat(pictures), samples)
+    del head._forward_head
+    return class_logits[-1], mask_logits[-1], open_masks
+
+
+@contextmanager
+def attending(open_masks: list[Tensor]) -> Iterator[list[float]]:
+    """Their attention masks: a logit at the threshold may fall to either side.
+
+    Yields the share of each in which our own would differ.
+    """
+    masks, ours, differing = iter(open_masks), core_decoder.attention_mask, []
+
+    def theirs(*args: Tensor) -> Tensor:
+        mask = next(masks)
+        differing.append((ours(*args) != mask).float().mean().item())
+        return mask
+
+    core_decoder.attention_mask = theirs
+    try:
+        yield differing
+    finally:
+        core_decoder.attention_mask = ours
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """As a share of the range of what is compared."""
+    assert theirs.max() - theirs.min() > 1
+    return ((ours - theirs).abs().max() / (theirs.max() - theirs.min())).item()
+
+
+@torch.no_grad()
+def compare(model: nn.Module, head: Any, data: dict, stock: tuple) -> dict[str, float]:
+    class_logits, mask_logits, open_masks = stock
+    pictures, _ = inputs_of(model, data)
+    with attending(open_masks) as differing:
+        found = head(model.extract_feat(pictures))
+    return {
+        'class': difference(found[0], class_logits),
+        'mask': difference(found[1], mask_logits),
+        'attention': max(differing),
+    }
+
+
+def train(model: nn.Module, cfg: Config, data: dict) -> list[dict[str, float]]:
+    """The losses of two iterations, with the config's own optimiser."""
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    model.train()
+    steps = [model.train_step(data, wrapper) for _ in range(2)]
+    return [{name: float(value) for name, value in step.items()} for step in steps]
+
+
+def parts(head: nn.Module) -> list[str]:
+    objects = [head, head.pixel_decoder, head.decoder, head.matcher, head.criterion]
+    losses = [head.criterion.class_loss, head.criterion.mask_loss, head.criterion.dice_loss]
+    return [f'{type(o).__module__}.{type(o).__name__}' for o in [*objects, *losses]]
+
+
+def data_for(cfg: Config, package: str) -> dict:
+    head = cfg.model[HEADS[package]]
+    if package == 'mmseg':
+        return batch(package, head.num_classes, head.num_classes)
+    return batch(package, head.num_things_classes + head.num_stuff_classes, head.num_things_classes)
+
+
+def run(path: Path, package: str, folder: Path, stock: dict, is_full: bool) -> dict[str, Any]:
+    """What was seen of one config with the drop-in."""
+    child = folder / path.name
+    child.write_text(f"_base_ = ['{path}']\n{LINE}\n")
+    cfg = reduce(Config.fromfile(child), package, is_full)
+    model = build(cfg, package)
+    head, data = getattr(model, HEADS[package]), data_for(cfg, package)
+    seen: dict[str, Any] = {'parts': parts(head), 'model': type(model).__module__}
+    if stock:
+        state, logits = stock.pop((path, is_full))
+        if is_full:
+            torch.save({'state_dict': state}, folder / 'stock.pth')
+            load_checkpoint(model, str(folder / 'stock.pth'), strict=True)
+        else:
+            model.load_state_dict(state)
+        seen |= compare(model.eval(), head, data, logits)
+    if not is_full:
+        seen['steps'] = train(model, cfg, data)
+    return seen
+
+
+def main(package: str, folder: Path, blocked: str | None = None) -> None:
+    paths, stock = stock_configs(package), {}
+    cases = [(path, False) for path in paths]
+    if blocked:
+        sys.modules[blocked] = None
+        cases = [case for case in cases if '_r50_' in case[0].stem or '_swin-t' in case[0].stem]
+    else:
+        cases += [(path, True) for path in paths if path.stem == FULL[package]]
+        for path, is_full in cases:
+            cfg = reduce(Config.fromfile(path), package, is_full)
+            model = build(cfg, package).eval()
+            redraw(model)
+            logits = stock_logits(model, getattr(model, HEADS[package]), data_for(cfg, package))
+            stock[path, is_full] = (model.state_dict(), logits)
+    seen = {
+        f'{path.stem}{" in full" * is_full}': run(path, package, folder, stock, is_full)
+        for path, is_full in cases
+    }
+    assert not blocked or sys.modules[blocked] is None
+    (folder / f'{package}.json').write_text(json.dumps(seen))
+
+
+LINE = "custom_imports = dict(imports=['mmseg_m2f.dropin'])"
+
+
+if __name__ == '__main__':
+    torch.manual_seed(0)
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
