@@ -6,7 +6,9 @@ are answered at once.
 
 import argparse
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +69,31 @@ def create_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_min_matched(parser: argparse.ArgumentParser) -> None:
+    """``--min-matched``, for tools that load weights."""
+    parser.add_argument(
+        '--min-matched',
+        type=_share,
+        default=0.95,
+        metavar='SHARE',
+        help='smallest share of tensors that must match in each module of the model (default: '
+        '%(default)s); 0 loads whatever fits',
+    )
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'must be between 0 and 1, got {text}')
+    return value
+
+
+def check_checkpoint(path: str, what: str) -> None:
+    """As `check_file`; a folder of Hugging Face is a checkpoint as well."""
+    if not Path(path).is_dir():
+        check_file(path, what)
+
+
 def check_file(path: str, what: str) -> None:
     """Raises UsageError if a local file is not there; addresses are left to MMEngine."""
     if '://' not in path and not Path(path).is_file():
@@ -97,6 +124,19 @@ def build_runner(config: 'Config') -> 'Runner':
     from mmengine.runner import Runner
 
     return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+
+
+@contextmanager
+def stop_at_bad_checkpoint(min_matched: float, other_classes: bool = True) -> Iterator[None]:
+    """Loads by these rules; a checkpoint that breaks them ends the program with one message."""
+    from mmseg_m2f.adapters.checkpoint_io import CheckpointError
+    from mmseg_m2f.adapters.loading import load_rules
+
+    try:
+        with load_rules(min_matched, other_classes):
+            yield
+    except CheckpointError as error:
+        sys.exit(f'{type(error).__name__}: {error}')
 
 
 def _start_cpu_processes(config: 'Config') -> None:

@@ -6,7 +6,15 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import UsageError, build_runner, check_file, create_parser, load_config
+from command_line import (
+    UsageError,
+    add_min_matched,
+    build_runner,
+    check_checkpoint,
+    create_parser,
+    load_config,
+    stop_at_bad_checkpoint,
+)
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -19,7 +27,12 @@ TRUTH_FOLDERS = ('seg_map_path', 'label_map')
 
 def create_test_parser() -> argparse.ArgumentParser:
     parser = create_parser('Test a model.')
-    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument(
+        'checkpoint',
+        help='checkpoint file or address, of mmseg_m2f or of the official code, mmdet, mmseg or '
+        'Hugging Face',
+    )
+    add_min_matched(parser)
     parser.add_argument(
         '--out',
         metavar='DIR',
@@ -119,7 +132,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def apply_options(config: 'Config', args: argparse.Namespace) -> None:
-    check_file(args.checkpoint, 'checkpoint')
+    check_checkpoint(args.checkpoint, 'checkpoint')
     config.load_from = args.checkpoint
     config.resume = False
     # Before --tta wraps the model.
@@ -141,7 +154,9 @@ def main() -> None:
         apply_options(config, args)
     except UsageError as error:
         parser.error(str(error))
-    build_runner(config).test()
+    # Other classes than the checkpoint's would make the predictions nonsense.
+    with stop_at_bad_checkpoint(args.min_matched, other_classes=False):
+        build_runner(config).test()
 
 
 if __name__ == '__main__':

@@ -3,7 +3,15 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from command_line import UsageError, build_runner, check_file, create_parser, load_config
+from command_line import (
+    UsageError,
+    add_min_matched,
+    build_runner,
+    check_checkpoint,
+    create_parser,
+    load_config,
+    stop_at_bad_checkpoint,
+)
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -26,6 +34,7 @@ def create_train_parser() -> argparse.ArgumentParser:
         action='store_true',
         help=f'mixed precision by {AMP_WRAPPER}: on a GPU; on the CPU training stays float32',
     )
+    add_min_matched(parser)
     return parser
 
 
@@ -34,7 +43,7 @@ def set_resume(config: 'Config', resume: str | None) -> None:
         return
     config.resume = True
     if resume != 'auto':
-        check_file(resume, 'checkpoint to resume from')
+        check_checkpoint(resume, 'checkpoint to resume from')
         config.load_from = resume
 
 
@@ -57,7 +66,8 @@ def main() -> None:
             enable_amp(config)
     except UsageError as error:
         parser.error(str(error))
-    build_runner(config).train()
+    with stop_at_bad_checkpoint(args.min_matched):
+        build_runner(config).train()
 
 
 if __name__ == '__main__':

@@ -11,7 +11,8 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -107,13 +108,20 @@ def save_weights(
         TypeError: ``meta`` holds something else; the message says where.
     """
     meta = meta or {}
-    _check_plain(meta, 'meta')
+    check_plain(meta, 'meta')
     state = {key: value.detach().cpu().clone() for key, value in weights.items()}
+    with written_whole(path) as part:
+        torch.save({'meta': meta, 'state_dict': state}, part)
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A file beside ``path`` to write to, which takes its place if nothing goes wrong."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
-        torch.save({'meta': meta, 'state_dict': state}, part)
+        yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -197,10 +205,7 @@ def install_safe_loader() -> None:
 def _refusal(file: File, name: str, reason: str) -> CheckpointError:
     found = re.search(r'GLOBAL (\S+)(?: with fields)?', reason)
     if not found and not has_mark_of_torch(file):
-        return CheckpointError(
-            f'{name} is not a checkpoint, or a damaged one: neither torch.save nor NumPy arrays '
-            'in a pickle look like this'
-        )
+        return CheckpointError(f'{name} is not a checkpoint: torch.save did not write it')
     asked = found.group().replace('GLOBAL', 'the name') if found else 'an unknown instruction'
     return UnsafeCheckpointError(
         f'{name} was refused and nothing of it was run: beside tensors and plain values it asks '
@@ -250,14 +255,15 @@ def _download(url: str, path: Path) -> None:
     torch.hub.download_url_to_file(url, str(path), progress=os.isatty(2))
 
 
-def _check_plain(value: Any, where: str) -> None:
+def check_plain(value: Any, where: str) -> None:
+    """Raises TypeError, with the place, if ``value`` holds more than plain values."""
     if isinstance(value, dict):
         for key, item in value.items():
-            _check_plain(key, f'a key of {where}')
-            _check_plain(item, f'{where}[{key!r}]')
+            check_plain(key, f'a key of {where}')
+            check_plain(item, f'{where}[{key!r}]')
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            _check_plain(item, f'{where}[{index}]')
+            check_plain(item, f'{where}[{index}]')
     elif value is not None and type(value) not in (str, int, float, bool):
         raise TypeError(f'{where} must be a plain value, got {type(value).__name__}')
 

@@ -29,7 +29,7 @@ def load_container(file: File, name: str, map_location: MapLocation = None) -> A
 
     Raises:
         pickle.UnpicklingError: It names something beyond tensors and plain values; the message
-            then holds ``GLOBAL <name>``. Or it is damaged.
+            then holds ``GLOBAL <name>``. Or torch's reader finds it damaged.
         ImportError: It needs safetensors, which is not installed.
         Errors of the readers on damaged files pass through.
     """
@@ -89,7 +89,12 @@ def _load_safetensors(file: BinaryIO) -> tuple[dict[str, Tensor], dict]:
 
 def _load_pickle(file: BinaryIO) -> tuple[dict[str, Tensor], dict]:
     """Detectron2's files: arrays in ``model``, beside them who wrote it; or arrays alone."""
-    content = load_arrays(file)
+    try:
+        content = load_arrays(file)
+    except pickle.UnpicklingError as error:
+        if 'GLOBAL' in str(error):
+            raise
+        raise ValueError(str(error)) from error
     arrays = content.get('model', content) if isinstance(content, dict) else None
     if not isinstance(arrays, dict) or not arrays:
         raise ValueError('a pickle without a dictionary of arrays')

@@ -29,7 +29,7 @@ def load_tool(monkeypatch):
     return load
 
 
-@pytest.mark.parametrize('tool', ['train.py', 'test.py', 'demo.py'])
+@pytest.mark.parametrize('tool', ['train.py', 'test.py', 'demo.py', 'convert_checkpoint.py'])
 def test_help_is_fast_and_succeeds(tool, tmp_path):
     done = run(sys.executable, '-X', 'importtime', TOOLS / tool, '-h', cwd=tmp_path)
     assert done.returncode == 0

@@ -1,0 +1,186 @@
+"""Checkpoint files from one project to another."""
+
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from mmseg_m2f import checkpoints
+from mmseg_m2f.adapters.checkpoint_io import (
+    CheckpointError,
+    check_plain,
+    save_weights,
+    written_whole,
+)
+from mmseg_m2f.adapters.loading import check, head_name, load_rules
+
+SUFFIXES = {'mmseg_m2f': '.pth', 'detectron2': '.pkl', 'mmdet': '.pth', 'mmseg': '.pth'}
+SUFFIXES['hf'] = '.safetensors'
+ORDERS = ('things-first',)
+
+# Of a checkpoint of OpenMMLab, what is true of its weights under any names.
+_KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE')
+
+
+class Conversion(NamedTuple):
+    """What was converted: the layout that was found, and how many tensors were written where."""
+
+    layout: str
+    target: str
+    num_tensors: int
+    path: Path
+
+
+def convert_checkpoint(
+    src: str | Path,
+    dst: str | Path,
+    config: str | Path | Config | None = None,
+    source: str = 'auto',
+    target: str = 'mmseg_m2f',
+    min_matched: float = 0.95,
+    reorder: str | Sequence[int] | None = None,
+) -> Conversion:
+    """Writes the weights of ``src`` under the names of ``target``, whole or not at all.
+
+    Args:
+        src: a file, a folder of Hugging Face, or an address MMEngine knows.
+        dst: ``.pkl`` for Detectron2, ``.safetensors`` for Hugging Face, else ``.pth``.
+        config: of a model with one of our heads that the weights have to fit: as many classes, and
+            in each module at least ``min_matched`` of the tensors, which is logged. Its head's
+            name is taken if ``target`` is ours.
+        source: the layout of ``src``: ``auto``, or one of `checkpoints.LAYOUTS` or, for backbones,
+            `checkpoints.BACKBONE_LAYOUTS`.
+        target: one of `checkpoints.LAYOUTS`; a backbone alone can become ours only.
+        min_matched: in [0, 1].
+        reorder: the new order of the classes, as their old indices, or ``things-first``: the order
+            of mmdet's panoptic data sets, by the ``thing_ids`` of the config.
+
+    Raises:
+        CheckpointError: ``src`` is no checkpoint, or its weights do not fit the target.
+        ValueError: wrong arguments.
+    """
+    _check_arguments(dst, source, target, reorder, config)
+    checkpoint = CheckpointLoader.load_checkpoint(os.fspath(src), map_location='cpu')
+    stored = _weights_of(checkpoint, src)
+    model = None if config is None else _build(config)
+    try:
+        layout = checkpoints.detect_layout(stored) if source == 'auto' else source
+        head = _head_for(target, stored) if model is None else head_name(model)
+        weights = checkpoints.to_ours(stored, layout, head)
+        if reorder is not None:
+            weights = checkpoints.reorder_classes(weights, _order(reorder, model))
+        written = checkpoints.to_theirs(weights, target)
+    except ValueError as error:
+        raise CheckpointError(f'{src} cannot be converted: {error}') from error
+    if model is not None:
+        _check_fit(model, weights, min_matched)
+    # The names of the classes are in the old order.
+    meta = {} if reorder else _plain_meta(checkpoint.get('meta') or {})
+    _write(written, target, Path(dst), meta)
+    return Conversion(layout, target, len(written), Path(dst))
+
+
+def _check_arguments(dst: str | Path, source: str, target: str, reorder: Any, config: Any) -> None:
+    known = ('auto', *checkpoints.LAYOUTS, *checkpoints.BACKBONE_LAYOUTS)
+    if source not in known:
+        raise ValueError(f'the source must be one of {", ".join(known)}, got {source!r}')
+    if target not in SUFFIXES:
+        raise ValueError(f'the target must be one of {", ".join(SUFFIXES)}, got {target!r}')
+    if Path(dst).suffix != SUFFIXES[target]:
+        raise ValueError(f'files of {target} end in {SUFFIXES[target]}, got {os.fspath(dst)!r}')
+    if isinstance(reorder, str) and reorder not in ORDERS:
+        raise ValueError(f'reorder must be one of {", ".join(ORDERS)}, got {reorder!r}')
+    if isinstance(reorder, str) and config is None:
+        raise ValueError(f'{reorder} needs a config: the thing_ids of its head say what a thing is')
+
+
+def _weights_of(checkpoint: Any, src: str | Path) -> dict[str, Tensor]:
+    weights = checkpoint.get('state_dict') if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or not weights:
+        raise CheckpointError(f'{src} holds no weights: neither state_dict nor model')
+    return {key.removeprefix('module.'): value for key, value in weights.items()}
+
+
+def _build(config: str | Path | Config) -> nn.Module:
+    cfg = config if isinstance(config, Config) else Config.fromfile(config)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        model = MODELS.build(cfg.model)
+    head_name(model)
+    return model
+
+
+def _head_for(target: str, stored: Mapping[str, Tensor]) -> str:
+    """The head's name without a config; loading takes either."""
+    if target == 'mmdet' or (
+        target != 'mmseg' and any(key.startswith('panoptic_head.') for key in stored)
+    ):
+        return 'panoptic_head'
+    return 'decode_head'
+
+
+def _order(reorder: str | Sequence[int], model: nn.Module | None) -> Sequence[int]:
+    if not isinstance(reorder, str):
+        return reorder
+    head = getattr(model, head_name(model)) if model is not None else None
+    is_thing = getattr(head, 'is_thing', None)
+    if is_thing is None:
+        raise ValueError(f'{reorder} needs the config of a model with things and stuff')
+    return checkpoints.things_first(is_thing.nonzero().flatten().tolist(), len(is_thing))
+
+
+def _check_fit(model: nn.Module, weights: dict[str, Tensor], min_matched: float) -> None:
+    with load_rules(min_matched=min_matched, other_classes=False):
+        if any(key.startswith(f'{head_name(model)}.') for key in weights):
+            model.load_state_dict(weights, strict=False)
+        else:
+            expected = model.state_dict()
+            check({key: expected[key] for key in expected if key.startswith('backbone.')}, weights)
+
+
+def _plain_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for key in _KEPT_META:
+        with suppress(TypeError, KeyError):
+            check_plain(meta[key], key)
+            kept[key] = meta[key]
+    return kept
+
+
+def _write(weights: Mapping[str, Tensor], target: str, path: Path, meta: dict[str, Any]) -> None:
+    if target in ('mmseg_m2f', 'mmdet', 'mmseg'):
+        save_weights(weights, path, meta)
+        return
+    # Neither shares memory nor leaves gaps: safetensors would refuse it.
+    plain = {key: value.detach().clone().contiguous() for key, value in weights.items()}
+    with written_whole(path) as part:
+        if target == 'hf':
+            _safetensors_writer()(plain, part, metadata={'format': 'pt'})
+        else:
+            _pickle_arrays(plain, part)
+
+
+def _pickle_arrays(weights: Mapping[str, Tensor], path: Path) -> None:
+    """As Detectron2 reads it; NumPy lacks bfloat16."""
+    arrays = {
+        key: (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        for key, value in weights.items()
+    }
+    content = {'model': arrays, '__author__': 'mmseg_m2f', 'matching_heuristics': True}
+    with open(path, 'wb') as opened:
+        pickle.dump(content, opened, protocol=4)
+
+
+def _safetensors_writer() -> Any:
+    try:
+        from safetensors.torch import save_file
+    except ImportError as error:
+        raise ImportError('writing .safetensors needs: pip install safetensors') from error
+    return save_file

@@ -1,0 +1,271 @@
+"""Checkpoint files become other projects' and come back; nothing is left of what fails."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+from safetensors import safe_open
+from torch import Tensor, nn
+
+import mmseg_m2f.adapters  # noqa: F401 - the loader
+from mmseg_m2f.adapters.checkpoint_io import CheckpointError, UnsafeCheckpointError, read_checkpoint
+from mmseg_m2f.adapters.conversion import SUFFIXES, convert_checkpoint
+
+CLASSES = ('wall', 'sky', 'car')
+
+
+def head(**changes: object) -> dict:
+    return {
+        'num_classes': 3,
+        'num_queries': 6,
+        'in_channels': [8, 16, 32, 64],
+        'pixel_decoder': {'channels': 32, 'num_layers': 1, 'ffn_dim': 16},
+        'decoder': {'num_layers': 1, 'ffn_dim': 16},
+        **changes,
+    }
+
+
+def segmentor(**changes: object) -> dict:
+    return {
+        'type': 'mmseg.EncoderDecoder',
+        'backbone': {'type': 'ResNet', 'depth': 18, 'stem_channels': 8, 'base_channels': 8},
+        'decode_head': {'type': 'mmseg_m2f.Mask2FormerHead', **head(**changes)},
+    }
+
+
+def build(model: dict) -> nn.Module:
+    init_default_scope('mmseg')
+    return MODELS.build(model)
+
+
+def config(**changes: object) -> Config:
+    return Config({'model': segmentor(**changes), 'default_scope': 'mmseg'})
+
+
+@pytest.fixture
+def state() -> dict[str, Tensor]:
+    return build(segmentor()).state_dict()
+
+
+@pytest.fixture
+def source(state: dict[str, Tensor], tmp_path: Path) -> Path:
+    """As a training leaves it."""
+    path = tmp_path / 'in' / 'iter_2.pth'
+    path.parent.mkdir()
+    meta = {'dataset_meta': {'classes': CLASSES}, 'cfg': 'a = 1', 'iter': 2}
+    torch.save({'state_dict': state, 'meta': meta, 'optimizer': {'state': {}}}, path)
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / 'new' / 'out'
+
+
+@pytest.mark.parametrize('target', SUFFIXES)
+def test_there_and_back(source: Path, state: dict[str, Tensor], out: Path, target: str) -> None:
+    file, back = out.with_suffix(SUFFIXES[target]), out.with_name('back.pth')
+    done = convert_checkpoint(source, file, config(), target=target, min_matched=1)
+    assert done == ('mmseg_m2f', target, len(read_checkpoint(file)['state_dict']), file)
+    again = convert_checkpoint(file, back, config(), min_matched=1)
+    assert again.layout == target
+    got = torch.load(back, weights_only=True)
+    assert got['state_dict'].keys() == state.keys()
+    assert all(torch.equal(got['state_dict'][key], value) for key, value in state.items())
+    assert sorted(path.name for path in out.parent.iterdir()) == sorted([file.name, back.name])
+    keeps_meta = target not in ('detectron2', 'hf')
+    assert got['meta'] == ({'dataset_meta': {'classes': CLASSES}} if keeps_meta else {})
+
+
+def test_detectron2_file_is_what_detectron2_reads(source: Path, out: Path) -> None:
+    file = out.with_suffix('.pkl')
+    convert_checkpoint(source, file, target='detectron2')
+    with file.open('rb') as opened:
+        content = pickle.load(opened, encoding='latin1')
+    assert content['__author__'] == 'mmseg_m2f'
+    assert content['matching_heuristics'] is True
+    weights = content['model']
+    assert {type(value).__name__ for value in weights.values()} == {'ndarray'}
+    assert weights['sem_seg_head.predictor.query_feat.weight'].shape == (6, 32)
+    assert weights['backbone.stem.conv1.norm.running_var'].dtype == 'float32'
+
+
+def test_huggingface_file_names_its_framework(source: Path, out: Path) -> None:
+    file = out.with_suffix('.safetensors')
+    convert_checkpoint(source, file, target='hf')
+    with safe_open(file, framework='pt') as opened:
+        assert opened.metadata() == {'format': 'pt'}
+        assert 'class_predictor.weight' in opened.keys()  # noqa: SIM118 - no dict
+
+
+def test_heads_of_mmdet_and_mmseg(source: Path, state: dict[str, Tensor], out: Path) -> None:
+    for target, head_name in (('mmdet', 'panoptic_head'), ('mmseg', 'decode_head')):
+        file = out.with_suffix('.pth')
+        convert_checkpoint(source, file, target=target)
+        names = read_checkpoint(file)['state_dict']
+        assert f'{head_name}.cls_embed.weight' in names
+        assert not any(name.startswith(f'{head_name}.decoder.') for name in names)
+        source = file
+    convert_checkpoint(source, out.with_suffix('.pth'), config(), min_matched=1)
+
+
+def test_detectors_head(source: Path, out: Path) -> None:
+    pytest.importorskip('mmdet')
+    model = {
+        'type': 'mmseg_m2f.Mask2Former',
+        'backbone': segmentor()['backbone'],
+        'panoptic_head': {
+            'type': 'mmseg_m2f.Mask2FormerUniversalHead',
+            **head(thing_ids=[0, 2]),
+        },
+    }
+    cfg = Config({'model': model, 'default_scope': 'mmdet'})
+    file = out.with_suffix('.pth')
+    convert_checkpoint(source, file, cfg, reorder='things-first', min_matched=1)
+    weights, old = (read_checkpoint(path)['state_dict'] for path in (file, source))
+    rows = weights['panoptic_head.decoder.class_embed.weight']
+    assert torch.equal(rows, old['decode_head.decoder.class_embed.weight'][[0, 2, 1, 3]])
+
+
+def test_order_of_the_callers(source: Path, out: Path) -> None:
+    file = out.with_suffix('.pth')
+    convert_checkpoint(source, file, reorder=[2, 0, 1])
+    weights, old = (read_checkpoint(path) for path in (file, source))
+    key = 'decode_head.decoder.class_embed.bias'
+    assert torch.equal(weights['state_dict'][key], old['state_dict'][key][[2, 0, 1, 3]])
+    # The names of the classes would be in the wrong order.
+    assert weights['meta'] == {}
+
+
+def test_a_backbone_alone(state: dict[str, Tensor], tmp_path: Path, out: Path) -> None:
+    backbone = {
+        key.removeprefix('backbone.'): value
+        for key, value in state.items()
+        if key.startswith('backbone.')
+    }
+    path, file = tmp_path / 'resnet.pth', out.with_suffix('.pth')
+    torch.save({**backbone, 'fc.weight': torch.ones(2, 64), 'fc.bias': torch.ones(2)}, path)
+    done = convert_checkpoint(path, file, config(), min_matched=1)
+    assert done.layout == 'torchvision'
+    model = segmentor()
+    model['backbone']['init_cfg'] = {
+        'type': 'Pretrained',
+        'checkpoint': str(file),
+        'prefix': 'backbone.',
+    }
+    built = build(model)
+    built.init_weights()
+    for key, value in backbone.items():
+        assert torch.equal(built.backbone.state_dict()[key], value), key
+    with pytest.raises(CheckpointError, match='cannot be converted: 0 heads'):
+        convert_checkpoint(path, out.with_suffix('.pkl'), target='detectron2')
+
+
+class Hostile:
+    """Unpickling it calls ``os.system``."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f'touch {self.marker}',)
+
+
+def test_a_hostile_file(tmp_path: Path, out: Path) -> None:
+    marker, path = tmp_path / 'run', tmp_path / 'hostile.pkl'
+    path.write_bytes(pickle.dumps({'model': {'a': Hostile(marker)}, '__author__': 'x'}))
+    with pytest.raises(UnsafeCheckpointError, match=r'hostile\.pkl was refused.*posix\.system'):
+        convert_checkpoint(path, out.with_suffix('.pth'))
+    assert not marker.exists()
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize('kind', ['mmseg_m2f', 'detectron2', 'hf'])
+def test_a_truncated_file(source: Path, tmp_path: Path, out: Path, kind: str) -> None:
+    path = tmp_path / f'cut{SUFFIXES[kind]}'
+    convert_checkpoint(source, path, target=kind)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r'cut\.\w+ cannot be read'):
+        convert_checkpoint(path, out.with_suffix('.pth'))
+    assert not out.parent.exists()
+
+
+def test_another_architecture(source: Path, out: Path) -> None:
+    deeper = config(decoder={'num_layers': 3, 'ffn_dim': 16})
+    for target in SUFFIXES:
+        file = out.with_suffix(SUFFIXES[target])
+        with pytest.raises(CheckpointError, match='another architecture'):
+            convert_checkpoint(source, file, deeper, target=target)
+    assert not out.parent.exists()
+    convert_checkpoint(source, out.with_suffix('.pth'), deeper, min_matched=0)
+
+
+def test_another_number_of_classes(source: Path, out: Path) -> None:
+    with pytest.raises(CheckpointError, match='has 3 classes, the model 5'):
+        convert_checkpoint(source, out.with_suffix('.pth'), config(num_classes=5))
+    assert not out.parent.exists()
+
+
+def test_another_number_of_queries_keeps_those_of_the_file(source: Path, out: Path) -> None:
+    file = out.with_suffix('.pth')
+    convert_checkpoint(source, file, config(num_queries=9))
+    weights = read_checkpoint(file)['state_dict']
+    assert len(weights['decode_head.decoder.query_feat.weight']) == 6
+
+
+def test_another_model(tmp_path: Path, out: Path) -> None:
+    path = tmp_path / 'other.pth'
+    for content in ({'state_dict': {'conv_seg.weight': torch.ones(1)}}, {'state_dict': {}}, 5):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=r'other\.pth (cannot be|holds no weights)'):
+            convert_checkpoint(path, out.with_suffix('.pth'))
+    assert not out.parent.exists()
+
+
+def test_a_write_that_fails_leaves_nothing(
+    source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(content: object, file: object, protocol: int) -> None:
+        file.write(b'half')
+        raise OSError('disk full')
+
+    monkeypatch.setattr(pickle, 'dump', fail)
+    with pytest.raises(OSError, match='disk full'):
+        convert_checkpoint(source, out.with_suffix('.pkl'), target='detectron2')
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'target': 'detectron2'}, r'files of detectron2 end in \.pkl'),
+        ({'target': 'caffe'}, 'target must be one of mmseg_m2f, detectron2'),
+        ({'source': 'caffe'}, 'source must be one of auto, mmseg_m2f'),
+        ({'reorder': 'stuff-first'}, 'reorder must be one of things-first'),
+        ({'reorder': 'things-first'}, 'needs a config'),
+    ],
+)
+def test_wrong_arguments(source: Path, out: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(source, out.with_suffix('.pth'), **options)
+    assert not out.parent.exists()
+
+
+def test_a_config_without_our_head(source: Path, out: Path) -> None:
+    model = segmentor()
+    model['decode_head'] = {
+        'type': 'FCNHead',
+        'in_channels': 64,
+        'channels': 8,
+        'num_classes': 3,
+        'norm_cfg': {'type': 'BN'},
+    }
+    with pytest.raises(ValueError, match='EncoderDecoder has no head of mmseg_m2f'):
+        convert_checkpoint(
+            source, out.with_suffix('.pth'), Config({'model': model, 'default_scope': 'mmseg'})
+        )
