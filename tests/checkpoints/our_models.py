@@ -1,5 +1,7 @@
 """Our models with the backbones of the published names."""
 
+from collections.abc import Sequence
+
 import torch
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
@@ -54,11 +56,11 @@ def build_segmentor(backbone: str) -> nn.Module:
 
 
 @torch.no_grad()
-def last_logits(segmentor: nn.Module, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Class logits and mask logits of the last prediction."""
+def last_logits(segmentor: nn.Module, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Class logits and mask logits of the last prediction, from the backbone's maps."""
     from mmseg_m2f.core import mask_logits
 
     head = segmentor.decode_head
-    features = head.pixel_decoder(segmentor.extract_feat(pictures))
+    features = head.pixel_decoder(maps)
     prediction = head.decoder.predict(features)
     return prediction.class_logits, mask_logits(prediction.mask_embed, features.mask_features)

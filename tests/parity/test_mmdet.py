@@ -11,7 +11,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 from torch import Tensor, nn
 
-from mmseg_m2f.checkpoints import from_mmseg, to_mmseg
+from mmseg_m2f.checkpoints import to_ours, to_theirs
 from mmseg_m2f.core import decoder as core_decoder
 
 mmdet = pytest.importorskip('mmdet')
@@ -52,11 +52,6 @@ def their_config() -> Config:
     return model
 
 
-def with_head_named(state: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
-    """mmseg's wrapper of mmdet's head keeps all names but the first."""
-    return {key.replace(f'{old}.', f'{new}.', 1): value for key, value in state.items()}
-
-
 @pytest.fixture(scope='module')
 def models() -> tuple[nn.Module, nn.Module]:
     """Ours and theirs on a ResNet-18, both in test mode."""
@@ -80,8 +75,7 @@ def models() -> tuple[nn.Module, nn.Module]:
             'test_cfg': {'object_mask_thr': OBJECT_MASK_THR, 'overlap_thr': OVERLAP_THR},
         }
     )
-    state = with_head_named(theirs.state_dict(), 'panoptic_head', 'decode_head')
-    ours.load_state_dict(with_head_named(from_mmseg(state), 'decode_head', 'panoptic_head'))
+    ours.load_state_dict(to_ours(theirs.state_dict(), 'mmdet', 'panoptic_head'))
     return ours, theirs
 
 
@@ -96,9 +90,7 @@ def photo() -> dict[str, list]:
 
 def test_key_map_round_trip(models: tuple[nn.Module, nn.Module]) -> None:
     ours, theirs = models
-    state = with_head_named(ours.state_dict(), 'panoptic_head', 'decode_head')
-    back = with_head_named(to_mmseg(state), 'decode_head', 'panoptic_head')
-    expected = {k: v for k, v in theirs.state_dict().items() if 'fusion' not in k}
+    back, expected = to_theirs(ours.state_dict(), 'mmdet'), theirs.state_dict()
     assert back.keys() == expected.keys()
     assert all(torch.equal(back[key], value) for key, value in expected.items())
 

@@ -1,0 +1,400 @@
+"""One set of weights in our models and in others: the same logits, by every way of conversion.
+
+The stock heads of mmseg and mmdet get our weights and give them back; an official checkpoint, made
+from published names, goes to Hugging Face's model by a table of its own and to ours by our key map.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+
+from mmseg_m2f import core
+from mmseg_m2f.checkpoints import detect_layout, to_ours, to_theirs
+from mmseg_m2f.core import decoder as core_decoder
+from tests.checkpoints.published_names import (
+    BACKBONES,
+    NUM_CLASSES,
+    NUM_DECODER_LAYERS,
+    NUM_QUERIES,
+    SWIN_T_DEPTHS,
+    SWIN_T_HEADS,
+    detectron2,
+    random_state,
+)
+
+mmseg = pytest.importorskip('mmseg')
+
+from mmseg.registry import MODELS as MMSEG_MODELS  # noqa: E402
+from parity_weights import redraw  # noqa: E402
+
+from tests.checkpoints.our_models import build_segmentor  # noqa: E402
+
+NUM_HEADS = 8
+PICTURES = (1, 3, 64, 96)
+
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:torch.meshgrid'),
+    # The stock configurations' own.
+    pytest.mark.filterwarnings('ignore:The arguments `dropout` in MultiheadAttention'),
+]
+
+
+class Pair(NamedTuple):
+    """Our model and a stock one of mmseg or mmdet, on the same weights; what holds their heads."""
+
+    ours: nn.Module
+    theirs: nn.Module
+    head: str
+    layout: str
+
+
+class Logits(NamedTuple):
+    """Of all predictions: ``classes (L+1, B, Q, K+1)`` and ``masks (L+1, B, Q, h, w)``."""
+
+    classes: Tensor
+    masks: Tensor
+
+
+def stock_model(package: ModuleType, name: str, head: str, **classes: int) -> Any:
+    """The model of a stock configuration, smaller only by its queries and classes."""
+    folder = Path(package.__file__).parent / '.mim/configs/mask2former'
+    model = Config.fromfile(folder / f'mask2former_{name}.py').model
+    model.backbone.init_cfg = None
+    model[head].update(num_queries=NUM_QUERIES, **classes)
+    model[head].loss_cls.class_weight = [1.0] * NUM_CLASSES + [0.1]
+    return model
+
+
+def segmentors(backbone: str) -> Pair:
+    init_default_scope('mmseg')
+    name = f'{backbone}_8xb2-160k_ade20k-512x512'
+    model = stock_model(mmseg, name, 'decode_head', num_classes=NUM_CLASSES)
+    theirs = MMSEG_MODELS.build(model)
+    model.decode_head = our_head('mmseg_m2f.Mask2FormerHead', model.decode_head)
+    return Pair(MMSEG_MODELS.build(model), theirs, 'decode_head', 'mmseg')
+
+
+def detectors(backbone: str, task: str, things: int, stuff: int) -> Pair:
+    mmdet = pytest.importorskip('mmdet')
+    from mmdet.registry import MODELS
+
+    init_default_scope('mmdet')
+    long = {'r50': 'r50', 'swin-t': 'swin-t-p4-w7-224'}[backbone]
+    sizes = {'num_things_classes': things, 'num_stuff_classes': stuff}
+    model = stock_model(mmdet, f'{long}_8xb2-lsj-50e_{task}', 'panoptic_head', **sizes)
+    model.panoptic_fusion_head.update(sizes)
+    theirs = MODELS.build(model)
+    own_head = our_head('mmseg_m2f.Mask2FormerUniversalHead', model.panoptic_head)
+    ours = {
+        'type': 'mmseg_m2f.Mask2Former',
+        'data_preprocessor': model.data_preprocessor,
+        'backbone': model.backbone,
+        'panoptic_head': {**own_head, 'thing_ids': list(range(things))},
+    }
+    return Pair(MODELS.build(ours), theirs, 'panoptic_head', 'mmdet')
+
+
+def our_head(name: str, theirs: Any) -> dict[str, Any]:
+    return {
+        'type': name,
+        'num_classes': NUM_CLASSES,
+        'in_channels': theirs.in_channels,
+        'num_queries': NUM_QUERIES,
+    }
+
+
+PAIRS: dict[str, Callable[[str], Pair]] = {
+    'semantic': segmentors,
+    'instance': lambda backbone: detectors(backbone, 'coco', NUM_CLASSES, 0),
+    'panoptic': lambda backbone: detectors(backbone, 'coco-panoptic', 4, NUM_CLASSES - 4),
+}
+
+
+@pytest.fixture(scope='module', params=[f'{task} {name}' for task in PAIRS for name in BACKBONES])
+def pair(request: pytest.FixtureRequest) -> Pair:
+    task, backbone = request.param.split()
+    built = PAIRS[task](backbone)
+    redraw(built.ours)
+    built.theirs.load_state_dict(to_theirs(built.ours.state_dict(), built.layout))
+    for model in (built.ours, built.theirs):
+        model.eval()
+    return built
+
+
+def test_the_way_back(pair: Pair) -> None:
+    ours, theirs = (model.state_dict() for model in (pair.ours, pair.theirs))
+    assert detect_layout(theirs) == pair.layout
+    assert detect_layout(ours) == 'mmseg_m2f'
+    back = to_ours(theirs, pair.layout, pair.head)
+    assert back.keys() == ours.keys()
+    assert all(torch.equal(back[key], value) for key, value in ours.items())
+
+
+class Float64Torch:
+    """``torch`` for a module that asks for float32 whatever its input."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+@pytest.fixture
+def double(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    """Both in float64, and with them what mmdet computes in float32: positions and points."""
+    layers = pytest.importorskip('mmdet.models.layers.positional_encoding')
+    monkeypatch.setattr(layers, 'torch', Float64Torch())
+    points = getattr(pair.theirs, pair.head).pixel_decoder.point_generator
+    centres = partial(points.single_level_grid_priors, dtype=torch.float64)
+    monkeypatch.setattr(points, 'single_level_grid_priors', centres)
+    yield Pair(pair.ours.double(), pair.theirs.double(), pair.head, pair.layout)
+    # The weights were drawn in float32: nothing is lost.
+    pair.ours.float()
+    pair.theirs.float()
+
+
+def their_logits(pair: Pair, pictures: Tensor) -> Logits:
+    head = getattr(pair.theirs, pair.head)
+    samples = [SimpleNamespace(metainfo={}) for _ in pictures]
+    return Logits(*map(torch.stack, head(pair.theirs.extract_feat(pictures), samples)))
+
+
+def our_logits(model: nn.Module, head: str, pictures: Tensor) -> Logits:
+    parts = getattr(model, head)
+    features = parts.pixel_decoder(model.extract_feat(pictures))
+    predictions = parts.decoder(features)
+    masks = [core.mask_logits(p.mask_embed, features.mask_features) for p in predictions]
+    return Logits(torch.stack([p.class_logits for p in predictions]), torch.stack(masks))
+
+
+def error(ours: Tensor, theirs: Tensor) -> float:
+    assert len(theirs) == NUM_DECODER_LAYERS + 1
+    # The comparison means something: logits are of order one and of both signs.
+    assert theirs.std() > 0.3
+    assert 0.02 < (theirs < 0).double().mean() < 0.98
+    return (ours - theirs).abs().max().item()
+
+
+@torch.no_grad()
+def test_logits_of_stock_models_in_float64(double: Pair) -> None:
+    pictures = torch.randn(PICTURES, dtype=torch.float64)
+    theirs = their_logits(double, pictures)
+    ours = our_logits(double.ours, double.head, pictures)
+    assert error(ours.classes, theirs.classes) <= 1e-8
+    assert error(ours.masks, theirs.masks) <= 1e-8
+
+
+@torch.no_grad()
+def test_logits_of_stock_models_in_float32(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their attention masks are injected: a logit at the threshold may fall to either side."""
+    pictures = torch.randn(PICTURES)
+    head = getattr(pair.theirs, pair.head)
+    forward_head = head._forward_head
+    blocked: list[Tensor] = []
+
+    def note_mask(*args: object, **kwargs: object) -> tuple[Tensor, Tensor, Tensor]:
+        output = forward_head(*args, **kwargs)
+        blocked.append(output[2].unflatten(0, (-1, NUM_HEADS))[:, :1])
+        return output
+
+    monkeypatch.setattr(head, '_forward_head', note_mask)
+    theirs = their_logits(pair, pictures)
+    may_attend = iter([~mask | mask.all(-1, keepdim=True) for mask in blocked])
+    monkeypatch.setattr(core_decoder, 'attention_mask', lambda *_: next(may_attend))
+    ours = our_logits(pair.ours, pair.head, pictures)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert error(mine, other) <= 1e-4 * (other.max() - other.min()).item()
+
+
+ENCODER = 'model.pixel_level_module.encoder.'
+DECODER = 'model.pixel_level_module.decoder.'
+TRANSFORMER = 'model.transformer_module.'
+
+
+def less(number: str, by: int) -> str:
+    return str(int(number) - by)
+
+
+# From official names to Hugging Face's, written out from the specification of both.
+OFFICIAL_TO_HUGGINGFACE: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r'backbone\.stem\.conv1\.weight', f'{ENCODER}embedder.embedder.convolution.weight'),
+    (r'backbone\.stem\.conv1\.norm\.', f'{ENCODER}embedder.embedder.normalization.'),
+    (
+        r'backbone\.res(\d)\.(\d)\.conv(\d)\.(norm\.)?',
+        lambda hit: (
+            f'{ENCODER}encoder.stages.{less(hit[1], 2)}.layers.{hit[2]}.layer.{less(hit[3], 1)}.'
+            + ('normalization.' if hit[4] else 'convolution.')
+        ),
+    ),
+    (
+        r'backbone\.res(\d)\.0\.shortcut\.(norm\.)?',
+        lambda hit: (
+            f'{ENCODER}encoder.stages.{less(hit[1], 2)}.layers.0.shortcut.'
+            + ('normalization.' if hit[2] else 'convolution.')
+        ),
+    ),
+    (r'backbone\.patch_embed\.proj\.', f'{ENCODER}embeddings.patch_embeddings.projection.'),
+    (r'backbone\.patch_embed\.norm\.', f'{ENCODER}embeddings.norm.'),
+    (
+        r'backbone\.norm(\d)\.',
+        lambda hit: f'{ENCODER}hidden_states_norms.stage{less(hit[1], -1)}.',
+    ),
+    (r'backbone\.(layers\.\d\.downsample\.)', rf'{ENCODER}encoder.\1'),
+    (r'backbone\.(layers\.\d\.blocks\.\d\.)norm1\.', rf'{ENCODER}encoder.\1layernorm_before.'),
+    (r'backbone\.(layers\.\d\.blocks\.\d\.)norm2\.', rf'{ENCODER}encoder.\1layernorm_after.'),
+    (r'backbone\.(layers\.\d\.blocks\.\d\.)mlp\.fc1\.', rf'{ENCODER}encoder.\1intermediate.dense.'),
+    (r'backbone\.(layers\.\d\.blocks\.\d\.)mlp\.fc2\.', rf'{ENCODER}encoder.\1output.dense.'),
+    (
+        r'backbone\.(layers\.\d\.blocks\.\d\.)attn\.proj\.',
+        rf'{ENCODER}encoder.\1attention.output.dense.',
+    ),
+    (
+        r'backbone\.(layers\.\d\.blocks\.\d\.)attn\.relative',
+        rf'{ENCODER}encoder.\1attention.self.relative',
+    ),
+    (
+        r'backbone\.(layers\.\d\.blocks\.\d\.)attn\.qkv\.',
+        rf'{ENCODER}encoder.\1attention.self.[query|key|value].',
+    ),
+    (r'sem_seg_head\.pixel_decoder\.transformer\.level_embed', f'{DECODER}level_embed'),
+    (r'sem_seg_head\.pixel_decoder\.input_proj\.', f'{DECODER}input_projections.'),
+    (r'sem_seg_head\.pixel_decoder\.mask_features\.', f'{DECODER}mask_projection.'),
+    (r'sem_seg_head\.pixel_decoder\.(adapter_1|layer_1)\.norm\.', rf'{DECODER}\1.1.'),
+    (r'sem_seg_head\.pixel_decoder\.(adapter_1|layer_1)\.weight', rf'{DECODER}\1.0.weight'),
+    (
+        r'sem_seg_head\.pixel_decoder\.transformer\.(encoder\.layers\.\d\.)norm1\.',
+        rf'{DECODER}\1self_attn_layer_norm.',
+    ),
+    (
+        r'sem_seg_head\.pixel_decoder\.transformer\.(encoder\.layers\.\d\.)norm2\.',
+        rf'{DECODER}\1final_layer_norm.',
+    ),
+    (
+        r'sem_seg_head\.pixel_decoder\.transformer\.(encoder\.layers\.\d\.)linear(\d)\.',
+        rf'{DECODER}\1fc\2.',
+    ),
+    (
+        r'sem_seg_head\.pixel_decoder\.transformer\.(encoder\.layers\.\d\.self_attn\.)',
+        rf'{DECODER}\1',
+    ),
+    (r'sem_seg_head\.predictor\.static_query\.', f'{TRANSFORMER}queries_features.'),
+    (r'sem_seg_head\.predictor\.query_embed\.', f'{TRANSFORMER}queries_embedder.'),
+    (r'sem_seg_head\.predictor\.level_embed\.', f'{TRANSFORMER}level_embed.'),
+    (r'sem_seg_head\.predictor\.decoder_norm\.', f'{TRANSFORMER}decoder.layernorm.'),
+    (r'sem_seg_head\.predictor\.class_embed\.', 'class_predictor.'),
+    (
+        r'sem_seg_head\.predictor\.mask_embed\.layers\.(\d)\.',
+        rf'{TRANSFORMER}decoder.mask_predictor.mask_embedder.\1.0.',
+    ),
+    (
+        r'sem_seg_head\.predictor\.transformer_cross_attention_layers\.(\d)\.multihead_attn\.',
+        rf'{TRANSFORMER}decoder.layers.\1.cross_attn.',
+    ),
+    (
+        r'sem_seg_head\.predictor\.transformer_cross_attention_layers\.(\d)\.norm\.',
+        rf'{TRANSFORMER}decoder.layers.\1.cross_attn_layer_norm.',
+    ),
+    (
+        r'sem_seg_head\.predictor\.transformer_self_attention_layers\.(\d)\.self_attn\.in_proj_',
+        rf'{TRANSFORMER}decoder.layers.\1.self_attn.[q_proj|k_proj|v_proj].',
+    ),
+    (
+        r'sem_seg_head\.predictor\.transformer_self_attention_layers\.(\d)\.self_attn\.out_proj\.',
+        rf'{TRANSFORMER}decoder.layers.\1.self_attn.out_proj.',
+    ),
+    (
+        r'sem_seg_head\.predictor\.transformer_self_attention_layers\.(\d)\.norm\.',
+        rf'{TRANSFORMER}decoder.layers.\1.self_attn_layer_norm.',
+    ),
+    (
+        r'sem_seg_head\.predictor\.transformer_ffn_layers\.(\d)\.linear(\d)\.',
+        rf'{TRANSFORMER}decoder.layers.\1.fc\2.',
+    ),
+    (
+        r'sem_seg_head\.predictor\.transformer_ffn_layers\.(\d)\.norm\.',
+        rf'{TRANSFORMER}decoder.layers.\1.final_layer_norm.',
+    ),
+]
+
+
+def official_to_huggingface(published: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By the table above; ``[a|b|c]`` in a name takes a third of the rows each."""
+    converted = {}
+    for key, value in published.items():
+        names = {
+            re.sub(f'^{pattern}', name, key)
+            for pattern, name in OFFICIAL_TO_HUGGINGFACE
+            if re.match(pattern, key)
+        }
+        assert len(names) == 1, (key, names)
+        (name,) = names
+        if thirds := re.search(r'\[(.*)\]', name):
+            for part, rows in zip(thirds[1].split('|'), value.chunk(3), strict=True):
+                converted[name.replace(thirds[0], part)] = rows
+        else:
+            converted[name] = value
+    return converted
+
+
+def huggingface_model(backbone: str, state: dict[str, Tensor]) -> nn.Module:
+    transformers = pytest.importorskip('transformers')
+    stages = ['stage1', 'stage2', 'stage3', 'stage4']
+    if backbone == 'r50':
+        encoder = transformers.ResNetConfig(out_features=stages)
+    else:
+        # The eager attention computes its softmax in float32 even for float64 input.
+        encoder = transformers.SwinConfig(
+            embed_dim=96,
+            depths=list(SWIN_T_DEPTHS),
+            num_heads=list(SWIN_T_HEADS),
+            out_features=stages,
+            attn_implementation='sdpa',
+        )
+    config = transformers.Mask2FormerConfig(
+        backbone_config=encoder,
+        num_labels=NUM_CLASSES,
+        num_queries=NUM_QUERIES,
+        decoder_layers=NUM_DECODER_LAYERS + 1,
+    )
+    model, report = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(
+        None, config=config, state_dict=state, output_loading_info=True
+    )
+    # The losses' class weights, a classifier's norm, and the counters of batch norms.
+    absent = re.compile(r'empty_weight|\.swin\.layernorm\.|num_batches_tracked')
+    assert all(absent.search(key) for key in report['missing_keys'])
+    assert not report['unexpected_keys']
+    return model.eval()
+
+
+@pytest.mark.parametrize('backbone', BACKBONES)
+@torch.no_grad()
+def test_an_official_checkpoint_in_hugging_faces_model(backbone: str) -> None:
+    published = random_state(detectron2(backbone))
+    left_out = ('relative_position_index', 'empty_weight')
+    by_table = official_to_huggingface(
+        {key: value for key, value in published.items() if not key.endswith(left_out)}
+    )
+    ours = to_ours(published, 'detectron2')
+    by_us = to_theirs(ours, 'hf')
+    counters = {key for key in by_us if key.endswith('num_batches_tracked')}
+    assert by_us.keys() - counters == by_table.keys()
+    assert all(torch.equal(by_us[key], value) for key, value in by_table.items())
+
+    oracle = huggingface_model(backbone, by_table).double()
+    segmentor = build_segmentor(backbone)
+    segmentor.load_state_dict(ours)
+    pictures = torch.randn(PICTURES, dtype=torch.float64)
+    out = oracle(pictures, output_auxiliary_logits=True)
+    layers = [*out.auxiliary_logits, out]
+    logits = our_logits(segmentor.double(), 'decode_head', pictures)
+    assert error(logits.classes, torch.stack([x['class_queries_logits'] for x in layers])) <= 1e-8
+    assert error(logits.masks, torch.stack([x['masks_queries_logits'] for x in layers])) <= 1e-8
