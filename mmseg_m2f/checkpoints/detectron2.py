@@ -17,13 +17,10 @@ _PIXEL_DECODER = (
     ('input_proj.{i}.conv.*', 'input_proj.{i}.0.*'),
     ('input_proj.{i}.norm.*', 'input_proj.{i}.1.*'),
     ('level_embed', 'transformer.level_embed'),
-    # Their numbers start at 1, from the finest map on.
-    *(
-        (f'{ours}.{n - 1}.{module}', f'{theirs}_{n}.{leaf}')
-        for n in (1, 2, 3)
-        for ours, theirs in (('lateral', 'adapter'), ('output', 'layer'))
-        for module, leaf in (('conv.weight', 'weight'), ('norm.*', 'norm.*'))
-    ),
+    ('lateral.0.conv.weight', 'adapter_1.weight'),
+    ('lateral.0.norm.*', 'adapter_1.norm.*'),
+    ('output.0.conv.weight', 'layer_1.weight'),
+    ('output.0.norm.*', 'layer_1.norm.*'),
     ('mask_proj.*', 'mask_features.*'),
 )
 

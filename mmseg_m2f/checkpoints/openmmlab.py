@@ -43,12 +43,12 @@ _DECODER_LAYER = (
     ('ffn_norm.*', 'norms.2.*'),
 )
 
-# Before their rewrite of the transformers.
+# Layers of before their rewrite of the transformers, of the encoder and of the decoder.
 _SPELLINGS = (
     (re.compile(r'(pixel_decoder\.encoder\.layers\.\d+\.)attentions\.0\.'), r'\1self_attn.'),
     (re.compile(r'(transformer_decoder\.layers\.\d+\.)attentions\.0\.'), r'\1cross_attn.'),
     (re.compile(r'(transformer_decoder\.layers\.\d+\.)attentions\.1\.'), r'\1self_attn.'),
-    (re.compile(r'(coder\.layers\.\d+\.)ffns\.0\.'), r'\1ffn.'),
+    (re.compile(r'((?:encoder|decoder)\.layers\.\d+\.)ffns\.0\.'), r'\1ffn.'),
 )
 
 
