@@ -3,13 +3,17 @@
 import os
 import pickle
 import re
+import runpy
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
-from tests.tools.conftest import TOOLS, Trained, run, run_tool
+from tests.tools.conftest import ROOT, TOOLS, Trained, run, run_tool
 
 TOOL = 'convert_checkpoint.py'
 
@@ -36,15 +40,20 @@ def metrics(output: str) -> dict[str, str]:
     return found
 
 
-def test_test_takes_a_foreign_checkpoint_and_says_so(official: Path, trained: Trained) -> None:
-    own, foreign = (
-        run_tool('test.py', trained.config, file, cwd=trained.folder)
-        for file in (trained.checkpoint, official)
-    )
-    assert 'the checkpoint has the layout of the official code (Detectron2)' in foreign
-    assert 'the checkpoint has the layout' not in own
-    assert all('loading the checkpoint: all tensors matched' in text for text in (own, foreign))
-    assert metrics(own) == metrics(foreign)
+@pytest.mark.parametrize('tool', ['ours', "mmseg's"])
+def test_test_takes_a_foreign_checkpoint_and_says_so(
+    official: Path, trained: Trained, tool: str
+) -> None:
+    """The metrics are those of the training's validation, on the same pictures."""
+    import mmseg
+
+    stock = Path(mmseg.__file__).parent / '.mim/tools'
+    script = (TOOLS if tool == 'ours' else stock) / 'test.py'
+    done = run(sys.executable, script, trained.config, official, cwd=trained.folder)
+    assert done.returncode == 0, done.stdout
+    assert 'the checkpoint has the layout of the official code (Detectron2)' in done.stdout
+    assert 'loading the checkpoint: all tensors matched' in done.stdout
+    assert metrics(done.stdout) == metrics(trained.output)
 
 
 def test_training_starts_from_a_folder_of_huggingface(
@@ -71,35 +80,115 @@ class Hostile:
         return os.system, (f'touch {self.marker}',)
 
 
-@pytest.mark.parametrize('tool', [TOOL, 'test.py'])
-def test_a_hostile_pickle_gets_one_message(tool: str, trained: Trained, tmp_path: Path) -> None:
+@pytest.fixture
+def convert(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The tool's command line in this process."""
+
+    def call(*arguments: str | Path) -> None:
+        # The tool's neighbours may have been imported under their names by another test.
+        monkeypatch.syspath_prepend(str(TOOLS))
+        monkeypatch.setattr(sys, 'argv', [TOOL, *map(str, arguments)])
+        runpy.run_path(str(TOOLS / TOOL), run_name='__main__')
+
+    return call
+
+
+def test_a_hostile_pickle_gets_one_message(
+    convert: Callable[..., None],
+    trained: Trained,
+    tmp_path: Path,
+) -> None:
     marker, file, target = tmp_path / 'run', tmp_path / 'hostile.pkl', tmp_path / 'new' / 'out.pth'
     file.write_bytes(pickle.dumps({'model': {'w': Hostile(marker)}, '__author__': 'x'}))
-    arguments = [file, target] if tool == TOOL else [trained.config, file]
-    done = run(sys.executable, TOOLS / tool, *arguments, cwd=trained.folder)
+    with pytest.raises(SystemExit) as stop:
+        convert(file, target)
+    done = run(sys.executable, TOOLS / 'test.py', trained.config, file, cwd=trained.folder)
     assert done.returncode == 1
-    message = done.stdout.splitlines()[-1]
-    assert message.startswith('UnsafeCheckpointError: ')
-    assert 'hostile.pkl was refused and nothing of it was run' in message
     assert 'Traceback' not in done.stdout
+    for message in (str(stop.value), done.stdout.splitlines()[-1]):
+        assert message.startswith('UnsafeCheckpointError: ')
+        assert 'hostile.pkl was refused and nothing of it was run' in message
     assert not marker.exists()
     assert not target.parent.exists()
 
 
-def test_a_mistake_gets_one_sentence(tmp_path: Path) -> None:
-    file = tmp_path / 'w.pth'
+def test_a_mistake_gets_one_sentence(
+    convert: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, target = tmp_path / 'w.pth', tmp_path / 'out.pth'
     torch.save({'state_dict': {'conv_seg.weight': torch.ones(1)}}, file)
-    for arguments, code, message in (
-        (['none.pkl', 'out.pth'], 2, 'checkpoint not found: none.pkl'),
-        ([file, 'out.pth', '--min-matched', '95'], 2, 'must be between 0 and 1, got 95'),
-        ([file, 'out.pth', '--to', 'hf'], 1, 'files of hf end in .safetensors'),
-        ([file, 'out.pth'], 1, 'cannot be converted: these 1 names are of no Mask2Former'),
+    for arguments, message in (
+        (['none.pkl', target], 'checkpoint not found: none.pkl'),
+        ([file, target, '--config', 'none.py'], 'config not found: none.py'),
+        ([file, target, '--min-matched', '95'], 'must be between 0 and 1, got 95'),
+        ([file, target, '--to', 'hf'], 'files of hf end in .safetensors'),
+        ([file, target], 'cannot be converted: these 1 names are of no Mask2Former'),
     ):
-        done = run(sys.executable, TOOLS / TOOL, *arguments, cwd=tmp_path)
-        assert done.returncode == code
-        assert message in done.stdout.splitlines()[-1]
-        assert 'Traceback' not in done.stdout
+        with pytest.raises(SystemExit) as stop:
+            convert(*arguments)
+        said = capsys.readouterr().err + str(stop.value.code)
+        assert message in said
         assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def documented(tool: str) -> list[list[str]]:
+    """The arguments of every call of ``tool`` in the documentation."""
+    text = (ROOT / 'docs/checkpoints.md').read_text()
+    return [line.split() for line in re.findall(rf'^python tools/{tool} (.*)', text, re.MULTILINE)]
+
+
+def test_documented_conversions(
+    convert: Callable[..., None],
+    official: Path,
+    trained: Trained,
+    panoptic_row: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mmengine import Config
+    from mmengine.registry import MODELS
+
+    from mmseg_m2f.checkpoints import to_theirs
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(official, 'model_final.pkl')
+    state = torch.load(trained.checkpoint, weights_only=False)['state_dict']
+    prefix = 'backbone.'
+    resnet = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
+    torch.save(resnet, 'resnet50.pth')
+    cfg = Config.fromfile(panoptic_row)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        panoptic = to_theirs(MODELS.build(cfg.model).state_dict(), 'detectron2')
+    arrays = {key: value.numpy() for key, value in panoptic.items()}
+    Path('panoptic.pkl').write_bytes(pickle.dumps({'model': arrays, '__author__': 'x'}))
+    stands_for = {
+        'configs/mask2former_r50_ade20k.py': trained.config,
+        'configs/mask2former_r50_ade20k-panoptic.py': panoptic_row,
+    }
+    calls = documented(TOOL)
+    assert len(calls) == 7
+    for arguments in calls:
+        convert(*(stands_for.get(argument, argument) for argument in arguments))
+        assert Path(arguments[1]).is_file()
+    ours = torch.load('ours.pth', weights_only=True)['state_dict']
+    backbone = torch.load('backbone.pth', weights_only=True)['state_dict']
+    assert ours.keys() == state.keys()
+    assert backbone.keys() == {key for key in state if key.startswith(prefix)}
+    for key in backbone.keys() - {key for key in state if 'num_batches' in key}:
+        assert torch.equal(backbone[key], state[key])
+        assert torch.equal(ours[key], state[key])
+
+
+def test_documented_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    for tool in ('train', 'test'):
+        module = runpy.run_path(str(TOOLS / f'{tool}.py'))
+        for arguments in documented(f'{tool}.py'):
+            parsed = module[f'create_{tool}_parser']().parse_args(
+                [*arguments, '--min-matched', '0.8']
+            )
+            assert (ROOT / parsed.config).is_file()
+            assert parsed.min_matched == 0.8
 
 
 def test_layouts_of_the_command_are_those_of_the_package() -> None:
