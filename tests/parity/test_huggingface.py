@@ -390,8 +390,10 @@ def test_gradients_of_the_loss(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> N
     pair.oracle.zero_grad()
     pair.ours.zero_grad()
     assert found.keys() == expected.keys()
+    global_norm = torch.stack([grad.norm() for grad in expected.values()]).norm()
     for name, grad in found.items():
-        assert_close(grad, expected[name], 1e-8 * max(1.0, expected[name].abs().max().item()))
+        limit = 1e-4 * expected[name].abs().clamp(min=1e-6 * global_norm)
+        assert ((grad - expected[name]).abs() <= limit).all(), name
 
 
 def test_deviation_h3_their_matcher_hides_nan() -> None:
