@@ -12,7 +12,7 @@ train_pipeline = [
         max_size=4 * short_side,
     ),
     dict(type='RandomCrop', crop_size=crop_size),
-    dict(type='PhotoMetricDistortion'),
+    dict(type='mmseg_m2f.PhotoMetricDistortion'),
     dict(type='RandomFlip', prob=0.5),
     dict(type='Pad', size=crop_size[::-1], pad_val=dict(img=128, seg=255)),
     dict(type='PackSegInputs'),
