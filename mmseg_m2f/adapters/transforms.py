@@ -5,7 +5,7 @@ from typing import Any
 import mmcv
 from mmcv.transforms import BaseTransform
 
-from mmseg_m2f.adapters.data.geometry import resize
+from mmseg_m2f.adapters.data.geometry import checked_backend, resize
 from mmseg_m2f.registry import TRANSFORMS
 
 
@@ -20,13 +20,15 @@ class ResizeShortestEdge(BaseTransform):
     Args:
         scale: length of the short side in pixels. ``RandomChoiceResize`` sets it anew each time.
         max_size: limit of the long side in pixels; where it is reached the short side shrinks.
+        backend: of the picture's filter, ``'pillow'`` or, without smoothing, ``'cv2'``.
 
     Source: detectron2 data/transforms/augmentation_impl.py, ``ResizeShortestEdge``.
     """
 
-    def __init__(self, scale: int, max_size: int) -> None:
+    def __init__(self, scale: int, max_size: int, backend: str = 'pillow') -> None:
         self.scale = scale
         self.max_size = max_size
+        self.backend = checked_backend(backend)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Resizes ``img`` (uint8), every label map named in ``seg_fields``, and ``gt_segments``."""
@@ -36,10 +38,13 @@ class ResizeShortestEdge(BaseTransform):
             results[key] = mmcv.imresize(
                 results[key], (new_width, new_height), interpolation='nearest', backend='cv2'
             )
-        return resize(results, (new_height, new_width))
+        return resize(results, (new_height, new_width), self.backend)
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}(scale={self.scale}, max_size={self.max_size})'
+        return (
+            f'{type(self).__name__}(scale={self.scale}, max_size={self.max_size}, '
+            f'backend={self.backend!r})'
+        )
 
 
 def shortest_edge_size(height: int, width: int, scale: int, max_size: int) -> tuple[int, int]:

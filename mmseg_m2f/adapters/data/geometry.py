@@ -12,6 +12,7 @@ from mmcv.transforms import BaseTransform
 from mmseg_m2f.registry import TRANSFORMS
 
 PAD_VALUE = 128
+BACKENDS = ('pillow', 'cv2')
 
 
 @TRANSFORMS.register_module()
@@ -21,11 +22,19 @@ class ResizeScale(BaseTransform):
     Args:
         min_scale, max_scale: the target's size is multiplied by a number drawn in between.
         target_size: (height, width) in pixels.
+        backend: of the picture's filter: ``'pillow'`` smooths when it shrinks, as in the official
+            code, ``'cv2'`` does not.
 
     Source: detectron2 data/transforms/augmentation_impl.py, ``ResizeScale``.
     """
 
-    def __init__(self, min_scale: float, max_scale: float, target_size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        min_scale: float,
+        max_scale: float,
+        target_size: tuple[int, int],
+        backend: Literal['pillow', 'cv2'] = 'pillow',
+    ) -> None:
         if not 0 < min_scale <= max_scale:
             raise ValueError(
                 f'0 < min_scale <= max_scale is required, got {min_scale} and {max_scale}'
@@ -33,27 +42,41 @@ class ResizeScale(BaseTransform):
         self.min_scale = min_scale
         self.max_scale = max_scale
         self.target_size = _checked_size('target_size', target_size)
+        self.backend = checked_backend(backend)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Resizes ``img`` (uint8) by PIL's filter, and ``gt_segments``."""
+        """Resizes ``img`` (uint8) bilinearly, and ``gt_segments``."""
         scale = np.random.uniform(self.min_scale, self.max_scale)
         size = results['img'].shape[:2]
         factor = min(np.multiply(self.target_size, scale) / size)
         height, width = (max(int(length), 1) for length in np.round(np.multiply(size, factor)))
-        return resize(results, (height, width))
+        return resize(results, (height, width), self.backend)
 
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(min_scale={self.min_scale}, max_scale={self.max_scale}, '
-            f'target_size={self.target_size})'
+            f'target_size={self.target_size}, backend={self.backend!r})'
         )
 
 
-def resize(results: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """Resizes ``img`` (uint8) by PIL's bilinear filter, and ``gt_segments`` if they are there."""
+def checked_backend(backend: str) -> str:
+    """The name of a filter that `resize` knows.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f'backend must be one of {BACKENDS}, got {backend!r}')
+    return backend
+
+
+def resize(
+    results: dict[str, Any], size: tuple[int, int], backend: str = 'pillow'
+) -> dict[str, Any]:
+    """Resizes ``img`` (uint8) bilinearly, and ``gt_segments`` if they are there."""
     old_height, old_width = results['img'].shape[:2]
     height, width = size
-    results['img'] = mmcv.imresize(results['img'], (width, height), backend='pillow')
+    results['img'] = mmcv.imresize(results['img'], (width, height), backend=backend)
     if 'gt_segments' in results:
         results['gt_segments'] = results['gt_segments'].resize(size)
     results['img_shape'] = size

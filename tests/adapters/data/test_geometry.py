@@ -63,6 +63,25 @@ def test_resize_scale_fits_into_the_scaled_target(size, scale, target, expected)
     assert results['scale_factor'] == (expected[1] / size[1], expected[0] / size[0])
 
 
+@pytest.mark.parametrize('backend', ['pillow', 'cv2'])
+@pytest.mark.parametrize('transform', ['ResizeScale', 'ResizeShortestEdge'])
+def test_the_filter_smooths_when_it_shrinks_or_reads_the_two_pixels_between(transform, backend):
+    # Of 8 pixels to 2: OpenCV reads halfway between 1 and 2, and between 5 and 6.
+    row = np.array([255, 0, 0, 255, 255, 0, 0, 255], np.uint8)
+    picture = np.broadcast_to(row[None, :, None], (8, 8, 3))
+    sizes = {'min_scale': 1, 'max_scale': 1, 'target_size': (2, 2)}
+    if transform == 'ResizeShortestEdge':
+        sizes = {'scale': 2, 'max_size': 9}
+    resize = TRANSFORMS.build({'type': f'mmseg_m2f.{transform}', **sizes, 'backend': backend})
+    pixels = resize.transform({'img': picture.copy()})['img']
+    assert pixels.shape == (2, 2, 3)
+    if backend == 'cv2':
+        assert (pixels == 0).all()
+    else:
+        assert (pixels > 80).all()
+    assert f"backend='{backend}'" in repr(resize)
+
+
 def test_resize_scale_draws_between_its_limits():
     sizes = []
     for _ in range(200):
@@ -224,6 +243,10 @@ def test_random_choice_resize_moves_segments():
     ('settings', 'message'),
     [
         ({'type': 'ResizeScale', 'min_scale': 2, 'max_scale': 1, 'target_size': (8, 8)}, 'min_sc'),
+        (
+            {'type': 'ResizeShortestEdge', 'scale': 2, 'max_size': 9, 'backend': 'opencv'},
+            r"backend must be one of \('pillow', 'cv2'\), got 'opencv'",
+        ),
         ({'type': 'ResizeScale', 'min_scale': 1, 'max_scale': 1, 'target_size': 8}, r'\(height, w'),
         ({'type': 'FixedSizeCrop', 'crop_size': (8, 8), 'offsets': 'both'}, "'shared' or 'indep"),
         ({'type': 'FixedSizeCrop', 'crop_size': (8,)}, r'crop_size must be \(height, width\)'),
