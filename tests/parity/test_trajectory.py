@@ -1,0 +1,76 @@
+"""Training as MMDetection does, step by step, and what each switch changes."""
+
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+
+from tests.parity import trajectories
+from tests.parity.trajectories import NUM_QUERIES, change, switched
+
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:torch.meshgrid'),
+    # mmdet's own configuration.
+    pytest.mark.filterwarnings('ignore:The arguments `dropout` in MultiheadAttention'),
+]
+FEW = 3
+
+
+@pytest.fixture(scope='module', autouse=True)
+def single_thread():
+    """Tiny tensors lose by threads."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope='module')
+def baseline():
+    return switched(FEW)
+
+
+def test_twenty_steps_equal_mmdet_s():
+    """Every term of every step; the batches hold empty pictures and too many segments."""
+    ours, theirs = trajectories.both()
+    assert len(ours) == len(theirs) == 20
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+    assert theirs[-1]['loss'] < 0.9 * theirs[0]['loss']
+
+
+def test_the_batches_tell_the_ways_of_counting_apart():
+    numbers = [
+        [len(sample.gt_instances) + len(sample.gt_sem_seg.sem_seg.unique()) for sample in samples]
+        for _, samples in trajectories.batches()
+    ]
+    assert any(number > NUM_QUERIES + 1 for pair in numbers for number in pair)
+    # Nothing but the ignored label.
+    assert [pair[1] for pair in numbers].count(1) >= 5
+
+
+def test_the_normaliser_scales_the_mask_losses_of_the_first_step(baseline):
+    """The first batch has an empty picture: mmdet counts one mask more than there are."""
+    official = switched(FEW, num_masks_mode='official')
+    _, (full, empty) = trajectories.batches(1)[0]
+    labels = full.gt_sem_seg.sem_seg.unique()
+    stuff = ((labels >= trajectories.NUM_THINGS) & (labels < 11)).sum().item()
+    number = len(full.gt_instances) + stuff
+    assert len(empty.gt_instances) == 0
+    counted = min(number, NUM_QUERIES) + 1
+    assert counted != number
+    for name, value in official[0].items():
+        if name == 'loss':
+            continue
+        factor = 1 if 'cls' in name else counted / number
+        assert value == pytest.approx(factor * baseline[0][name], rel=1e-9)
+
+
+def test_each_switch_of_training_changes_the_trajectory(baseline):
+    assert max(map(abs, change(switched(FEW, init='official'), baseline))) > 1e-3
+    kept, dropped = (switched(FEW, keep_empty_gt=keep) for keep in (True, False))
+    assert max(map(abs, change(kept, dropped))) > 1e-3
+
+
+def test_the_panoptic_switch_does_not_touch_training(baseline):
+    assert switched(FEW, panoptic_mask_intersection=True) == baseline
