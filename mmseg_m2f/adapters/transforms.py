@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import mmcv
+import numpy as np
 from mmcv.transforms import BaseTransform
 
 from mmseg_m2f.adapters.data.geometry import checked_backend, resize
@@ -14,8 +14,8 @@ class ResizeShortestEdge(BaseTransform):
     """Resizes as the official code: pictures with PIL, label maps by the floor rule.
 
     PIL's bilinear filter smooths when it shrinks, OpenCV's does not. A label is taken from
-    source pixel ``floor(i * source / target)``, which is OpenCV's ``nearest``; PIL's is centred.
-    MMSegmentation's transform of this name uses OpenCV for both.
+    source pixel ``floor(i * source / target)``; PIL's ``nearest`` is centred. MMSegmentation's
+    transform of this name uses OpenCV for both.
 
     Args:
         scale: length of the short side in pixels. ``RandomChoiceResize`` sets it anew each time.
@@ -35,9 +35,7 @@ class ResizeShortestEdge(BaseTransform):
         height, width = results['img'].shape[:2]
         new_height, new_width = shortest_edge_size(height, width, self.scale, self.max_size)
         for key in results.get('seg_fields', []):
-            results[key] = mmcv.imresize(
-                results[key], (new_width, new_height), interpolation='nearest', backend='cv2'
-            )
+            results[key] = _resize_labels(results[key], (new_height, new_width))
         return resize(results, (new_height, new_width), self.backend)
 
     def __repr__(self) -> str:
@@ -45,6 +43,14 @@ class ResizeShortestEdge(BaseTransform):
             f'{type(self).__name__}(scale={self.scale}, max_size={self.max_size}, '
             f'backend={self.backend!r})'
         )
+
+
+def _resize_labels(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    # In whole numbers: where i * source / target is one, OpenCV's rounding may miss it.
+    rows, columns = (
+        np.arange(new) * old // new for old, new in zip(label_map.shape[:2], size, strict=True)
+    )
+    return label_map.take(rows, axis=0).take(columns, axis=1)
 
 
 def shortest_edge_size(height: int, width: int, scale: int, max_size: int) -> tuple[int, int]:

@@ -1,0 +1,450 @@
+"""The rows' own pipelines on real pictures, against Pillow, NumPy and torch used by hand.
+
+What a single transform does with small numbers is tested beside it; here the official steps are
+written out anew, in their order, with the draws they make, and each row's pipeline is held to them.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmcv.transforms import Compose
+from mmengine.registry import init_default_scope
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torch.nn import functional as F
+
+pytest.importorskip('mmseg')
+pytest.importorskip('mmdet')
+
+from mmengine.registry import DATASETS, MODELS
+
+from mmseg_m2f.adapters.data import PackSegments
+from mmseg_m2f.adapters.data.photometric import PhotoMetricDistortion
+from mmseg_m2f.adapters.data.segments import PixelGrid, SegmentMap
+from mmseg_m2f.adapters.samples import target_of
+from mmseg_m2f.adapters.transforms import ResizeShortestEdge
+from tests.configs.rows import DETECTOR_ROWS, REPOSITORY, SEMANTIC_ROWS, load, parse
+
+TINY = REPOSITORY / 'data/tiny'
+PHOTOS = sorted((TINY / 'coco/img/train').glob('*.jpg'))[:6]
+OFFICIAL = [row for row in SEMANTIC_ROWS if not parse(row).is_mmseg]
+BILINEAR, NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
+Record = dict[str, Any]
+
+
+def pixels_of(path: Path | str) -> np.ndarray:
+    """As the loader of every row decodes it: blue, green, red."""
+    return Compose([{'type': 'LoadImageFromFile'}])({'img_path': str(path)})['img']
+
+
+def resized(picture: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], how))
+
+
+def round_half_up(value: float) -> int:
+    return int(value + 0.5)
+
+
+def fitted(size: tuple[int, int], short: int, longest: int) -> tuple[int, int]:
+    """Short side ``short`` unless the other would exceed ``longest``."""
+    scale = min(short / min(size), longest / max(size))
+    return round_half_up(size[0] * scale), round_half_up(size[1] * scale)
+
+
+def padded(picture: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
+    canvas = np.full((*size, *picture.shape[2:]), value, picture.dtype)
+    canvas[: picture.shape[0], : picture.shape[1]] = picture
+    return canvas
+
+
+def nearest_of_torch(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """detectron2 has label maps as float64, which Pillow does not take: torch resizes them."""
+    values = torch.tensor(label_map, dtype=torch.float64)
+    return F.interpolate(values[None, None], size)[0, 0].numpy()
+
+
+@pytest.mark.parametrize('row', [*OFFICIAL, *DETECTOR_ROWS])
+def test_short_edges_are_the_official_expression(row: str) -> None:
+    """``int(x * 0.1 * S) for x in range(5, 21)`` of the official files; LSJ has none."""
+    pipeline = load(row).train_dataloader.dataset.pipeline
+    found = [step.scales for step in pipeline if step['type'] == 'RandomChoiceResize']
+    if parse(row).dataset == 'coco':
+        assert not found
+        return
+    wide = 'swin-b' in row or 'swin-l' in row or parse(row).task != 'semantic'
+    side = {'ade20k': 640 if wide else 512, 'cityscapes': 1024, 'mapillary': 2048}
+    assert found == [[int(x * 0.1 * side[parse(row).dataset]) for x in range(5, 21)]]
+
+
+# Short side and limit of the long one of the tests' pictures.
+TEST_SIDES = {
+    'mask2former_r50_ade20k': (512, 2048),
+    'mask2former_swin-b-in22k_ade20k': (640, 2560),
+    'mask2former_r50_cityscapes': (1024, 2048),
+    'mask2former_r50_mapillary': (2048, 2048),
+    'mask2former_r50_ade20k-panoptic': (640, 2560),
+    'mask2former_r50_cityscapes-instance': (1024, 2048),
+    'mask2former_r50_coco-instance': (800, 1333),
+    'mask2former_r50_coco-panoptic': (800, 1333),
+}
+
+
+@pytest.mark.parametrize('row', TEST_SIDES)
+def test_test_pictures_are_pillow_s(row: str) -> None:
+    cfg = load(row)
+    init_default_scope(cfg.default_scope)
+    steps = Compose(cfg.test_dataloader.dataset.pipeline[:2])
+    for path in PHOTOS[:2]:
+        picture = pixels_of(path)
+        size = fitted(picture.shape[:2], *TEST_SIDES[row])
+        found = steps({'img_path': str(path)})['img']
+        assert (found == resized(picture, size, BILINEAR)).all()
+
+
+def test_views_of_test_time_augmentation_are_pillow_s_twice() -> None:
+    """The official views are made from the picture that the test resized already."""
+    init_default_scope('mmseg')
+    views = Compose(load('mask2former_r50_ade20k').tta_pipeline)({'img_path': str(PHOTOS[0])})
+    picture = pixels_of(PHOTOS[0])
+    once = resized(picture, fitted(picture.shape[:2], 512, 2048), BILINEAR)
+    expected = []
+    for short in (256, 384, 512, 640, 768, 896):
+        twice = resized(once, fitted(once.shape[:2], short, 3584), BILINEAR)
+        expected += [twice, twice[:, ::-1]]
+    for view, picture in zip(views['inputs'], expected, strict=True):
+        assert (view.permute(1, 2, 0).numpy() == picture).all()
+
+
+def floor_rule(label_map: np.ndarray, longest: int) -> np.ndarray:
+    """Resized by ours to this long side."""
+    results = {'img': np.zeros((*label_map.shape, 3), np.uint8), 'map': label_map}
+    results['seg_fields'] = ['map']
+    return ResizeShortestEdge(10**6, longest).transform(results)['map']
+
+
+@pytest.mark.parametrize('old', [480, 512, 427, 640, 1024, 2048])
+def test_label_maps_follow_torch_s_rule_at_every_size(old: int) -> None:
+    """Also where i * old / new is a whole number, which OpenCV now and then rounds down."""
+    columns = np.arange(old, dtype=np.int32)[None].repeat(20, 0)
+    sides = {int(x * 0.1 * side) for side in (512, 640, 1024, 2048) for x in range(5, 21)}
+    for new in sorted({*sides, 214, 249, 340, old, 2 * old}):
+        found = floor_rule(columns, new)
+        assert found.shape[1] == new
+        assert (found[0] == nearest_of_torch(columns, (1, new))[0]).all(), (old, new)
+
+
+def test_label_maps_and_segments_have_each_its_own_nearest_pixel() -> None:
+    """By hand, 6 pixels to 4: floor(1.5 i) is 0 1 3 4, floor(1.5 (i + 1/2)) is 0 2 3 5."""
+    label_map = np.arange(6, dtype=np.uint8)[None].repeat(6, 0)
+    assert floor_rule(label_map, 4)[0].tolist() == [0, 1, 3, 4]
+    assert resized(label_map, (4, 4), NEAREST)[0].tolist() == [0, 2, 3, 5]
+    segments = SegmentMap(
+        ids=label_map.astype(np.int32),
+        segment_ids=np.arange(6, dtype=np.int32),
+        labels=np.arange(6),
+        is_thing=np.zeros(6, bool),
+        grid=PixelGrid.of((6, 6)),
+    )
+    assert segments.resize((4, 4)).index_map()[0].tolist() == [0, 2, 3, 5]
+
+
+SEMANTIC_ORDER = [
+    'LoadImageFromFile',
+    'LoadAnnotations',
+    'RandomChoiceResize',
+    'RandomCrop',
+    'mmseg_m2f.PhotoMetricDistortion',
+    'RandomFlip',
+    'Pad',
+    'PackSegInputs',
+]
+
+
+@pytest.mark.parametrize('row', OFFICIAL)
+def test_steps_of_semantic_training(row: str) -> None:
+    """Cityscapes alone has no padding: its pictures are never smaller than the crop.
+
+    mmseg's own colour jitter never draws the largest hue, ours does as the official one.
+    """
+    steps = [step['type'] for step in load(row).train_dataloader.dataset.pipeline]
+    leaves = {'Pad'} if parse(row).dataset == 'cityscapes' else set()
+    assert steps == [name for name in SEMANTIC_ORDER if name not in leaves]
+
+
+@pytest.mark.parametrize('seed', range(6))
+@pytest.mark.parametrize('row', ['mask2former_r50_ade20k', 'mask2former_swin-l_ade20k'])
+def test_semantic_training_by_hand(row: str, seed: int) -> None:
+    """Resize, crop, flip, pad; colours have a test of their own."""
+    cfg, path = load(row), PHOTOS[seed]
+    init_default_scope('mmseg')
+    steps = {step['type']: step for step in cfg.train_dataloader.dataset.pipeline}
+    crop, longest = steps['RandomCrop']['crop_size'], steps['RandomChoiceResize']['max_size']
+    label_path = TINY / f'coco/labelmap/train/{path.stem}.png'
+    results = {'img_path': str(path), 'seg_map_path': str(label_path), 'seg_fields': []}
+    results['reduce_zero_label'] = False
+    del steps['mmseg_m2f.PhotoMetricDistortion'], steps['PackSegInputs']
+    sizes = {}
+    for name, step in steps.items():
+        np.random.seed(seed)
+        results = Compose([step])(results)
+        sizes[name] = results['img'].shape[:2]
+
+    picture, label_map = pixels_of(path), np.asarray(Image.open(label_path))
+    size = sizes['RandomChoiceResize']
+    options = [fitted(picture.shape[:2], s, longest) for s in steps['RandomChoiceResize']['scales']]
+    assert size in options
+    picture, label_map = resized(picture, size, BILINEAR), nearest_of_torch(label_map, size)
+    np.random.seed(seed)
+    y, x = (np.random.randint(max(n - c, 0) + 1) for n, c in zip(size, crop, strict=True))
+    picture, label_map = (a[y : y + crop[0], x : x + crop[1]] for a in (picture, label_map))
+    if results['flip']:
+        picture, label_map = picture[:, ::-1], label_map[:, ::-1]
+    assert (results['img'] == padded(picture, crop, 128)).all()
+    assert (results['gt_seg_map'] == padded(label_map, crop, 255)).all()
+
+
+@cache
+def segments_of(row: str, name: str, split: str = 'train') -> Any:
+    """The row's data set, reading the committed pictures."""
+    cfg = load(row)
+    init_default_scope('mmdet')
+    kind = parse(row).task
+    settings = cfg.train_dataloader.dataset.to_dict() | {
+        'data_root': str(TINY / name),
+        'ann_file': f'annotations/{"instances" if kind == "instance" else kind}_{split}.json',
+        'data_prefix': {'img': f'img/{split}', 'seg': f'panoptic/{split}'},
+    }
+    if kind == 'instance':
+        del settings['data_prefix']['seg']
+    # The facade's classes are its own; of COCO's panoptic set the committed files have all.
+    if name == 'facade':
+        del settings['metadata']
+    return DATASETS.build(settings)
+
+
+def large_scale_jitter(size: tuple[int, int], seed: int) -> tuple[bool, tuple[int, int], list[int]]:
+    """Flip, new size and crop offset (y, x), in the order in which the official code draws them."""
+    np.random.seed(seed)
+    is_flipped = np.random.uniform() < 0.5
+    # The whole picture fits into a square of this side.
+    side = 1024 * np.random.uniform(0.1, 2.0)
+    factor = side / max(size)
+    new = tuple(int(np.round(length * factor)) for length in size)
+    share = np.random.uniform()
+    return is_flipped, new, [int(np.round(max(length - 1024, 0) * share)) for length in new]
+
+
+def jittered(pixels: np.ndarray, seed: int, how: Image.Resampling, fill: int) -> np.ndarray:
+    is_flipped, size, (y, x) = large_scale_jitter(pixels.shape[:2], seed)
+    pixels = np.ascontiguousarray(pixels[:, ::-1]) if is_flipped else pixels
+    pixels = resized(pixels, size, how)[y : y + 1024, x : x + 1024]
+    return padded(pixels, (1024, 1024), fill)
+
+
+def run(dataset: Any, index: int, seed: int) -> Record:
+    """The pipeline from loading to packing, with the draws that ``seed`` gives."""
+    record = dataset.get_data_info(index)
+    np.random.seed(seed)
+    return dataset.pipeline(record)
+
+
+def segment_masks(pixels: np.ndarray, segments: list[dict[str, Any]]) -> np.ndarray:
+    ids = pixels.astype(int) @ (1, 256, 65536)
+    return np.stack([ids == segment['id'] for segment in segments])
+
+
+def packed_masks(packed: Record, num_classes: int) -> np.ndarray:
+    is_thing = torch.ones(num_classes, dtype=torch.bool)
+    size = tuple(packed['inputs'].shape[1:])
+    return target_of(packed['data_samples'], is_thing, size).masks.numpy()
+
+
+# Enlarged, shrunk, flipped and not.
+@pytest.mark.parametrize('seed', range(5))
+def test_coco_s_panoptic_training_by_hand(seed: int) -> None:
+    dataset = segments_of('mask2former_r50_coco-panoptic', 'coco')
+    packed, info = run(dataset, seed, seed), dataset.get_data_info(seed)
+    picture = jittered(pixels_of(info['img_path']), seed, BILINEAR, fill=128)
+    assert (packed['inputs'].permute(1, 2, 0).numpy() == picture).all()
+    colours = np.asarray(Image.open(info['seg_map_path']).convert('RGB'))
+    # All three channels are padded with 255, which is the id of no segment.
+    colours = jittered(colours, seed, NEAREST, fill=255)
+    segments = [segment for segment in info['segments_info'] if not segment['is_crowd']]
+    assert packed['data_samples'].gt_segments.labels.tolist() == [s['label'] for s in segments]
+    expected = segment_masks(colours, segments)
+    assert (packed_masks(packed, 133) == expected).all()
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_coco_s_instance_training_by_hand(seed: int) -> None:
+    """Polygons are moved as coordinates and drawn in the final grid; emptied ones are left out."""
+    dataset = segments_of('mask2former_r50_coco-instance', 'facade')
+    packed, info = run(dataset, seed, seed), dataset.get_data_info(seed)
+    picture = pixels_of(info['img_path'])
+    is_flipped, size, (y, x) = large_scale_jitter(picture.shape[:2], seed)
+    masks, labels = [], []
+    for instance in info['instances']:
+        moved = []
+        for polygon in instance['segmentation']:
+            points = np.reshape(polygon, (-1, 2)).astype(float)
+            if is_flipped:
+                points[:, 0] = picture.shape[1] - points[:, 0]
+            points *= np.divide(size, picture.shape[:2])[::-1]
+            moved.append((points - (x, y)).ravel().tolist())
+        encoded = coco_mask.merge(coco_mask.frPyObjects(moved, 1024, 1024))
+        mask = coco_mask.decode(encoded).astype(bool)
+        mask[size[0] :] = mask[:, size[1] :] = False
+        if mask.any():
+            masks.append(mask)
+            labels.append(instance['label'])
+    assert packed['data_samples'].gt_instances.labels.tolist() == labels
+    assert (packed_masks(packed, 5) == np.stack(masks)).all()
+    expected = jittered(picture, seed, BILINEAR, fill=128)
+    assert (packed['inputs'].permute(1, 2, 0).numpy() == expected).all()
+
+
+def test_the_seeds_above_reach_every_case() -> None:
+    flips, sizes, offsets = zip(*(large_scale_jitter((384, 384), s) for s in range(5)), strict=True)
+    assert set(flips) == {True, False}
+    assert min(sizes) < (384, 384) < (1024, 1024) < max(sizes)
+    assert max(offsets) > [0, 0]
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_ade20k_s_panoptic_training_by_hand(seed: int) -> None:
+    """Resize, crop, flip and pad of pictures and colours of the PNG; ADE20K's pipeline."""
+    init_default_scope('mmdet')
+    steps = load('mask2former_r50_ade20k-panoptic').train_dataloader.dataset.pipeline
+    info = segments_of('mask2former_r50_coco-panoptic', 'coco').get_data_info(seed)
+    results, sizes = dict(info), {}
+    for step in steps:
+        if 'PhotoMetric' in step['type']:
+            continue
+        np.random.seed(seed)
+        results = Compose([step])(results)
+        sizes[step['type']] = results.get('img_shape')
+    size = sizes['RandomChoiceResize']
+    np.random.seed(seed)
+    y, x = (np.random.randint(max(length - 640, 0) + 1) for length in size)
+    np.random.seed(seed)
+    is_flipped = np.random.uniform() < 0.5
+
+    def by_hand(pixels: np.ndarray, how: Image.Resampling, fill: int) -> np.ndarray:
+        pixels = resized(pixels, size, how)[y : y + 640, x : x + 640]
+        return padded(pixels[:, ::-1] if is_flipped else pixels, (640, 640), fill)
+
+    expected = by_hand(pixels_of(info['img_path']), BILINEAR, 128)
+    assert (results['inputs'].permute(1, 2, 0).numpy() == expected).all()
+    colours = np.asarray(Image.open(info['seg_map_path']).convert('RGB'))
+    segments = [segment for segment in info['segments_info'] if not segment['is_crowd']]
+    expected = segment_masks(by_hand(colours, NEAREST, 255), segments)
+    assert (packed_masks(results, 133) == expected).all()
+
+
+def emptied_record() -> Record:
+    """Two segments; the crop that was made shows nothing of the first."""
+    ids = np.full((8, 8), 7, np.int32)
+    ids[:2] = 5
+    segments = SegmentMap(
+        ids=ids,
+        segment_ids=np.array([5, 7], np.int32),
+        labels=np.array([1, 0]),
+        is_thing=np.ones(2, bool),
+        grid=PixelGrid.of(ids.shape),
+    )
+    return {'img': np.zeros((6, 8, 3), np.uint8), 'gt_segments': segments.crop(0, 2, 8, 6)}
+
+
+@pytest.mark.parametrize('row', DETECTOR_ROWS)
+def test_what_a_crop_has_emptied(row: str) -> None:
+    """Stays as a mask without a pixel and counts, except for the instances of COCO."""
+    settings = dict(load(row).train_dataloader.dataset.pipeline[-1])
+    assert settings.pop('type') == 'mmseg_m2f.PackSegments'
+    packed = PackSegments(**settings).transform(emptied_record())
+    areas = packed_masks(packed, 2).sum(axis=(1, 2)).tolist()
+    is_coco_instance = (parse(row).dataset, parse(row).task) == ('coco', 'instance')
+    assert areas == ([48] if is_coco_instance else [0, 48])
+
+
+# Of one row per framework; the others share the settings.
+@pytest.mark.parametrize('row', ['mask2former_r50_ade20k', 'mask2former_r50_coco-panoptic'])
+def test_padding_of_the_crop_is_grey_and_of_the_batch_the_mean(row: str) -> None:
+    """Grey of 128 goes through the normalisation; what fills up to a multiple of 32 does not."""
+    cfg = load(row)
+    init_default_scope(cfg.default_scope)
+    settings = {**cfg.model.data_preprocessor.to_dict()}
+    mean, std = torch.tensor(settings['mean']), torch.tensor(settings['std'])
+    preprocess = MODELS.build({**settings, 'type': f'{cfg.default_scope}.{settings["type"]}'})
+    assert settings['bgr_to_rgb']
+    # Blue is 1, green 2, red 3; below it is padded as the crop is.
+    picture = np.broadcast_to(np.array([1, 2, 3], np.uint8), (20, 50, 3))
+    picture = torch.from_numpy(padded(picture, (30, 50), 128)).permute(2, 0, 1)
+    sample = sample_of(cfg.default_scope, (30, 50))
+    inputs = preprocess({'inputs': [picture], 'data_samples': [sample]}, training=False)['inputs']
+    colour = (torch.tensor([3.0, 2.0, 1.0]) - mean) / std
+    torch.testing.assert_close(inputs[0, :, 5, 5], colour)
+    torch.testing.assert_close(inputs[0, :, 25, 5], (128 - mean) / std)
+    if cfg.default_scope == 'mmdet':
+        assert inputs.shape[2:] == (32, 64)
+        assert not inputs[0, :, 30:].any()
+        assert not inputs[0, :, :, 50:].any()
+
+
+def sample_of(scope: str, size: tuple[int, int]) -> Any:
+    if scope == 'mmdet':
+        from mmdet.structures import DetDataSample as Sample
+    else:
+        from mmseg.structures import SegDataSample as Sample
+    return Sample(metainfo={'img_shape': size, 'ori_shape': size})
+
+
+@pytest.mark.parametrize('contrast_first', [0, 1])
+def test_colour_jitter_draws_the_official_numbers(
+    contrast_first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the official order: every change has a coin of its own, and contrast one for its place."""
+    calls: list[tuple[float, ...]] = []
+
+    def randint(*limits: int) -> int:
+        calls.append(limits)
+        # The second coin says where contrast is.
+        is_place = [call for call in calls if call == (2,)] == [(2,)] * 2 and limits == (2,)
+        return limits[0] if len(limits) == 2 else contrast_first if is_place else 1
+
+    def uniform(low: float, high: float) -> float:
+        calls.append((low, high))
+        return high
+
+    monkeypatch.setattr(np.random, 'randint', randint)
+    monkeypatch.setattr(np.random, 'uniform', uniform)
+    PhotoMetricDistortion().transform({'img': np.full((2, 2, 3), 90, np.uint8)})
+    coin = (2,)
+    brightness, contrast = [coin, (-32, 32)], [coin, (0.5, 1.5)]
+    # Whole numbers from -18 to 18, the last one included.
+    colours = [coin, (0.5, 1.5), coin, (-18, 19)]
+    first, last = (contrast, []) if contrast_first else ([], contrast)
+    assert calls == [*brightness, coin, *first, *colours, *last]
+
+
+def test_jitter_of_a_real_picture_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brightness, then contrast: cut to 0..255 and rounded down after each."""
+    coins = iter([1, 1, 1, 0, 0])
+    numbers = iter([17.3, 1.21])
+    monkeypatch.setattr(np.random, 'randint', lambda *_: next(coins))
+    monkeypatch.setattr(np.random, 'uniform', lambda *_: next(numbers))
+    picture = pixels_of(PHOTOS[0])
+    brighter = np.floor(np.clip(picture + np.float32(17.3), 0, 255))
+    expected = np.floor(np.clip(brighter * np.float32(1.21), 0, 255))
+    found = PhotoMetricDistortion().transform({'img': picture.copy()})['img']
+    assert (found == expected).all()
+
+
+def test_committed_photos_are_what_pillow_decodes() -> None:
+    """The official loader decodes with Pillow, ours with OpenCV: both with libjpeg."""
+    for path in PHOTOS:
+        pillow = np.asarray(Image.open(path).convert('RGB')).astype(int)
+        assert np.abs(pillow - pixels_of(path)[..., ::-1]).max() <= 1
