@@ -95,6 +95,9 @@ def _load_pickle(file: BinaryIO) -> tuple[dict[str, Tensor], dict]:
         if 'GLOBAL' in str(error):
             raise
         raise ValueError(str(error)) from error
+    except MemoryError as error:
+        # A damaged length, more likely than weights that large.
+        raise ValueError('it asks for more memory than there is') from error
     arrays = content.get('model', content) if isinstance(content, dict) else None
     if not isinstance(arrays, dict) or not arrays:
         raise ValueError('a pickle without a dictionary of arrays')

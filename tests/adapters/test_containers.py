@@ -183,7 +183,8 @@ def test_damaged_arrays(tmp_path: Path, protocol: int) -> None:
     whole = pickle.dumps({'model': ARRAYS}, protocol)
     path = tmp_path / 'damaged.pkl'
     nothing = [pickle.dumps(value, protocol) for value in (3, [], {}, {'model': {'w': 'text'}})]
-    for data in (whole[: len(whole) // 2], whole[:-1], b'', b'<html>', *nothing):
+    endless = b'\x80\x04\x8e' + struct.pack('<Q', 2**62) + b'.'
+    for data in (whole[: len(whole) // 2], whole[:-1], b'', b'<html>', endless, *nothing):
         path.write_bytes(data)
         with pytest.raises(CheckpointError, match=r'damaged\.pkl (cannot be read|is not)') as error:
             load(path)
@@ -245,6 +246,13 @@ def test_incomplete_folders(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path.parent / 'outside.safetensors')
     with pytest.raises(CheckpointError, match=r"not there: \['outside\.safetensors'\]"):
         load(tmp_path)
+
+
+def test_the_suffix_does_not_decide(tmp_path: Path) -> None:
+    path = tmp_path / 'model_final.pkl'
+    for old_format in (False, True):
+        torch.save({'model': TENSORS}, path, _use_new_zipfile_serialization=not old_format)
+        assert torch.equal(load(path)['state_dict']['a'], TENSORS['a'])
 
 
 def test_bare_weights_get_a_frame(tmp_path: Path) -> None:

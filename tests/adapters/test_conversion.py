@@ -95,6 +95,19 @@ def test_detectron2_file_is_what_detectron2_reads(source: Path, out: Path) -> No
     assert weights['backbone.stem.conv1.norm.running_var'].dtype == 'float32'
 
 
+def test_bfloat16_becomes_float32_for_numpy(state: dict[str, Tensor], tmp_path: Path) -> None:
+    path, file = tmp_path / 'half.pth', tmp_path / 'out.pkl'
+    half = {
+        key: value.bfloat16() if value.is_floating_point() else value
+        for key, value in state.items()
+    }
+    torch.save({'state_dict': half}, path)
+    convert_checkpoint(path, file, target='detectron2')
+    got = read_checkpoint(file)['state_dict']['backbone.stem.conv1.weight']
+    assert got.dtype == torch.float32
+    assert torch.equal(got, half['backbone.conv1.weight'].float())
+
+
 def test_huggingface_file_names_its_framework(source: Path, out: Path) -> None:
     file = out.with_suffix('.safetensors')
     convert_checkpoint(source, file, target='hf')
