@@ -1,0 +1,35 @@
+"""What docs/numerics.md says rests on tests that exist."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NUMERICS = (ROOT / 'docs/numerics.md').read_text()
+TEST = re.compile(r'`((?:tests/[\w/]+\.py)?)::(test_\w+)`')
+SWITCHES = '### All fidelity switches'
+
+
+def claims():
+    """The rows of the tables that compare, without their headings."""
+    lines = NUMERICS.split(SWITCHES)[0].splitlines()
+    return [line for line in lines if line.startswith('| ') and not line.startswith('| what ')]
+
+
+@pytest.mark.parametrize('claim', claims(), ids=lambda claim: claim[2:50])
+def test_every_line_names_tests_that_exist(claim):
+    last = claim.rstrip(' |').rsplit(' | ', 1)[-1]
+    named = TEST.findall(last)
+    assert named or last.startswith('none: ')
+    file = None
+    for path, name in named:
+        file = path or file
+        assert file is not None
+        assert name in functions(ROOT / file)
+
+
+def functions(path):
+    tree = ast.parse(path.read_text())
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
