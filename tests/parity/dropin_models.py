@@ -4,8 +4,8 @@
 package with its widths cut, notes its logits, imports the drop-in by a child config, loads the
 stock weights, compares, trains two iterations, and writes what it saw to
 ``FOLDER/PACKAGE.json``. One is built once more in its full size and loads its weights from a file.
-With a module ``BLOCKED``, whose import fails, there may be no stock head: one ResNet and one Swin
-of each data set train, nothing is compared.
+With a module ``BLOCKED``, whose import fails, there may be no stock head: nothing is compared, but
+one config is run from start to end, on small pictures in the layout of its data set.
 """
 
 import importlib
@@ -25,13 +25,18 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
 from mmseg_m2f.core import decoder as core_decoder
+from tests import reduced
 from tests.parity.parity_weights import redraw
-from tests.reduced import backbone_channels
 
 HEADS = {'mmseg': 'decode_head', 'mmdet': 'panoptic_head'}
 FULL = {
     'mmseg': 'mask2former_r50_8xb2-90k_cityscapes-512x1024',
     'mmdet': 'mask2former_r50_8xb2-lsj-50e_coco-panoptic',
+}
+# Stock panoptic pipelines need panopticapi, which no package index has.
+WHOLE = {
+    'mmseg': 'mask2former_r50_8xb2-160k_ade20k-512x512',
+    'mmdet': 'mask2former_r50_8xb2-lsj-50e_coco',
 }
 SIZE = (64, 96)
 # Every width of the stock heads to a small one.
@@ -67,7 +72,7 @@ def reduce(cfg: Config, package: str, full: bool) -> Config:
     else:
         model.backbone.update(embed_dims=4 * model.backbone.num_heads[0], depths=[2, 2, 2, 2])
     model[HEADS[package]] = smaller(model[HEADS[package]])
-    model[HEADS[package]].in_channels = backbone_channels(model.backbone)
+    model[HEADS[package]].in_channels = reduced.backbone_channels(model.backbone)
     if 'train_cfg' in model:
         model.train_cfg = smaller(model.train_cfg)
     return cfg
@@ -186,9 +191,14 @@ def compare(model: nn.Module, head: Any, data: dict, stock: tuple) -> dict[str, 
     }
 
 
-def train(model: nn.Module, cfg: Config, data: dict) -> list[dict[str, float]]:
-    """The losses of two iterations, with the config's own optimiser."""
-    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+def decay_of(model: nn.Module, wrapper: Any, part: str) -> dict[str, float]:
+    """Weight decay of the parameters with ``part`` in their name, by the config's optimiser."""
+    decay = {id(p): g['weight_decay'] for g in wrapper.param_groups for p in g['params']}
+    return {name: decay[id(p)] for name, p in model.named_parameters() if part in name}
+
+
+def train(model: nn.Module, wrapper: Any, data: dict) -> list[dict[str, float]]:
+    """The losses of two iterations."""
     model.train()
     steps = [model.train_step(data, wrapper) for _ in range(2)]
     return [{name: float(value) for name, value in step.items()} for step in steps]
@@ -215,38 +225,57 @@ def run(path: Path, package: str, folder: Path, stock: dict, is_full: bool) -> d
     model = build(cfg, package)
     head, data = getattr(model, HEADS[package]), data_for(cfg, package)
     seen: dict[str, Any] = {'parts': parts(head), 'model': type(model).__module__}
-    if stock:
-        state, logits = stock.pop((path, is_full))
-        if is_full:
-            torch.save({'state_dict': state}, folder / 'stock.pth')
-            load_checkpoint(model, str(folder / 'stock.pth'), strict=True)
-        else:
-            model.load_state_dict(state)
-        seen |= compare(model.eval(), head, data, logits)
+    state, logits = stock.pop((path, is_full))
+    if is_full:
+        torch.save({'state_dict': state}, folder / 'stock.pth')
+        load_checkpoint(model, str(folder / 'stock.pth'), strict=True)
+    else:
+        model.load_state_dict(state)
+    seen |= compare(model.eval(), head, data, logits)
     if not is_full:
-        seen['steps'] = train(model, cfg, data)
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        seen['decay'] = decay_of(model, wrapper, 'level_embed')
+        seen['steps'] = train(model, wrapper, data)
     return seen
 
 
+def run_to_the_end(path: Path, package: str, folder: Path) -> dict[str, float]:
+    """Trains two iterations and tests, by the runner, with the config's own data and metrics."""
+    child = folder / path.name
+    child.write_text(f"_base_ = ['{path}']\n{LINE}\n")
+    cfg = reduce(Config.fromfile(child), package, full=False)
+    reduced._move_data(cfg, folder)
+    for loader in reduced.LOADERS:
+        reduced._reduce_dataloader(cfg[loader])
+    cfg.train_cfg.update(max_iters=2, val_interval=2, dynamic_intervals=None)
+    if package == 'mmseg':
+        del cfg.train_cfg.dynamic_intervals
+    cfg.vis_backends = cfg.visualizer.vis_backends = [{'type': 'LocalVisBackend'}]
+    cfg.work_dir = cfg.experiment_name = cfg.visualizer.name = str(folder / path.stem)
+    return {name: float(value) for name, value in reduced.train_and_test(cfg).items()}
+
+
 def main(package: str, folder: Path, blocked: str | None = None) -> None:
-    paths, stock = stock_configs(package), {}
-    cases = [(path, False) for path in paths]
+    paths, seen = stock_configs(package), {}
     if blocked:
         sys.modules[blocked] = None
-        cases = [case for case in cases if '_r50_' in case[0].stem or '_swin-t' in case[0].stem]
+        for path in paths:
+            if path.stem == WHOLE[package]:
+                seen[path.stem] = run_to_the_end(path, package, folder)
+        assert sys.modules[blocked] is None
     else:
-        cases += [(path, True) for path in paths if path.stem == FULL[package]]
+        cases = [(path, path.stem == FULL[package]) for path in paths]
+        cases += [(path, False) for path, is_full in cases if is_full]
+        stock = {}
         for path, is_full in cases:
             cfg = reduce(Config.fromfile(path), package, is_full)
             model = build(cfg, package).eval()
             redraw(model)
             logits = stock_logits(model, getattr(model, HEADS[package]), data_for(cfg, package))
             stock[path, is_full] = (model.state_dict(), logits)
-    seen = {
-        f'{path.stem}{" in full" * is_full}': run(path, package, folder, stock, is_full)
-        for path, is_full in cases
-    }
-    assert not blocked or sys.modules[blocked] is None
+        for path, is_full in cases:
+            name = f'{path.stem}{" in full" * is_full}'
+            seen[name] = run(path, package, folder, stock, is_full)
     (folder / f'{package}.json').write_text(json.dumps(seen))
 
 

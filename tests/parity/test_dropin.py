@@ -124,13 +124,22 @@ def test_trains_two_iterations(package, name, seen):
     assert_trains(package, seen(package)[name])
 
 
+@pytest.mark.parametrize('package', NAMES)
+def test_the_stock_optimiser_does_not_decay_our_level_embeddings(package, seen):
+    """With the stock head it decays those of the pixel decoder, whose name there is another."""
+    head = 'decode_head' if package == 'mmseg' else 'panoptic_head'
+    expected = [f'{head}.pixel_decoder.level_embed', f'{head}.decoder.level_embed.weight']
+    for name in NAMES[package]:
+        assert seen(package)[name]['decay'] == dict.fromkeys(expected, 0.0)
+
+
 @pytest.mark.parametrize(
-    ('package', 'absent', 'number'), [('mmseg', 'mmdet', 4), ('mmdet', 'mmseg', 4)]
+    ('package', 'absent', 'metric'),
+    [('mmseg', 'mmdet', 'mIoU'), ('mmdet', 'mmseg', 'coco/segm_mAP')],
 )
-def test_each_package_without_the_other(package, absent, number, tmp_path):
+def test_runs_to_the_end_without_the_other_package(package, absent, metric, tmp_path):
+    """By the runner, with the stock data set, pipeline and metric."""
     pytest.importorskip(package)
     configs = look(package, tmp_path, absent)
-    assert len(configs) == number
-    for config in configs.values():
-        assert config['parts'][0] == f'mmseg_m2f.adapters.{HEADS[package]}'
-        assert_trains(package, config)
+    [metrics] = configs.values()
+    assert math.isfinite(metrics[metric])
