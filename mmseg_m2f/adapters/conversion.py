@@ -1,5 +1,6 @@
 """Checkpoint files from one project to another."""
 
+import json
 import os
 import pickle
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from mmseg_m2f.adapters.loading import check, head_name, load_rules
 SUFFIXES = {'mmseg_m2f': '.pth', 'detectron2': '.pkl', 'mmdet': '.pth', 'mmseg': '.pth'}
 SUFFIXES['hf'] = '.safetensors'
 ORDERS = ('things-first',)
+HF_WEIGHTS, HF_CONFIG = 'model.safetensors', 'config.json'
 
 # Of a checkpoint of OpenMMLab, what is true of its weights under any names.
 _KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE')
@@ -52,7 +54,8 @@ def convert_checkpoint(
 
     Args:
         src: a file, a folder of Hugging Face, or an address MMEngine knows.
-        dst: ``.pkl`` for Detectron2, ``.safetensors`` for Hugging Face, else ``.pth``.
+        dst: ``.pkl`` for Detectron2, ``.safetensors`` for Hugging Face, else ``.pth``. Beside a
+            ``model.safetensors`` the ``config.json`` is written that ``from_pretrained`` reads.
         config: of a model with one of our heads that the weights have to fit: as many classes, and
             in each module at least ``min_matched`` of the tensors, which is logged. Its head's
             name is taken if ``target`` is ours.
@@ -160,11 +163,46 @@ def _write(weights: Mapping[str, Tensor], target: str, path: Path, meta: dict[st
         return
     # Neither shares memory nor leaves gaps: safetensors would refuse it.
     plain = {key: value.detach().clone().contiguous() for key, value in weights.items()}
+    if target == 'hf':
+        _write_huggingface(plain, path, meta)
+        return
     with written_whole(path) as part:
-        if target == 'hf':
-            _safetensors_writer()(plain, part, metadata={'format': 'pt'})
-        else:
-            _pickle_arrays(plain, part)
+        _pickle_arrays(plain, part)
+
+
+def _write_huggingface(weights: Mapping[str, Tensor], path: Path, meta: Mapping[str, Any]) -> None:
+    """The weights, and beside ``model.safetensors`` the settings."""
+    save = _safetensors_writer()
+    config = _huggingface_config(weights, path, meta) if path.name == HF_WEIGHTS else None
+    with written_whole(path) as part:
+        save(weights, part, metadata={'format': 'pt'})
+    if config is not None:
+        with written_whole(path.with_name(HF_CONFIG)) as part:
+            part.write_text(json.dumps(config, indent=2) + '\n')
+
+
+def _huggingface_config(
+    weights: Mapping[str, Tensor], path: Path, meta: Mapping[str, Any]
+) -> dict[str, Any]:
+    there = path.with_name(HF_CONFIG)
+    if there.exists() and not _is_mask2former_config(there):
+        raise CheckpointError(
+            f'{there} is there and is not of a Mask2Former: write to a folder of its own, or under '
+            f'another name than {HF_WEIGHTS}, to which no {HF_CONFIG} is written'
+        )
+    classes = meta.get('dataset_meta', {}).get('classes')
+    try:
+        return checkpoints.huggingface_config(weights, classes)
+    except ValueError as error:
+        raise CheckpointError(f'no {HF_CONFIG} can be written: {error}') from error
+
+
+def _is_mask2former_config(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.get('model_type') == 'mask2former'
 
 
 def _pickle_arrays(weights: Mapping[str, Tensor], path: Path) -> None:

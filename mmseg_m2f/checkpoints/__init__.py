@@ -1,6 +1,7 @@
 """Other implementations' checkpoints in our layout, and back: names and tensors, no files."""
 
 from mmseg_m2f.checkpoints.huggingface import from_huggingface, to_huggingface
+from mmseg_m2f.checkpoints.huggingface_config import huggingface_config
 from mmseg_m2f.checkpoints.layouts import (
     BACKBONE_LAYOUTS,
     HEADS,
@@ -28,6 +29,7 @@ __all__ = [
     'from_huggingface',
     'from_mmseg',
     'head_prefix',
+    'huggingface_config',
     'reorder_classes',
     'resize_classes',
     'resize_queries',

@@ -1,0 +1,106 @@
+"""What is exported for Hugging Face is what ``from_pretrained`` reads: weights and settings."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mmseg_m2f.adapters.checkpoint_io import CheckpointError, save_weights
+from mmseg_m2f.adapters.conversion import convert_checkpoint
+from mmseg_m2f.checkpoints import from_huggingface, huggingface_config, to_huggingface
+
+transformers = pytest.importorskip('transformers')
+
+from parity_weights import redraw  # noqa: E402
+
+STAGES = ['stage1', 'stage2', 'stage3', 'stage4']
+CLASSES = ['wall', 'sky', 'car']
+BACKBONES = {
+    'swin': lambda: transformers.SwinConfig(
+        embed_dim=8,
+        depths=[1, 2, 1, 1],
+        num_heads=[1, 2, 4, 8],
+        window_size=4,
+        mlp_ratio=2.0,
+        out_features=STAGES,
+    ),
+    'bottleneck': lambda: transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[16, 32, 64, 128], depths=[1, 2, 1, 1], out_features=STAGES
+    ),
+    'basic': lambda: transformers.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16, 32, 64],
+        depths=[2, 1, 1, 1],
+        layer_type='basic',
+        out_features=STAGES,
+    ),
+}
+
+
+def build(backbone: str) -> nn.Module:
+    """No two settings are equal or their defaults."""
+    config = transformers.Mask2FormerConfig(
+        backbone_config=BACKBONES[backbone](),
+        feature_size=64,
+        mask_feature_size=64,
+        hidden_dim=64,
+        encoder_layers=2,
+        decoder_layers=4,
+        num_attention_heads=4,
+        encoder_feedforward_dim=24,
+        dim_feedforward=40,
+        num_queries=7,
+        num_labels=len(CLASSES),
+    )
+    model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
+    redraw(model)
+    return model
+
+
+@pytest.mark.parametrize('backbone', BACKBONES)
+@torch.no_grad()
+def test_from_pretrained_reads_what_we_export(backbone: str, tmp_path: Path) -> None:
+    model = build(backbone)
+    save_weights(
+        from_huggingface(model.state_dict()),
+        tmp_path / 'ours.pth',
+        {'dataset_meta': {'classes': CLASSES}},
+    )
+    folder = tmp_path / 'exported'
+    for _ in range(2):  # over its own
+        convert_checkpoint(tmp_path / 'ours.pth', folder / 'model.safetensors', target='hf')
+    assert sorted(path.name for path in folder.iterdir()) == ['config.json', 'model.safetensors']
+    loaded, report = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(
+        folder, output_loading_info=True
+    )
+    # The classifier's norm of a Swin, which no segmentor reads, and the losses' weights.
+    rest = ('encoder.layernorm.weight', 'encoder.layernorm.bias', 'criterion.empty_weight')
+    assert all(key.endswith(rest) or '.swin.layernorm.' in key for key in report['missing_keys'])
+    assert not report['unexpected_keys']
+    assert loaded.config.id2label == dict(enumerate(CLASSES))
+    pictures = torch.randn(1, 3, 64, 96)
+    ours, theirs = loaded.eval()(pictures), model(pictures)
+    for name in ('class_queries_logits', 'masks_queries_logits'):
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
+
+
+def test_what_cannot_be_said(tmp_path: Path) -> None:
+    state = to_huggingface(from_huggingface(build('basic').state_dict()))
+    with pytest.raises(ValueError, match='3 classes, 2 names'):
+        huggingface_config(state, ['wall', 'sky'])
+    two_levels = {**state, 'model.transformer_module.level_embed.weight': torch.zeros(2, 64)}
+    with pytest.raises(ValueError, match='has 3 levels, this one 2'):
+        huggingface_config(two_levels)
+    flat = {key: value for key, value in state.items() if '.decoder.encoder.layers.' not in key}
+    with pytest.raises(ValueError, match='pixel decoder without layers'):
+        huggingface_config(flat)
+
+
+def test_another_programs_config_stays(tmp_path: Path) -> None:
+    (tmp_path / 'config.json').write_text('{"model_type": "bert"}')
+    save_weights(from_huggingface(build('basic').state_dict()), tmp_path / 'ours.pth')
+    with pytest.raises(CheckpointError, match=r'config\.json is there and is not of a Mask2Former'):
+        convert_checkpoint(tmp_path / 'ours.pth', tmp_path / 'model.safetensors', target='hf')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['config.json', 'ours.pth']
+    convert_checkpoint(tmp_path / 'ours.pth', tmp_path / 'weights.safetensors', target='hf')
