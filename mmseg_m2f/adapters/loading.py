@@ -197,7 +197,30 @@ def _with_rows_of(
                 logger='current',
                 level=logging.WARNING,
             )
+    fitted = _with_windows_of(model, fitted)
     return fitted, [key for key in fitted if fitted[key] is not weights[key]]
+
+
+def _with_windows_of(model: Mapping[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Swin's position biases for the model's windows; the index belongs to the window."""
+    resized = {
+        key: checkpoints.resize_window(table, len(model[key]))
+        for key, table in weights.items()
+        if key.endswith('.relative_position_bias_table')
+        and key in model
+        and len(model[key]) != len(table)
+        and model[key].shape[1:] == table.shape[1:]
+    }
+    if not resized:
+        return weights
+    print_log(
+        'the checkpoint has other windows in its Swin than the model: the relative position biases '
+        'were resized, and the predictions are not those of the checkpoint any more',
+        logger='current',
+        level=logging.WARNING,
+    )
+    indices = [key.replace('bias_table', 'index') for key in resized]
+    return {**weights, **resized, **{key: model[key] for key in indices if key in model}}
 
 
 def _allow_other_classes(given: int, wanted: int) -> None:

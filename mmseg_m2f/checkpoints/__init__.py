@@ -17,6 +17,7 @@ from mmseg_m2f.checkpoints.resizing import (
     reorder_classes,
     resize_classes,
     resize_queries,
+    resize_window,
     things_first,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     'reorder_classes',
     'resize_classes',
     'resize_queries',
+    'resize_window',
     'things_first',
     'to_huggingface',
     'to_mmseg',

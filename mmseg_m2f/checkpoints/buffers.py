@@ -28,10 +28,20 @@ def relative_position_index(table: Tensor) -> Tensor:
     Raises:
         ValueError: no window has a table of that length.
     """
-    width = math.isqrt(len(table))
-    if width * width != len(table) or width % 2 == 0:
-        raise ValueError(f'a relative position bias has (2 M - 1)^2 rows, not {len(table)}')
+    width = window_width(len(table))
     side = (width + 1) // 2
     steps = torch.arange(side, device=table.device)
     position = (steps[:, None] * width + steps).flatten()
     return position[:, None] - position + 2 * side * (side - 1)
+
+
+def window_width(rows: int) -> int:
+    """``2M - 1``: how many offsets a window of side M has along an axis, of ``rows`` in all.
+
+    Raises:
+        ValueError: no window has so many.
+    """
+    width = math.isqrt(rows)
+    if width * width != rows or width % 2 == 0:
+        raise ValueError(f'a relative position bias has (2 M - 1)^2 rows, not {rows}')
+    return width

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from mmseg_m2f.checkpoints.buffers import window_width
 from mmseg_m2f.checkpoints.layouts import head_prefix
 from mmseg_m2f.checkpoints.rules import StateDict
 
@@ -72,6 +74,20 @@ def resize_classes(state_dict: StateDict, number: int, noise: float = 0.1) -> di
         rows = state_dict[key]
         changed[key] = torch.cat([_resized(rows[:-1], number, noise), rows[-1:]])
     return changed
+
+
+def resize_window(table: Tensor, rows: int) -> Tensor:
+    """Swin's bias ``table ((2M - 1)^2, heads)`` for a window with ``rows`` offsets, bicubic.
+
+    Source: the original Swin's own loading of other windows (Microsoft, ``utils.py``).
+
+    Raises:
+        ValueError: either number of offsets is not an odd square.
+    """
+    old, new = window_width(len(table)), window_width(rows)
+    maps = table.float().T.unflatten(1, (old, old))[None]  # (1, heads, 2M - 1, 2M - 1)
+    resized = F.interpolate(maps, (new, new), mode='bicubic', align_corners=False)
+    return resized[0].flatten(1).T.contiguous().to(table.dtype)
 
 
 def _class_keys(state_dict: StateDict) -> list[str]:

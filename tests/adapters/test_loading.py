@@ -24,7 +24,7 @@ import mmseg_m2f.adapters  # noqa: F401 - the hook
 from mmseg_m2f.adapters import load_report
 from mmseg_m2f.adapters.checkpoint_io import CheckpointError
 from mmseg_m2f.adapters.loading import LoadRules, load_rules
-from mmseg_m2f.checkpoints import to_theirs
+from mmseg_m2f.checkpoints import resize_window, to_theirs
 
 CHANNELS = [8, 16, 32, 64]
 FOREIGN = ('detectron2', 'mmdet', 'mmseg', 'hf')
@@ -231,6 +231,21 @@ def test_other_numbers_of_classes(source: nn.Module, said: list[str], number: in
     assert torch.equal(rows[:kept], old[:kept])
     assert torch.equal(rows[-1], old[-1])
     assert any(f'has 3 classes, the model {number}' in line for line in said)
+    train_a_step(model)
+
+
+def test_another_window_of_swin(said: list[str]) -> None:
+    def with_window(side: int) -> nn.Module:
+        swin = {'type': 'SwinTransformer', 'embed_dims': 8, 'depths': [1] * 4, 'window_size': side}
+        init_default_scope('mmseg')
+        return MODELS.build({**segmentor(), 'backbone': {**swin, 'num_heads': [1, 2, 4, 8]}})
+
+    source, model = with_window(7), with_window(4)
+    model.load_state_dict(source.state_dict())
+    assert any('other windows in its Swin' in line for line in said)
+    table = 'backbone.stages.2.blocks.0.attn.w_msa.relative_position_bias_table'
+    expected = resize_window(source.state_dict()[table], 49)
+    assert torch.equal(model.state_dict()[table], expected)
     train_a_step(model)
 
 

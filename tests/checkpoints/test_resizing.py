@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmseg_m2f.checkpoints import reorder_classes, resize_classes, resize_queries, things_first
+from mmseg_m2f.checkpoints import (
+    reorder_classes,
+    resize_classes,
+    resize_queries,
+    resize_window,
+    things_first,
+)
 from mmseg_m2f.metadata import load_metadata
 
 CHANNELS = 4
@@ -145,3 +151,31 @@ def test_what_cannot_be_resized(resize) -> None:
         resize(checkpoint(), 0)
     with pytest.raises(ValueError, match=r'does not hold decode_head\.decoder\.(query|class)'):
         resize({'decode_head.decoder.norm.weight': torch.zeros(1)}, 3)
+
+
+def bias_table(side: int) -> Tensor:
+    """Head 0 is constant, head 1 rises by the row, head 2 is the square of the column, in [-1, 1].
+
+    The offsets' cells tile [-1, 1], so that tables of any window show the same function.
+    """
+    width = 2 * side - 1
+    x = (torch.arange(width) + 0.5) / width * 2 - 1
+    rows, columns = torch.meshgrid(x, x, indexing='ij')
+    return torch.stack([torch.full_like(rows, 3), rows, columns**2], -1).flatten(0, 1)
+
+
+@pytest.mark.parametrize(('old', 'new'), [(7, 12), (12, 7)])
+def test_a_bias_of_positions_keeps_its_shape_in_another_window(old, new):
+    resized, expected = resize_window(bias_table(old), (2 * new - 1) ** 2), bias_table(new)
+    assert resized.shape == expected.shape
+    torch.testing.assert_close(resized[:, 0], expected[:, 0])
+    # Beyond the borders there is nothing to interpolate from.
+    inner = (expected[:, 1].abs() < 0.7) & (bias_table(new)[:, 2] < 0.5)
+    torch.testing.assert_close(resized[inner, 1], expected[inner, 1], rtol=0, atol=0.02)
+    torch.testing.assert_close(resized[inner, 2], expected[inner, 2], rtol=0, atol=0.02)
+
+
+def test_a_bias_of_the_same_window_stays():
+    assert torch.equal(resize_window(bias_table(7), 169), bias_table(7))
+    with pytest.raises(ValueError, match=r'\(2 M - 1\)\^2 rows, not 100'):
+        resize_window(bias_table(7), 100)
