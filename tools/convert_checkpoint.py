@@ -40,9 +40,9 @@ def create_convert_parser() -> argparse.ArgumentParser:
     add_min_matched(parser)
     parser.add_argument(
         '--reorder',
-        choices=['things-first'],
-        help='put the rows of the classes into the order of a panoptic data set of mmdet; needs '
-        'the --config whose thing_ids belong to the source',
+        choices=['things-first', 'official'],
+        help='put the rows of the classes from the official order into that of a panoptic data set '
+        'of mmdet, or back; needs the --config with the thing_ids of the official order',
     )
     return parser
 
@@ -79,7 +79,7 @@ def main() -> None:
         parser.error(str(error))
     try:
         print(convert(args))
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         sys.exit(f'{type(error).__name__}: {error}')
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import re
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,7 @@ _DAMAGED = (
     AttributeError,
     AssertionError,
     ArithmeticError,
+    struct.error,
 )
 
 

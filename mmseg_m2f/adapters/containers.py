@@ -55,6 +55,9 @@ def _kind_of(file: File, name: str) -> str:
     head = _opened(file, _read_head)
     if head[8:9] == b'{' and 2 <= int.from_bytes(head[:8], 'little') <= _MAX_HEADER:
         return 'safetensors'
+    # A damaged one has its suffix still.
+    if Path(name).suffix == '.safetensors' and not head.startswith(b'PK'):
+        return 'safetensors'
     # The pickles of protocol 0 and 1 have no mark.
     if head.startswith(b'\x80') or (Path(name).suffix == '.pkl' and head[:2] != b'PK'):
         return 'torch' if _TORCH_MAGIC in head else 'pickle'
@@ -123,7 +126,12 @@ def _load_folder(folder: Path, map_location: MapLocation) -> Checkpoint:
     weights: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         weights.update(load_container(path, path.name, map_location)['state_dict'])
-    meta = {'huggingface_config': json.loads(config.read_text(encoding='utf-8'))}
+    settings = json.loads(config.read_text(encoding='utf-8'))
+    names = settings.get('id2label') if isinstance(settings, dict) else None
+    meta: dict[str, Any] = {'huggingface_config': settings}
+    if isinstance(names, dict) and names:
+        classes = [str(names[i]) for i in sorted(names, key=int)]
+        meta['dataset_meta'] = {'classes': classes}
     return {'state_dict': weights, 'meta': meta}
 
 

@@ -21,11 +21,11 @@ from mmseg_m2f.adapters.checkpoint_io import (
     save_weights,
     written_whole,
 )
-from mmseg_m2f.adapters.loading import check, head_name, load_rules
+from mmseg_m2f.adapters.loading import check, fit, head_name, load_rules
 
 SUFFIXES = {'mmseg_m2f': '.pth', 'detectron2': '.pkl', 'mmdet': '.pth', 'mmseg': '.pth'}
 SUFFIXES['hf'] = '.safetensors'
-ORDERS = ('things-first',)
+ORDERS = ('things-first', 'official')
 HF_WEIGHTS, HF_CONFIG = 'model.safetensors', 'config.json'
 
 # Of a checkpoint of OpenMMLab, what is true of its weights under any names.
@@ -63,8 +63,9 @@ def convert_checkpoint(
             `checkpoints.BACKBONE_LAYOUTS`.
         target: one of `checkpoints.LAYOUTS`; a backbone alone can become ours only.
         min_matched: in [0, 1].
-        reorder: the new order of the classes, as their old indices, or ``things-first``: the order
-            of mmdet's panoptic data sets, by the ``thing_ids`` of the config.
+        reorder: the new order of the classes, as their old indices; or by the ``thing_ids`` of a
+            config in the official order ``things-first``, from there to the order of mmdet's
+            panoptic data sets, or ``official``, the way back.
 
     Raises:
         CheckpointError: ``src`` is no checkpoint, or its weights do not fit the target.
@@ -75,7 +76,7 @@ def convert_checkpoint(
     stored = _weights_of(checkpoint, src)
     model = None if config is None else _build(config)
     try:
-        layout = checkpoints.detect_layout(stored) if source == 'auto' else source
+        layout = _layout(stored, source)
         head = _head_for(target, stored) if model is None else head_name(model)
         weights = checkpoints.to_ours(stored, layout, head)
         if reorder is not None:
@@ -109,11 +110,29 @@ def _weights_of(checkpoint: Any, src: str | Path) -> dict[str, Tensor]:
     weights = checkpoint.get('state_dict') if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not weights:
         raise CheckpointError(f'{src} holds no weights: neither state_dict nor model')
+    for key, value in weights.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f'{src} holds no weights: its state_dict has {type(value).__name__} under {key!r}, '
+                'where names of tensors and tensors are wanted'
+            )
     return {key.removeprefix('module.'): value for key, value in weights.items()}
+
+
+def _layout(stored: Mapping[str, Tensor], source: str) -> str:
+    """The layout the names tell; ``source`` may only say which of two with the same names."""
+    found = checkpoints.detect_layout(stored)
+    # An older timm file has the names of torchvision's or Microsoft's.
+    same = source == 'timm' and found in checkpoints.BACKBONE_LAYOUTS
+    if source in ('auto', found) or same:
+        return found if source == 'auto' else source
+    raise ValueError(f'its names are those of {found}, not of {source}')
 
 
 def _build(config: str | Path | Config) -> nn.Module:
     cfg = config if isinstance(config, Config) else Config.fromfile(config)
+    if 'model' not in cfg:
+        raise ValueError(f'{config} has no model')
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         model = MODELS.build(cfg.model)
     head_name(model)
@@ -136,13 +155,14 @@ def _order(reorder: str | Sequence[int], model: nn.Module | None) -> Sequence[in
     is_thing = getattr(head, 'is_thing', None)
     if is_thing is None:
         raise ValueError(f'{reorder} needs the config of a model with things and stuff')
-    return checkpoints.things_first(is_thing.nonzero().flatten().tolist(), len(is_thing))
+    order = checkpoints.things_first(is_thing.nonzero().flatten().tolist(), len(is_thing))
+    return order if reorder == 'things-first' else [order.index(i) for i in range(len(order))]
 
 
 def _check_fit(model: nn.Module, weights: dict[str, Tensor], min_matched: float) -> None:
     with load_rules(min_matched=min_matched, other_classes=False):
         if any(key.startswith(f'{head_name(model)}.') for key in weights):
-            model.load_state_dict(weights, strict=False)
+            fit(model, weights)
         else:
             expected = model.state_dict()
             check({key: expected[key] for key in expected if key.startswith('backbone.')}, weights)
@@ -173,12 +193,15 @@ def _write(weights: Mapping[str, Tensor], target: str, path: Path, meta: dict[st
 def _write_huggingface(weights: Mapping[str, Tensor], path: Path, meta: Mapping[str, Any]) -> None:
     """The weights, and beside ``model.safetensors`` the settings."""
     save = _safetensors_writer()
-    config = _huggingface_config(weights, path, meta) if path.name == HF_WEIGHTS else None
-    with written_whole(path) as part:
+    if path.name != HF_WEIGHTS:
+        with written_whole(path) as part:
+            save(weights, part, metadata={'format': 'pt'})
+        return
+    config = _huggingface_config(weights, path, meta)
+    # Both are there in full before either takes its place.
+    with written_whole(path) as part, written_whole(path.with_name(HF_CONFIG)) as config_part:
+        config_part.write_text(json.dumps(config, indent=2) + '\n')
         save(weights, part, metadata={'format': 'pt'})
-    if config is not None:
-        with written_whole(path.with_name(HF_CONFIG)) as part:
-            part.write_text(json.dumps(config, indent=2) + '\n')
 
 
 def _huggingface_config(

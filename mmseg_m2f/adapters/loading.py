@@ -2,11 +2,12 @@
 
 A model is known by its head. When one of ours becomes a model's child, the model gets a hook in
 front of its ``load_state_dict``, which sees the backbone's weights as well; torch and MMEngine
-both call it. Models without our heads are never touched.
+both call it. Its backbone gets one of its own, for the file that initialises it. Models without
+our heads are never touched.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ LAYOUT_NAMES = {
     'timm': 'a backbone of timm',
     'swin': "Microsoft's Swin",
 }
+# A classifier's file lacks the norms in front of our head, and has a classifier instead.
+_LEAST_OF_A_BACKBONE = 0.5
 _FIX = (
     'Take the config that belongs to the checkpoint. If the difference is meant, lower the bound: '
     '--min-matched of our tools, or mmseg_m2f.adapters.loading.load_rules(min_matched=...)'
@@ -79,10 +82,16 @@ def watch_for_heads() -> None:
 def _add_hook(parent: nn.Module, name: str, child: nn.Module | None) -> None:
     if name not in checkpoints.HEADS or not isinstance(child, MaskHead):
         return
-    known = parent._load_state_dict_pre_hooks.values()
+    _add_once(parent, _before_loading)
+    if isinstance(backbone := parent._modules.get('backbone'), nn.Module):
+        _add_once(backbone, _before_loading_backbone)
+
+
+def _add_once(module: nn.Module, hook: Callable[..., None]) -> None:
     # A head may be replaced: by its copy with other norms, for instance.
-    if not any(getattr(hook, 'hook', None) is _before_loading for hook in known):
-        parent.register_load_state_dict_pre_hook(_before_loading)
+    known = module._load_state_dict_pre_hooks.values()
+    if not any(getattr(other, 'hook', None) is hook for other in known):
+        module.register_load_state_dict_pre_hook(hook)
 
 
 def head_name(model: nn.Module) -> str:
@@ -114,6 +123,52 @@ def _before_loading(model: nn.Module, state_dict: dict[str, Tensor], prefix: str
     state_dict.update({prefix + key: value for key, value in fitted.items()})
 
 
+def _before_loading_backbone(
+    backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """For ``init_cfg``; as part of a model (with a prefix) the weights have been fitted already.
+
+    Raises:
+        CheckpointError: a known layout cannot be converted, or next to nothing fits.
+    """
+    if prefix or not state_dict:
+        return
+    expected = _under('backbone', backbone.state_dict())
+    weights = _under('backbone', state_dict)
+    if 2 * sum(key in expected for key in weights) <= len(weights):
+        weights = _backbone_of(state_dict)
+    matches = load_report.compare(expected, weights)
+    print_log(f'initialising the backbone: {load_report.table(matches)}', logger='current')
+    least = min(_RULES.get().min_matched, _LEAST_OF_A_BACKBONE)
+    if wrong := load_report.misfits(matches, least):
+        raise CheckpointError(
+            'the file of init_cfg is not of this backbone. '
+            f'{load_report.description(wrong[0], expected, weights)}. Take the file that belongs '
+            'to the backbone, or what tools/convert_checkpoint.py makes of it'
+        )
+    state_dict.clear()
+    state_dict.update({key.removeprefix('backbone.'): weights[key] for key in weights})
+
+
+def _backbone_of(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        layout = checkpoints.detect_layout(stored)
+        weights = checkpoints.to_ours(stored, layout)
+    except checkpoints.UnknownLayoutError:
+        return _under('backbone', stored)  # of a user's own, perhaps
+    except ValueError as error:
+        raise CheckpointError(f'the file of init_cfg cannot be converted: {error}') from error
+    print_log(
+        f'the file of init_cfg has the layout of {LAYOUT_NAMES[layout]}: converted',
+        logger='current',
+    )
+    return {key: weights[key] for key in weights if key.startswith('backbone.')}
+
+
+def _under(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f'{name}.{key}': value for key, value in weights.items()}
+
+
 def fit(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of any known layout under the names of ``model``, with its numbers of rows.
 
@@ -125,6 +180,12 @@ def fit(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     head, expected = head_name(model), model.state_dict()
     layout, weights = _renamed(stored, expected, head)
     if not any(key.startswith(f'{head}.') for key in weights) and _RULES.get().min_matched > 0:
+        others = sorted({key.partition('.')[0] for key in weights} - {'backbone'})
+        if others:
+            raise CheckpointError(
+                f'the checkpoint has no head of a Mask2Former, the model has {head}: beside the '
+                f'backbone it holds {others}. Take a checkpoint of a Mask2Former'
+            )
         raise CheckpointError(
             f'the checkpoint holds a backbone only ({LAYOUT_NAMES[layout]}), the model has a head '
             'as well. To start a training from it, set model.backbone.init_cfg='
@@ -134,7 +195,12 @@ def fit(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         )
     weights, reshaped = _with_rows_of(expected, weights, head)
     check(expected, weights, reshaped)
-    return weights
+    # Only where a lowered bound lets them pass: torch refuses what has another shape.
+    return {
+        key: value
+        for key, value in weights.items()
+        if key not in expected or value.shape == expected[key].shape
+    }
 
 
 def _renamed(
@@ -191,7 +257,7 @@ def _with_rows_of(
             if what == 'classes':
                 _allow_other_classes(given, wanted)
             fitted = resize(fitted, wanted)
-            done = 'the first are kept' if given > wanted else 'noisy copies fill up'
+            done = 'it takes the first' if given > wanted else 'noisy copies fill it up'
             print_log(
                 f'the checkpoint has {given} {what}, the model {wanted}: {done}',
                 logger='current',
@@ -241,7 +307,12 @@ def check(
         CheckpointError: a module has less than ``min_matched``.
     """
     matches = load_report.compare(model, weights, reshaped or ())
-    print_log(f'loading the checkpoint: {load_report.table(matches)}', logger='current')
+    print_log(
+        f'loading the checkpoint: {load_report.table(matches)}',
+        logger='current',
+        # What is missing stays as it was drawn.
+        level=logging.WARNING if any(match.missing for match in matches) else logging.INFO,
+    )
     min_matched = _RULES.get().min_matched
     wrong = load_report.misfits(matches, min_matched)
     if wrong:

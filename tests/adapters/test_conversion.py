@@ -145,6 +145,19 @@ def test_detectors_head(source: Path, out: Path) -> None:
     assert torch.equal(rows, old['decode_head.decoder.class_embed.weight'][[0, 2, 1, 3]])
 
 
+@pytest.mark.parametrize('things', [[0, 2], [1, 2]])
+def test_the_order_of_mmdet_and_back(source: Path, out: Path, things: list[int]) -> None:
+    pytest.importorskip('mmdet')
+    universal = {'type': 'mmseg_m2f.Mask2FormerUniversalHead', **head(thing_ids=things)}
+    model = {'type': 'mmseg_m2f.Mask2Former', 'backbone': segmentor()['backbone']}
+    cfg = Config({'model': {**model, 'panoptic_head': universal}, 'default_scope': 'mmdet'})
+    convert_checkpoint(source, out / 'mmdet.pth', cfg, target='mmdet', reorder='things-first')
+    convert_checkpoint(out / 'mmdet.pth', out / 'ours.pth', cfg, reorder='official')
+    back, old = (read_checkpoint(path)['state_dict'] for path in (out / 'ours.pth', source))
+    rows = back['panoptic_head.decoder.class_embed.weight']
+    assert torch.equal(rows, old['decode_head.decoder.class_embed.weight'])
+
+
 def test_order_of_the_callers(source: Path, out: Path) -> None:
     file = out.with_suffix('.pth')
     convert_checkpoint(source, file, reorder=[2, 0, 1])
@@ -282,3 +295,30 @@ def test_a_config_without_our_head(source: Path, out: Path) -> None:
         convert_checkpoint(
             source, out.with_suffix('.pth'), Config({'model': model, 'default_scope': 'mmseg'})
         )
+
+
+def test_the_layout_of_the_source_cannot_be_claimed(source: Path, out: Path) -> None:
+    convert_checkpoint(source, out / 'theirs.pth', target='mmseg')
+    with pytest.raises(CheckpointError, match='names are those of mmseg, not of mmseg_m2f'):
+        convert_checkpoint(out / 'theirs.pth', out / 'again.pth', source='mmseg_m2f')
+    assert [path.name for path in out.iterdir()] == ['theirs.pth']
+
+
+@pytest.mark.parametrize('content', [{1: torch.ones(1)}, {'backbone.conv1.weight': 3}])
+def test_what_is_no_weight_is_named(tmp_path: Path, out: Path, content: dict) -> None:
+    torch.save({'state_dict': content}, tmp_path / 'bad.pth')
+    with pytest.raises(CheckpointError, match='holds no weights: its state_dict has'):
+        convert_checkpoint(tmp_path / 'bad.pth', out / 'ours.pth')
+    assert not out.exists()
+
+
+def test_a_config_without_a_model(source: Path, out: Path) -> None:
+    with pytest.raises(ValueError, match='has no model'):
+        convert_checkpoint(source, out / 'ours.pth', config=Config({'train_cfg': {}}))
+
+
+def test_a_lowered_bound_does_not_end_in_torch(source: Path, out: Path) -> None:
+    wide = config(decoder={'num_layers': 1, 'ffn_dim': 24})
+    with pytest.raises(CheckpointError, match='another architecture'):
+        convert_checkpoint(source, out / 'ours.pth', config=wide)
+    convert_checkpoint(source, out / 'ours.pth', config=wide, min_matched=0)

@@ -372,3 +372,86 @@ def test_report_by_hand() -> None:
         'backbone: 1 of 2 tensors match; of another shape: backbone.b 2 for 1; '
         'only in the checkpoint: backbone.z'
     )
+
+
+def swin(**settings: object) -> dict:
+    sizes = {'embed_dims': 8, 'depths': [1] * 4, 'num_heads': [1, 2, 4, 8], 'window_size': 7}
+    return {'type': 'SwinTransformer', **sizes, **settings}
+
+
+def microsofts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A classifier's file: other names and order, no norms of the outputs, a head of its own."""
+    whole = to_theirs(
+        {f'backbone.{key}': value for key, value in state.items()} | HEAD, 'detectron2'
+    )
+    theirs = {
+        key.removeprefix('backbone.'): value
+        for key, value in whole.items()
+        if key.startswith('backbone.') and not key.startswith('backbone.norm')
+    }
+    return {**theirs, 'norm.weight': torch.ones(64), 'head.weight': torch.ones(1000, 64)}
+
+
+HEAD = {'decode_head.decoder.query_feat.weight': torch.zeros(1, 1)}
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_a_backbone_is_initialised_by_microsofts_file(
+    said: list[str], tmp_path: Path, wrapped: bool
+) -> None:
+    init_default_scope('mmseg')
+    source = MODELS.build(swin()).state_dict()
+    state = microsofts(source)
+    torch.save({'model': state} if wrapped else state, tmp_path / 'swin.pth')
+    init = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'swin.pth')}
+    model = MODELS.build({**segmentor(), 'backbone': swin(init_cfg=init)})
+    model.init_weights()
+    assert any("the layout of Microsoft's Swin: converted" in line for line in said)
+    assert any(line.startswith('initialising the backbone') for line in said)
+    loaded = model.backbone.state_dict()
+    different = [key for key in source if not torch.equal(loaded[key], source[key])]
+    assert not different  # the norms of the outputs are as at the start in both
+
+
+def test_a_backbone_refuses_a_file_of_another(tmp_path: Path) -> None:
+    init_default_scope('mmseg')
+    torch.save(microsofts(MODELS.build(swin()).state_dict()), tmp_path / 'swin.pth')
+    init = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'swin.pth')}
+    backbone = {**segmentor()['backbone'], 'init_cfg': init}
+    model = MODELS.build({**segmentor(), 'backbone': backbone})
+    with pytest.raises(
+        CheckpointError, match=r'init_cfg is not of this backbone.*convert_checkpoint'
+    ):
+        model.init_weights()
+
+
+def test_whatever_fits_is_loaded_where_no_bound_is_set(source: nn.Module) -> None:
+    model = build(depth=34)
+    state = source.state_dict()
+    state['decode_head.decoder.norm.weight'] = torch.ones(7)
+    with load_rules(min_matched=0):
+        model.load_state_dict(state, strict=False)
+    assert torch.equal(model.backbone.conv1.weight, source.backbone.conv1.weight)
+
+
+def test_another_kind_of_model_is_named(source: nn.Module) -> None:
+    state = {k: v for k, v in source.state_dict().items() if k.startswith('backbone.')}
+    with pytest.raises(CheckpointError, match=r"no head of a Mask2Former.*\['rpn_head'\]"):
+        source.load_state_dict({**state, 'rpn_head.conv.weight': torch.ones(1)})
+
+
+def test_what_is_missing_is_a_warning(source: nn.Module) -> None:
+    from mmengine.logging import MMLogger
+
+    state = source.state_dict()
+    del state['decode_head.decoder.query_feat.weight']
+    logger = MMLogger.get_current_instance()
+    levels: list[int] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: levels.append(record.levelno)  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        source.load_state_dict(state, strict=False)
+    finally:
+        logger.removeHandler(handler)
+    assert levels == [logging.WARNING]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmseg_m2f.adapters.checkpoint_io import CheckpointError, save_weights
+from mmseg_m2f.adapters.checkpoint_io import CheckpointError, read_checkpoint, save_weights
 from mmseg_m2f.adapters.conversion import convert_checkpoint
 from mmseg_m2f.checkpoints import from_huggingface, huggingface_config, to_huggingface
 
@@ -83,6 +83,14 @@ def test_from_pretrained_reads_what_we_export(backbone: str, tmp_path: Path) -> 
     ours, theirs = loaded.eval()(pictures), model(pictures)
     for name in ('class_queries_logits', 'masks_queries_logits'):
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
+
+
+def test_the_names_of_the_classes_go_both_ways(tmp_path: Path) -> None:
+    state = from_huggingface(build('basic').state_dict())
+    save_weights(state, tmp_path / 'ours.pth', {'dataset_meta': {'classes': CLASSES}})
+    convert_checkpoint(tmp_path / 'ours.pth', tmp_path / 'hf/model.safetensors', target='hf')
+    convert_checkpoint(tmp_path / 'hf', tmp_path / 'back.pth')
+    assert read_checkpoint(tmp_path / 'back.pth')['meta']['dataset_meta']['classes'] == CLASSES
 
 
 def test_what_cannot_be_said(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_training_starts_from_a_folder_of_huggingface(
     arguments = ('--work-dir', tmp_path / 'run', '--cfg-options', *options)
     output = run_tool('train.py', trained.config, *arguments, cwd=trained.folder)
     assert 'the checkpoint has the layout of Hugging Face' in output
-    assert 'the checkpoint has 8 queries, the model 12: noisy copies fill up' in output
+    assert 'the checkpoint has 8 queries, the model 12: noisy copies fill it up' in output
     assert (tmp_path / 'run' / 'iter_1.pth').is_file()
 
 
