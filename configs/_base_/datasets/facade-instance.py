@@ -18,7 +18,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(288, 288), keep_ratio=True, backend='pillow'),
+    dict(type='Resize', scale=(384, 384), keep_ratio=True, backend='pillow'),
     dict(type='mmseg_m2f.PackSegments'),
 ]
 train_dataloader = dict(
