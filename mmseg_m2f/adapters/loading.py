@@ -152,17 +152,31 @@ def _before_loading_backbone(
 
 def _backbone_of(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     try:
-        layout = checkpoints.detect_layout(stored)
-        weights = checkpoints.to_ours(stored, layout)
+        _, weights = _converted('the file of init_cfg', stored, 'backbone')
     except checkpoints.UnknownLayoutError:
         return _under('backbone', stored)  # of a user's own, perhaps
-    except ValueError as error:
-        raise CheckpointError(f'the file of init_cfg cannot be converted: {error}') from error
-    print_log(
-        f'the file of init_cfg has the layout of {LAYOUT_NAMES[layout]}: converted',
-        logger='current',
-    )
     return {key: weights[key] for key in weights if key.startswith('backbone.')}
+
+
+def _converted(what: str, stored: Mapping[str, Tensor], part: str) -> tuple[str, dict[str, Tensor]]:
+    """The layout the names tell, and the weights under ours; ``part`` is a head or the backbone.
+
+    Raises:
+        UnknownLayoutError: no layout has these names.
+        CheckpointError: a known one has, and they cannot be converted.
+    """
+    head = part if part in checkpoints.HEADS else checkpoints.HEADS[0]
+    try:
+        layout = checkpoints.detect_layout(stored)
+        weights = checkpoints.to_ours(stored, layout, head)
+    except checkpoints.UnknownLayoutError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f'{what} cannot be converted: {error}') from error
+    print_log(
+        f'{what} has the layout of {LAYOUT_NAMES[layout]}: converted for {part}', logger='current'
+    )
+    return layout, weights
 
 
 def _under(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -209,17 +223,9 @@ def _renamed(
     if _has_names_of(expected, stored, head):
         return 'mmseg_m2f', dict(stored)
     try:
-        layout = checkpoints.detect_layout(stored)
-        weights = checkpoints.to_ours(stored, layout, head)
+        return _converted('the checkpoint', stored, head)
     except checkpoints.UnknownLayoutError as error:
         raise CheckpointError(f'this is no checkpoint of a Mask2Former: {error}') from error
-    except ValueError as error:
-        raise CheckpointError(f'the checkpoint cannot be converted: {error}') from error
-    print_log(
-        f'the checkpoint has the layout of {LAYOUT_NAMES[layout]}: converted for {head}',
-        logger='current',
-    )
-    return layout, weights
 
 
 def _has_names_of(model: Mapping[str, Tensor], stored: Mapping[str, Tensor], head: str) -> bool:
