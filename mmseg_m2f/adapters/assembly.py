@@ -85,11 +85,20 @@ def compat_config(compat: Mapping[str, Any] | None) -> core.CompatConfig:
         ValueError: an unknown switch, with those there are, or a wrong value.
     """
     given = {key: value for key, value in (compat or {}).items() if key != '_delete_'}
-    known = [field.name for field in fields(core.CompatConfig)]
+    check_keys('compat', given, core.CompatConfig)
+    return core.CompatConfig(**given)
+
+
+def check_keys(where: str, given: Mapping[str, Any], settings: type) -> None:
+    """Whether ``given`` has no key but fields of the dataclass ``settings``.
+
+    Raises:
+        ValueError: it has, with those there are.
+    """
+    known = [field.name for field in fields(settings)]
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise ValueError(f'compat does not know {unknown}; known keys: {known}')
-    return core.CompatConfig(**given)
+        raise ValueError(f'{where} does not know {unknown}; known keys: {known}')
 
 
 def _check_owned_keys(config: HeadConfig) -> None:

@@ -1,6 +1,5 @@
 """The detector itself: importing this module imports mmdet."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from mmseg_m2f import core
+from mmseg_m2f.adapters.assembly import check_keys
 from mmseg_m2f.adapters.heads import reject_unknown
 from mmseg_m2f.adapters.mmdet_gaps import fill_gaps
 from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
@@ -104,10 +104,7 @@ def _postprocess_config(
     test_cfg: Mapping[str, Any] | core.PostprocessConfig,
 ) -> core.PostprocessConfig:
     if not isinstance(test_cfg, core.PostprocessConfig):
-        known = [field.name for field in dataclasses.fields(core.PostprocessConfig)]
-        unknown = sorted(set(test_cfg) - set(known))
-        if unknown:
-            raise ValueError(f'test_cfg does not know {unknown}; known keys: {known}')
+        check_keys('test_cfg', test_cfg, core.PostprocessConfig)
         test_cfg = core.PostprocessConfig(**test_cfg)
     if not any(getattr(test_cfg, name) for name in OUTPUTS):
         raise ValueError(

@@ -12,7 +12,6 @@ from mmseg_m2f.checkpoints.layouts import (
     to_ours,
     to_theirs,
 )
-from mmseg_m2f.checkpoints.openmmlab import from_mmseg, to_mmseg
 from mmseg_m2f.checkpoints.resizing import (
     reorder_classes,
     resize_classes,
@@ -28,7 +27,6 @@ __all__ = [
     'UnknownLayoutError',
     'detect_layout',
     'from_huggingface',
-    'from_mmseg',
     'head_prefix',
     'huggingface_config',
     'reorder_classes',
@@ -37,7 +35,6 @@ __all__ = [
     'resize_window',
     'things_first',
     'to_huggingface',
-    'to_mmseg',
     'to_ours',
     'to_theirs',
 ]

@@ -93,16 +93,6 @@ def to_openmmlab(state_dict: StateDict, theirs: str, head: str) -> dict[str, Ten
     return others | _keymap(head, theirs).to_theirs(mine)
 
 
-def from_mmseg(state_dict: StateDict) -> dict[str, Tensor]:
-    """As ``from_openmmlab`` for a segmentor of mmseg."""
-    return from_openmmlab(state_dict, 'decode_head', 'decode_head')
-
-
-def to_mmseg(state_dict: StateDict) -> dict[str, Tensor]:
-    """Inverse of ``from_mmseg``."""
-    return to_openmmlab(state_dict, 'decode_head', 'decode_head')
-
-
 def _split(state_dict: StateDict, head: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     mine = {key: value for key, value in state_dict.items() if key.startswith(f'{head}.')}
     return mine, {key: value for key, value in state_dict.items() if key not in mine}

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from mmseg_m2f import core
-from mmseg_m2f.checkpoints import from_mmseg, to_mmseg
+from mmseg_m2f.checkpoints import to_ours, to_theirs
 from mmseg_m2f.core import decoder as core_decoder
 
 pytest.importorskip('mmseg')
@@ -25,13 +25,13 @@ def models() -> tuple[nn.Module, nn.Module]:
     theirs = build_mmseg(18, NUM_CLASSES, NUM_QUERIES).eval()
     redraw(theirs)
     ours = build_ours(18, NUM_CLASSES, NUM_QUERIES).eval()
-    ours.load_state_dict(from_mmseg(theirs.state_dict()))
+    ours.load_state_dict(to_ours(theirs.state_dict(), 'mmseg'))
     return ours, theirs
 
 
 def test_key_map_round_trip(models: tuple[nn.Module, nn.Module]) -> None:
     ours, theirs = (model.state_dict() for model in models)
-    converted, back = to_mmseg(ours), from_mmseg(theirs)
+    converted, back = to_theirs(ours, 'mmseg'), to_ours(theirs, 'mmseg')
     assert converted.keys() == theirs.keys()
     assert back.keys() == ours.keys()
     assert all(torch.equal(converted[key], value) for key, value in theirs.items())

@@ -8,7 +8,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import nn
 
-from mmseg_m2f.checkpoints import to_mmseg
+from mmseg_m2f.checkpoints import to_theirs
 
 MMSEG_CONFIG = '.mim/configs/mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
 
@@ -32,7 +32,7 @@ def build_mmseg(depth: int, num_classes: int, num_queries: int = 100) -> nn.Modu
 
 def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
     """Give mmseg's model the weights of ours."""
-    theirs.load_state_dict(to_mmseg(ours.state_dict()))
+    theirs.load_state_dict(to_theirs(ours.state_dict(), 'mmseg'))
 
 
 def _mmseg_model(depth: int, num_classes: int, num_queries: int) -> ConfigDict:
