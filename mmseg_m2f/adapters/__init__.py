@@ -24,7 +24,7 @@ from mmseg_m2f.adapters import (
 )
 from mmseg_m2f.adapters.checkpoint_io import install_safe_loader
 from mmseg_m2f.adapters.kernels import check_mmseg_imports, offer_mmcv_operator
-from mmseg_m2f.adapters.loading import watch_for_heads
+from mmseg_m2f.adapters.load_hooks import watch_for_heads
 
 check_mmseg_imports()
 offer_mmcv_operator()
