@@ -13,10 +13,12 @@ import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_dist_info, is_main_process
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
 
+from mmseg_m2f.adapters.loading import check_resumable
 from mmseg_m2f.registry import HOOKS
 
 State = dict[str, Any]
@@ -128,7 +130,8 @@ class RandomStateHook(Hook):
     * every checkpoint holds the generators' states and the sampler's seed (``random_state``);
     * a resumed iteration-based run with an ``InfiniteSampler`` goes on at the next picture at
       once, in the same order, with the same random numbers;
-    * validation leaves the generators of the training untouched.
+    * validation leaves the generators of the training untouched;
+    * a file that no run of such a model left is refused: it has no state to go on from.
 
     One process that loads its own data (``num_workers=0``) repeats a straight run exactly.
     Loader processes draw their augmentations from a new seed, made of the run's seed and the
@@ -148,7 +151,14 @@ class RandomStateHook(Hook):
         checkpoint['random_state'] = state
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: State) -> None:
-        """Keeps the state for `before_train`, which knows whether the run is resumed."""
+        """Keeps the state for `before_train`, which knows whether the run was under way.
+
+        Raises:
+            CheckpointError: the run is to resume what no run of such a model left.
+        """
+        if runner._resume:
+            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            check_resumable(model, checkpoint, runner._load_from or 'the checkpoint')
         self._saved = checkpoint.get('random_state')
 
     def before_train(self, runner: Runner) -> None:

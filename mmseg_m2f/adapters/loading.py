@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -73,13 +74,17 @@ def head_name(model: nn.Module) -> str:
     Raises:
         ValueError: none of its children is one of our heads.
     """
-    for name in checkpoints.HEADS:
-        if isinstance(getattr(model, name, None), MaskHead):
-            return name
+    if (name := _find_head(model)) is not None:
+        return name
     raise ValueError(
         f'{type(model).__name__} has no head of mmseg_m2f, neither as '
         f'{" nor as ".join(checkpoints.HEADS)}'
     )
+
+
+def _find_head(model: nn.Module) -> str | None:
+    names = (name for name in checkpoints.HEADS if isinstance(getattr(model, name, None), MaskHead))
+    return next(names, None)
 
 
 def converted(what: str, stored: Mapping[str, Tensor], part: str) -> tuple[str, dict[str, Tensor]]:
@@ -247,3 +252,28 @@ def check(
             f'the checkpoint is of another architecture than the model (less than '
             f'{min_matched:.0%} match). {described}. {_FIX}.'
         )
+
+
+def check_resumable(model: nn.Module, checkpoint: Mapping[str, Any], file: str) -> None:
+    """Makes sure that a run of MMEngine with such a model left ``checkpoint``, as read from file.
+
+    Raises:
+        CheckpointError: it is without a run's state, or its names are not the model's: then its
+            optimiser counts the parameters in another order.
+    """
+    meta = checkpoint.get('meta') or {}
+    stored = {
+        key.removeprefix('module.'): value
+        for key, value in checkpoint.get('state_dict', {}).items()
+    }
+    head = _find_head(model)
+    if 'message_hub' not in checkpoint or not {'epoch', 'iter'} <= meta.keys():
+        why = 'it has no optimiser state and no iteration of a training with MMEngine'
+    elif head and not _has_names_of(model.state_dict(), stored, head):
+        why = "its optimiser state is another model's: the names of the weights are not this one's"
+    else:
+        return
+    raise CheckpointError(
+        f'{file} cannot be resumed: {why}. To start a training from its weights, give it as '
+        f'load_from, without resume: tools/train.py CONFIG --cfg-options load_from={file}'
+    )

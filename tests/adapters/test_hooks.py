@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,7 +132,8 @@ def test_processes_of_a_job_draw_different_numbers(monkeypatch: pytest.MonkeyPat
     for rank in (0, 1, 0):
         monkeypatch.setattr('mmseg_m2f.adapters.hooks.get_dist_info', lambda rank=rank: (rank, 2))
         hook = RandomStateHook()
-        hook.after_load_checkpoint(None, {'random_state': {**random_state(), 'sampler_seed': 5}})
+        runner = SimpleNamespace(_resume=False)
+        hook.after_load_checkpoint(runner, {'random_state': {**random_state(), 'sampler_seed': 5}})
         hook._restore(iteration=3)
         drawn.append(Noise()[0]['inputs'][1].item())
     assert drawn[0] == drawn[2] != drawn[1]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import mmseg_m2f.adapters  # noqa: F401 - the hook
 from mmseg_m2f.adapters import load_report
 from mmseg_m2f.adapters.checkpoint_io import CheckpointError
-from mmseg_m2f.adapters.loading import LoadRules, load_rules
+from mmseg_m2f.adapters.loading import LoadRules, check_resumable, load_rules
 from mmseg_m2f.checkpoints import resize_window, to_theirs
 
 CHANNELS = [8, 16, 32, 64]
@@ -455,3 +455,18 @@ def test_what_is_missing_is_a_warning(source: nn.Module) -> None:
     finally:
         logger.removeHandler(handler)
     assert levels == [logging.WARNING]
+
+
+def test_only_a_run_of_such_a_model_is_resumed(source: nn.Module) -> None:
+    """A run of another project has an optimiser state too, of other parameters."""
+    run = {'meta': {'epoch': 0, 'iter': 2}, 'message_hub': {}, 'optimizer': {}}
+    own = source.state_dict()
+    check_resumable(source, {**run, 'state_dict': own}, 'own.pth')
+    check_resumable(source, {**run, 'state_dict': with_prefix(own)}, 'parallel.pth')
+    check_resumable(nn.Linear(1, 1), {**run, 'state_dict': {}}, 'of a model without our head')
+    theirs = to_theirs(own, 'mmdet')
+    with pytest.raises(CheckpointError, match=r"^x\.pth cannot be resumed: .*another model's.*=x"):
+        check_resumable(source, {**run, 'state_dict': theirs}, 'x.pth')
+    for weights in (own, theirs):
+        with pytest.raises(CheckpointError, match=r'no optimiser state.*load_from=x\.pth'):
+            check_resumable(source, {'state_dict': weights, 'meta': {}}, 'x.pth')
