@@ -93,6 +93,12 @@ def write_dataset(name: str, root: Path) -> None:
             _write_split(layout, root, split)
 
 
+def classes_of(metadata: DatasetMetadata) -> list[int]:
+    """The classes of a data set that the facade's have the places of."""
+    stuff = [i for i in range(len(metadata.classes)) if i not in metadata.thing_ids]
+    return [*metadata.thing_ids[:NUM_THINGS], *stuff[:NUM_STUFF]]
+
+
 def _at(root: Path, split: str, pattern: str, name: str = '') -> Path:
     long = {'train': 'training', 'val': 'validation'}[split]
     path = root / pattern.format(s=split, l=long, n=name)
@@ -140,8 +146,7 @@ def _read_ids(path: Path) -> np.ndarray:
 
 def _segments(annotation: Json, ids: np.ndarray, metadata: DatasetMetadata) -> list[Json]:
     """The segments that are left at this size; classes by their place in the data set."""
-    stuff = [i for i in range(len(metadata.classes)) if i not in metadata.thing_ids]
-    classes = [*metadata.thing_ids[:NUM_THINGS], *stuff[:NUM_STUFF]]
+    classes = classes_of(metadata)
     segments = []
     for segment in annotation['segments_info']:
         rows, columns = np.nonzero(ids == segment['id'])

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from mmseg_m2f.adapters.loading import head_name
+
 EMBEDDINGS = ('level_embed', 'level_encoding', 'relative_position_bias_table')
 
 
@@ -38,15 +40,15 @@ def redraw(model: nn.Module, seed: int = 0) -> None:
 
 
 @torch.no_grad()
-def tell_queries_apart(detector: nn.Module, data: dict, factor: float = 4.0) -> nn.Module:
-    """Redraw the weights of a detector so that segments of several classes survive in ``data``.
+def tell_queries_apart(model: nn.Module, data: dict, factor: float = 4.0) -> nn.Module:
+    """Redraw the weights of a model so that segments of several classes survive in ``data``.
 
     Alone, random weights let all queries say nearly the same: their common class logits go.
     """
-    redraw(detector)
-    detector.eval()
-    class_embed = detector.panoptic_head.decoder.class_embed
+    redraw(model)
+    model.eval()
+    class_embed = getattr(model, head_name(model)).decoder.class_embed
     class_embed.weight.mul_(factor)
-    class_logits, _ = detector(**detector.data_preprocessor(data), mode='tensor')
+    class_logits, _ = model(**model.data_preprocessor(data), mode='tensor')
     class_embed.bias.sub_(class_logits.mean((0, 1)))
-    return detector
+    return model

@@ -1,12 +1,17 @@
 """Tiny rows, dumped as a user's configs and trained once by tools/train.py."""
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
@@ -52,6 +57,51 @@ def run_tool(name: str, *arguments: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+def metrics(output: str) -> dict[str, str]:
+    """The numbers of the last test or validation, none of them 0 whatever the weights."""
+    found = dict(re.findall(r'(aAcc|mIoU|mAcc|coco\S+): (-?[\d.]+)', output))
+    for name in ('aAcc', 'mIoU', 'mAcc'):
+        assert float(found[name]) > 0, output
+    return found
+
+
+def write_weights(config: Path, photo: Path, present: Sequence[int]) -> Path:
+    """A checkpoint beside ``config`` that tells parts of ``photo`` apart, as classes ``present``.
+
+    Models as they are initialised, or trained for two iterations, are all alike: right nowhere.
+    """
+    from mmengine import Config
+    from mmengine.registry import MODELS, DefaultScope
+    from mmengine.structures import BaseDataElement
+
+    from mmseg_m2f.adapters.loading import head_name
+    from tests.parity.parity_weights import tell_queries_apart
+
+    cfg = Config.fromfile(config)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    with Image.open(photo) as image:
+        picture = np.array(image)[..., ::-1].copy()
+    inputs = [torch.from_numpy(picture).permute(2, 0, 1)]
+    tell_queries_apart(model, {'inputs': inputs, 'data_samples': [BaseDataElement()]})
+    class_embed = getattr(model, head_name(model)).decoder.class_embed
+    with torch.no_grad():
+        class_embed.bias[present] += 20
+    path = config.with_suffix('.pth')
+    torch.save({'state_dict': model.state_dict(), 'meta': {}}, path)
+    return path
+
+
+def foreign_file(trained: Trained, layout: str) -> Path:
+    """The trained weights as another project saves them."""
+    from mmseg_m2f.adapters.conversion import SUFFIXES, convert_checkpoint
+
+    path = trained.folder / f'{layout}{SUFFIXES[layout]}'
+    if not path.is_file():
+        convert_checkpoint(trained.checkpoint, path, target=layout)
+    return path
+
+
 @pytest.fixture(scope='session')
 def row(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config file of a reduced row whose photos and label maps lie beside it."""
@@ -69,7 +119,12 @@ def row(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='session')
 def trained(row: Path) -> Trained:
-    output = run_tool('train.py', row.name, cwd=row.parent)
+    from mmseg_m2f.metadata import load_metadata
+    from tests.layouts import classes_of
+
+    photo = next((row.parent / 'images/validation').iterdir())
+    start = write_weights(row, photo, classes_of(load_metadata('ade20k')))
+    output = run_tool('train.py', row.name, '--cfg-options', f'load_from={start}', cwd=row.parent)
     checkpoint = row.parent / 'work_dirs/row/iter_2.pth'
     assert checkpoint.is_file(), output
     return Trained(row.parent, row, checkpoint, output)
@@ -95,7 +150,13 @@ def panoptic_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='session')
 def trained_panoptic(panoptic_row: Path) -> Trained:
-    output = run_tool('train.py', panoptic_row.name, cwd=panoptic_row.parent)
-    checkpoint = panoptic_row.parent / 'work_dirs/panoptic/iter_2.pth'
+    from tests.layouts import NUM_STUFF, NUM_THINGS
+
+    folder = panoptic_row.parent
+    photo = next((ROOT / 'data/tiny/facade/img/val').iterdir())
+    start = write_weights(panoptic_row, photo, range(NUM_THINGS + NUM_STUFF))
+    options = ['--cfg-options', f'load_from={start}']
+    output = run_tool('train.py', panoptic_row.name, *options, cwd=folder)
+    checkpoint = folder / 'work_dirs/panoptic/iter_2.pth'
     assert checkpoint.is_file(), output
-    return Trained(panoptic_row.parent, panoptic_row, checkpoint, output)
+    return Trained(folder, panoptic_row, checkpoint, output)

@@ -7,13 +7,15 @@ import runpy
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.registry import DefaultScope
 
-from tests.tools.conftest import ROOT, TOOLS, Trained, run, run_tool
+from mmseg_m2f.adapters.loading import LAYOUT_NAMES
+from tests.tools.conftest import ROOT, TOOLS, Trained, foreign_file, metrics, run, run_tool
 
 TOOL = 'convert_checkpoint.py'
 
@@ -32,12 +34,6 @@ def official(trained: Trained) -> Path:
     # All but the counters of the batch norms.
     assert number / 2 < int(closing.group(1)) < number
     return target
-
-
-def metrics(output: str) -> dict[str, str]:
-    found = dict(re.findall(r'(aAcc|mIoU|mAcc): ([\d.]+)', output))
-    assert len(found) == 3, output
-    return found
 
 
 @pytest.mark.parametrize('tool', ['ours', "mmseg's"])
@@ -81,16 +77,54 @@ class Hostile:
 
 
 @pytest.fixture
-def convert(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """The tool's command line in this process."""
+def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A tool's command line in this process."""
 
-    def call(*arguments: str | Path) -> None:
+    def run_here(script: Path, *arguments: str | Path) -> None:
         # The tool's neighbours may have been imported under their names by another test.
-        monkeypatch.syspath_prepend(str(TOOLS))
-        monkeypatch.setattr(sys, 'argv', [TOOL, *map(str, arguments)])
-        runpy.run_path(str(TOOLS / TOOL), run_name='__main__')
+        monkeypatch.syspath_prepend(str(script.parent))
+        monkeypatch.setattr(sys, 'argv', [script.name, *map(str, arguments)])
+        runpy.run_path(str(script), run_name='__main__')
 
-    return call
+    return run_here
+
+
+@pytest.fixture
+def convert(call: Callable[..., None]) -> Callable[..., None]:
+    return partial(call, TOOLS / TOOL)
+
+
+@pytest.mark.parametrize('layout', ['detectron2', 'mmdet'])
+def test_mmdets_test_takes_a_foreign_checkpoint(
+    call: Callable[..., None],
+    trained_panoptic: Trained,
+    layout: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    mmdet = pytest.importorskip('mmdet')
+    script = Path(mmdet.__file__).parent / '.mim/tools/test.py'
+    # MMEngine keeps a logger and a visualiser per name.
+    names = [f'{key}=mmdet-{layout}' for key in ('experiment_name', 'visualizer.name')]
+    options = ['--work-dir', tmp_path, '--cfg-options', *names]
+    call(script, trained_panoptic.config, foreign_file(trained_panoptic, layout), *options)
+    output = capfd.readouterr().out
+    assert f'layout of {LAYOUT_NAMES[layout]}: converted for panoptic_head' in output
+    assert 'loading the checkpoint: all tensors matched' in output
+    assert metrics(output) == metrics(trained_panoptic.output)
+
+
+@pytest.mark.filterwarnings('ignore:The draw is False')
+def test_a_foreign_checkpoint_is_no_run_to_resume(
+    call: Callable[..., None], official: Path, trained: Trained, tmp_path: Path
+) -> None:
+    options = ['--work-dir', tmp_path, '--resume', official]
+    with pytest.raises(SystemExit) as stop:
+        call(TOOLS / 'train.py', trained.config, *options)
+    message = str(stop.value)
+    assert message.startswith(f'CheckpointError: {official} cannot be resumed')
+    assert 'no optimiser state' in message
+    assert f'load_from={official}' in message
 
 
 def test_a_hostile_pickle_gets_one_message(

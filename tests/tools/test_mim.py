@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools.conftest import ROOT, TOOLS, Trained, run
+from tests.tools.conftest import ROOT, TOOLS, Trained, foreign_file, metrics, run
 
 
 def has_distribution(name: str) -> bool:
@@ -41,11 +41,13 @@ def test_mmseg_trains_a_config_of_ours(trained: Trained, tmp_path):
     assert (tmp_path / 'iter_1.pth').is_file()
 
 
-@ONLY_ONEDL
-def test_mmseg_tests_a_config_of_ours(trained: Trained, tmp_path):
-    checkpoint = ['--checkpoint', trained.checkpoint, '--work-dir', tmp_path]
+def test_mmseg_tests_a_config_of_ours_on_a_file_of_its_own_head(trained: Trained, tmp_path):
+    """The metrics are those of the training's validation, on the same pictures."""
+    checkpoint = ['--checkpoint', foreign_file(trained, 'mmseg'), '--work-dir', tmp_path]
     output = mim('test', 'mmseg', trained.config.name, *checkpoint, cwd=trained.folder)
-    assert 'mIoU' in output
+    assert "has the layout of MMSegmentation's own head: converted for decode_head" in output
+    assert 'loading the checkpoint: all tensors matched' in output
+    assert metrics(output) == metrics(trained.output)
 
 
 # What mim calls MMDetection: the distribution.
@@ -58,12 +60,16 @@ def test_mmdet_trains_a_config_of_ours(trained_panoptic: Trained, tmp_path):
     assert (tmp_path / 'iter_1.pth').is_file()
 
 
-def test_mmdet_tests_a_config_of_ours(trained_panoptic: Trained, tmp_path):
-    config, checkpoint = trained_panoptic.config, trained_panoptic.checkpoint
+def test_mmdet_tests_a_config_of_ours_on_an_official_file(trained_panoptic: Trained, tmp_path):
+    """The metrics are those of the training's validation, on the same pictures."""
+    checkpoint = foreign_file(trained_panoptic, 'detectron2')
     arguments = ['--checkpoint', checkpoint, '--work-dir', tmp_path]
-    output = mim('test', MMDET, config, *arguments, cwd=trained_panoptic.folder)
-    for name in ('mIoU', 'coco/segm_mAP', 'coco_panoptic/PQ'):
-        assert name in output
+    output = mim('test', MMDET, trained_panoptic.config, *arguments, cwd=trained_panoptic.folder)
+    assert 'layout of the official code (Detectron2): converted for panoptic_head' in output
+    assert 'loading the checkpoint: all tensors matched' in output
+    found = metrics(output)
+    assert found == metrics(trained_panoptic.output)
+    assert {'mIoU', 'coco/segm_mAP', 'coco_panoptic/PQ'} <= found.keys()
 
 
 @ONLY_ONEDL
