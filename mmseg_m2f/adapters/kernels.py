@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmseg_m2f.ops.backends import Backend
 from mmseg_m2f.ops.ms_deform_attn import BACKENDS
+from mmseg_m2f.ops.ms_deform_attn.reference import from_locations
 
 MMCV_ATTENTION = 'MultiScaleDeformableAttention'
 
@@ -57,19 +58,19 @@ def _import_operator() -> tuple[Any, str | None]:
 def _why_not(
     value: Tensor,
     level_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
 ) -> str | None:
     if value.device.type != 'cuda':
         return f'it needs CUDA tensors, got {value.device.type}'
-    if not value.dtype == sampling_locations.dtype == attention_weights.dtype:
-        # mmcv would round the locations to the half type of the value: up to a quarter pixel.
-        return 'it needs value, locations and weights of one dtype'
     if value.dtype not in (torch.float32, torch.float64):
+        # mmcv would round the locations to the half type of the value: up to a quarter pixel.
         return f'it is used for float32 and float64 only, got {value.dtype}'
     return _failure_on(value.device)
 
 
+@from_locations
 def _run(
     value: Tensor,
     level_shapes: Sequence[tuple[int, int]],

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmseg_m2f.core.structures import at_least_float32
 from mmseg_m2f.ops.ms_deform_attn import BACKENDS, ms_deform_attn
 
 LevelShapes = Sequence[tuple[int, int]]
@@ -73,23 +72,12 @@ class MSDeformAttn(nn.Module):
             reference_points: ``(x, y)`` in [0, 1] of each query, the same for all levels.
             level_shapes: ``(height, width)`` of each level.
         """
-        locations = reference_points[:, None, None, None] + self._offsets(query, level_shapes)
-        weights = self.attention_weights(query)
-        weights = weights.unflatten(-1, (self.num_heads, self.num_levels * self.num_points))
-        weights = at_least_float32(weights).softmax(-1)
-        weights = weights.unflatten(-1, (self.num_levels, self.num_points))
+        samples = (self.num_heads, self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(query).unflatten(-1, (*samples, 2))
+        logits = self.attention_weights(query).unflatten(-1, samples)
         projected = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
-        out = ms_deform_attn(projected, level_shapes, locations, weights, self.backend)
-        return self.output_proj(out)
-
-    def _offsets(
-        self, query: Float[Tensor, 'B S C'], level_shapes: LevelShapes
-    ) -> Float[Tensor, 'B S heads L P 2']:
-        """Learnt offsets, in pixels of each level, as a share of the level's extent."""
-        offsets = at_least_float32(self.sampling_offsets(query))
-        shape = (self.num_heads, self.num_levels, self.num_points, 2)
-        extent = offsets.new_tensor([(width, height) for height, width in level_shapes])
-        return offsets.unflatten(-1, shape) / extent[:, None]
+        args = (projected, level_shapes, reference_points, offsets, logits)
+        return self.output_proj(ms_deform_attn(*args, self.backend))
 
 
 def pixel_centres(

@@ -18,21 +18,20 @@ def inputs(device='cpu', dtype=torch.float32, batch=2):
     generator = torch.Generator().manual_seed(0)
     num_tokens = sum(height * width for height, width in SHAPES)
     value = torch.randn(batch, num_tokens, 4, 8, generator=generator)
-    # A tenth of the points lies outside the maps.
-    locations = torch.rand(batch, 11, 4, 3, 2, 2, generator=generator) * 1.2 - 0.1
-    weights = torch.rand(batch, 11, 4, 3, 2, generator=generator)
-    tensors = [x.to(device, dtype).requires_grad_() for x in (value, locations, weights)]
-    return tensors[0], SHAPES, tensors[1], tensors[2]
+    reference_points = torch.rand(11, 2, generator=generator).to(device)
+    # Some of the points lie outside the maps.
+    offsets = torch.randn(batch, 11, 4, 3, 2, 2, generator=generator) * 2
+    logits = torch.randn(batch, 11, 4, 3, 2, generator=generator)
+    tensors = [x.to(device, dtype).requires_grad_() for x in (value, offsets, logits)]
+    return tensors[0], SHAPES, reference_points, tensors[1], tensors[2]
 
 
 def test_mmcv_is_offered_first_and_the_reference_last():
-    assert BACKENDS.names == ['mmcv', 'embedding_bag', 'reference']
+    assert BACKENDS.names == ['mmcv', 'compiled', 'embedding_bag', 'reference']
 
 
-def test_a_cpu_tensor_stays_in_pytorch_and_mmcv_says_why():
-    assert BACKENDS.choose('auto', *inputs()).name == 'reference'
-    with torch.no_grad():
-        assert BACKENDS.choose('auto', *inputs()).name == 'embedding_bag'
+def test_a_cpu_tensor_stays_on_the_cpu_and_mmcv_says_why():
+    assert BACKENDS.choose('auto', *inputs()).name == 'compiled'
     with pytest.raises(ValueError, match="'mmcv' cannot run: it needs CUDA tensors, got cpu"):
         ms_deform_attn(*inputs(), backend='mmcv')
 
@@ -52,22 +51,22 @@ def test_mmcv_on_cuda_equals_the_reference(batch):
     results = []
     for backend in ('mmcv', 'reference'):
         out = ms_deform_attn(*args, backend=backend)
-        tensors = [args[0], args[2], args[3]]
+        tensors = [args[0], args[3], args[4]]
         results.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
     for name, ours, reference in zip(
-        ('output', 'value', 'locations', 'weights'), *results, strict=True
+        ('output', 'value', 'offsets', 'logits'), *results, strict=True
     ):
-        # float32 sums of 24 products in another order; locations are scaled by the map's width.
+        # float32 sums of 24 products in another order.
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-3, msg=name)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_types_on_cuda_keep_exact_locations(dtype):
-    value, shapes, locations, weights = inputs('cuda')
-    args = (value.to(dtype), shapes, locations, weights)
+    value, *rest = inputs('cuda')
+    args = (value.to(dtype), *rest)
     assert BACKENDS.choose('auto', *args).name == 'reference'
-    with pytest.raises(ValueError, match='one dtype'):
+    with pytest.raises(ValueError, match='float32 and float64 only'):
         ms_deform_attn(*args, backend='mmcv')
 
 

@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from mmseg_m2f.core import deform_attn
 from mmseg_m2f.core.deform_attn import MSDeformAttn, pixel_centres
+from mmseg_m2f.ops.ms_deform_attn.reference import locations_and_weights
 from tests.core.test_layers import assert_uniform
 
 CPU = torch.device('cpu')
 SHAPES = [(2, 3), (4, 5)]
 NUM_TOKENS = 6 + 20
+SAMPLED = [(1, NUM_TOKENS, 2, 4), (1, 5, 2, 2, 3, 2), (1, 5, 2, 2, 3)]  # value, offsets, logits
 
 
 def test_pixel_centres_by_hand():
@@ -108,19 +109,17 @@ def test_pictures_of_a_batch_do_not_meet():
         torch.testing.assert_close(together[i], alone[0], rtol=1e-12, atol=1e-12)
 
 
-def test_locations_and_weights_stay_in_float32_under_autocast(monkeypatch):
-    seen = {}
-
-    def spy(value, level_shapes, locations, weights, backend):
-        seen.update(locations=locations.dtype, weights=weights.dtype, backend=backend)
-        return torch.zeros(*value.shape[:2], 8)
-
-    monkeypatch.setattr(deform_attn, 'ms_deform_attn', spy)
-    attention = MSDeformAttn(8, num_heads=2, num_levels=2, num_points=2, backend='reference')
-    centres = pixel_centres(SHAPES, device=CPU, dtype=torch.float32)
+def test_locations_and_weights_stay_in_float32_under_autocast():
+    """The operator may get half types from the linear layers; it must not compute in them."""
+    value, offsets, logits = (torch.randn(shape).bfloat16() for shape in SAMPLED)
+    centres = pixel_centres(SHAPES, device=CPU, dtype=torch.float32)[:5]
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        attention(*torch.randn(2, 1, NUM_TOKENS, 8), centres, SHAPES)
-    assert seen == {'locations': torch.float32, 'weights': torch.float32, 'backend': 'reference'}
+        args = (value, SHAPES, centres, offsets, logits)
+        locations, weights = locations_and_weights(*args)
+    assert locations.dtype == weights.dtype == torch.float32
+    exact = locations_and_weights(value.double(), SHAPES, centres, offsets, logits)
+    torch.testing.assert_close(locations.double(), exact[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(weights.double(), exact[1], rtol=0, atol=1e-6)
 
 
 def test_an_unknown_back_end_is_refused():

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmseg_m2f.ops.backends import Backend, BackendTable
-from mmseg_m2f.ops.ms_deform_attn import embedding_bag
+from mmseg_m2f.ops.ms_deform_attn import compiled, embedding_bag
 from mmseg_m2f.ops.ms_deform_attn.reference import ms_deform_attn_reference
 
 BACKENDS = BackendTable(
@@ -15,38 +15,73 @@ BACKENDS = BackendTable(
 BACKENDS.register(
     Backend('embedding_bag', embedding_bag.ms_deform_attn_embedding_bag, embedding_bag.why_not)
 )
+BACKENDS.register(Backend('compiled', compiled.ms_deform_attn_compiled, compiled.why_not))
 
 
 def ms_deform_attn(
     value: Float[Tensor, 'B S heads D'],
     level_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Float[Tensor, 'B Q heads L P 2'],
-    attention_weights: Float[Tensor, 'B Q heads L P'],
+    reference_points: Float[Tensor, 'Q 2'],
+    offsets: Float[Tensor, 'B Q heads L P 2'],
+    logits: Float[Tensor, 'B Q heads L P'],
     backend: str = 'auto',
 ) -> Float[Tensor, 'B Q C']:
-    """Sum of bilinear samples of ``value``, weighted by ``attention_weights``.
+    """Sum of bilinear samples of ``value``, weighted by the softmax of ``logits``.
+
+    The operator takes what the linear layers give, so that a back end may do the softmax and the
+    arithmetic of the locations on the way: neither has to exist as a tensor.
 
     Args:
         value: tokens of all levels one after the other, row by row; ``S`` is the sum of the areas.
         level_shapes: ``(height, width)`` of each level, in the order of ``value``.
-        sampling_locations: ``(x, y)`` in units of the level's extent, ``align_corners=False``;
-            points outside contribute zero. Kept in float32 even where ``value`` is a half type.
-        attention_weights: weights of the ``L * P`` samples, normally a softmax over them.
+        reference_points: ``(x, y)`` of each query in units of the levels' extent,
+            ``align_corners=False``; the same for all levels, heads and pictures. Not
+            differentiated.
+        offsets: ``(x, y)`` from the reference point to each sample, in pixels of the sample's
+            level; what lies outside a map is zero there. Of a half type they are widened before
+            the location is computed.
+        logits: of the weights of the samples; the softmax is over the ``L * P`` of a head.
         backend: ``'auto'`` or the name of a registered back end.
 
     Returns:
-        ``(B, Q, heads * D)``, differentiable with respect to the three tensors. The backward pass
-        of a CUDA back end may accumulate in an order that differs between runs.
+        ``(B, Q, heads * D)`` of the dtype of ``value``, differentiable with respect to ``value``,
+        ``offsets`` and ``logits``. Locations, weights and sums are computed in float32 at least.
+        The backward pass of a CUDA back end may accumulate in an order that differs between runs.
 
     Raises:
-        ValueError: ``level_shapes`` does not add up to ``S`` or has not ``L`` entries, or the back
-            end cannot run.
+        ValueError: the shapes do not fit together, ``level_shapes`` does not add up to ``S`` or
+            has not ``L`` entries, or the back end cannot run.
     """
-    num_levels = sampling_locations.shape[3]
+    args = (value, level_shapes, reference_points, offsets, logits)
+    check_shapes(*args)
+    return BACKENDS.choose(backend, *args).function(*args)
+
+
+def check_shapes(
+    value: Tensor,
+    level_shapes: Sequence[tuple[int, int]],
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+) -> None:
+    """What a compiled kernel takes on trust."""
+    batch, _, num_heads, _ = value.shape
+    num_queries, num_levels = offsets.shape[1], offsets.shape[3]
+    fitting = (batch, num_queries, num_heads, num_levels, offsets.shape[4])
+    if (
+        logits.shape != fitting
+        or offsets.shape != (*fitting, 2)
+        or reference_points.shape != (num_queries, 2)
+    ):
+        raise ValueError(
+            'value (B, S, heads, D), reference_points (Q, 2), offsets (B, Q, heads, L, P, 2) and '
+            f'logits (B, Q, heads, L, P) do not fit together, got {tuple(value.shape)}, '
+            f'{tuple(reference_points.shape)}, {tuple(offsets.shape)}, {tuple(logits.shape)}'
+        )
     if len(level_shapes) != num_levels:
         raise ValueError(
             f'level_shapes {list(level_shapes)} has {len(level_shapes)} levels, '
-            f'sampling_locations {num_levels}'
+            f'offsets {num_levels}'
         )
     num_tokens = sum(height * width for height, width in level_shapes)
     if num_tokens != value.shape[1]:
@@ -54,5 +89,3 @@ def ms_deform_attn(
             f'level_shapes {list(level_shapes)} hold {num_tokens} tokens, value has '
             f'{value.shape[1]}'
         )
-    args = (value, level_shapes, sampling_locations, attention_weights)
-    return BACKENDS.choose(backend, *args).function(*args)

@@ -1,4 +1,4 @@
-"""Inference on the CPU: the whole operator as one ``embedding_bag``.
+"""Inference on a CPU without a compiler: the whole operator as one ``embedding_bag``.
 
 A token's channels of one head are a row of a table; a query's output is the weighted sum of
 ``L * P * 4`` rows (the corners of its samples). PyTorch sums rows without writing the samples, in
@@ -12,30 +12,33 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmseg_m2f.ops.ms_deform_attn.reference import Locations, Weights, from_locations
+
 
 def why_not(
     value: Tensor,
     level_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
 ) -> str | None:
     """None for float32 or float64 on the CPU without gradient, else the objection."""
-    tensors = (value, sampling_locations, attention_weights)
+    tensors = (value, offsets, logits)
     if value.device.type != 'cpu':
         return f'it is made for the CPU, got {value.device.type}'
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return 'it is for inference, and a gradient is asked for'
-    dtypes = {tensor.dtype for tensor in tensors}
-    if len(dtypes) > 1 or dtypes.isdisjoint({torch.float32, torch.float64}):
-        return f'it needs float32 or float64 throughout, got {sorted(map(str, dtypes))}'
+    if value.dtype not in (torch.float32, torch.float64):
+        return f'it is made for float32 and float64, got {value.dtype}'
     return None
 
 
+@from_locations
 def ms_deform_attn_embedding_bag(
     value: Float[Tensor, 'B S heads D'],
     level_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Float[Tensor, 'B Q heads L P 2'],
-    attention_weights: Float[Tensor, 'B Q heads L P'],
+    sampling_locations: Locations,
+    attention_weights: Weights,
 ) -> Float[Tensor, 'B Q C']:
     """See ``ops.ms_deform_attn``."""
     batch, num_tokens, num_heads, _ = value.shape
@@ -62,7 +65,7 @@ def ms_deform_attn_embedding_bag(
 
 def _corners(
     level_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Float[Tensor, 'B Q heads L P 2'],
+    sampling_locations: Locations,
     index_type: torch.dtype,
 ) -> list[tuple[Int[Tensor, 'B Q heads L P 2'], Float[Tensor, 'B Q heads L P 2']]]:
     """For x, then y: the two pixels around each point and their linear weights.

@@ -1,28 +1,80 @@
-"""The readable reference in plain PyTorch: the CPU path, and the judge of every other back end."""
+"""The readable reference in plain PyTorch: it runs anywhere, and judges every other back end."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+Locations = Float[Tensor, 'B Q heads L P 2']
+Weights = Float[Tensor, 'B Q heads L P']
 
+
+def locations_and_weights(
+    value: Float[Tensor, 'B S heads D'],
+    level_shapes: Sequence[tuple[int, int]],
+    reference_points: Float[Tensor, 'Q 2'],
+    offsets: Locations,
+    logits: Weights,
+) -> tuple[Locations, Weights]:
+    """Where the samples lie and what they weigh, in float32 or, of a float64 value, float64.
+
+    Returns:
+        ``(x, y)`` in units of each level's extent, ``align_corners=False``; and the softmax of the
+        logits over levels and points together.
+    """
+    exact = torch.promote_types(value.dtype, torch.float32)
+    extent = _extent(tuple(level_shapes), value.device, exact)
+    shifts = offsets.to(exact) / extent[:, None]
+    weights = logits.to(exact).flatten(3).softmax(-1).view(logits.shape)
+    return reference_points.to(exact)[:, None, None, None] + shifts, weights
+
+
+@functools.lru_cache(maxsize=256)
+def _extent(
+    level_shapes: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, 'L 2']:
+    """Width and height of each level; kept, so that no step waits for a copy to the device."""
+    # A tensor made under inference mode could not be kept for a later backward pass.
+    with torch.inference_mode(False):
+        sizes = [(width, height) for height, width in level_shapes]
+        return torch.tensor(sizes, device=device, dtype=dtype)
+
+
+def from_locations(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``function(value, level_shapes, locations, weights)`` as a back end of ``ms_deform_attn``."""
+
+    def run(
+        value: Tensor,
+        level_shapes: Sequence[tuple[int, int]],
+        reference_points: Tensor,
+        offsets: Tensor,
+        logits: Tensor,
+    ) -> Tensor:
+        sampled = locations_and_weights(value, level_shapes, reference_points, offsets, logits)
+        return function(value, level_shapes, *sampled)
+
+    return run
+
+
+@from_locations
 def ms_deform_attn_reference(
     value: Float[Tensor, 'B S heads D'],
     level_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Float[Tensor, 'B Q heads L P 2'],
-    attention_weights: Float[Tensor, 'B Q heads L P'],
+    sampling_locations: Locations,
+    attention_weights: Weights,
 ) -> Float[Tensor, 'B Q C']:
     """See ``ops.ms_deform_attn``. Half types are computed in float32 and cast back at the end.
 
     Autocast is switched off: it would take the weighted sum back to the half type.
     """
     batch, _, num_heads, head_dim = value.shape
-    exact = torch.promote_types(value.dtype, torch.float32)
+    exact = sampling_locations.dtype
     maps = value.to(exact).permute(0, 2, 3, 1).flatten(0, 1)  # (B heads, D, S)
-    grid = (2 * sampling_locations.to(exact) - 1).transpose(1, 2).flatten(0, 1)
-    weights = attention_weights.to(exact).transpose(1, 2).flatten(0, 1)  # (B heads, Q, L, P)
+    grid = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)
+    weights = attention_weights.transpose(1, 2).flatten(0, 1)  # (B heads, Q, L, P)
 
     out = maps.new_zeros(())
     areas = [height * width for height, width in level_shapes]

@@ -1,0 +1,127 @@
+"""C++ sources compiled on first use and kept; a machine without a compiler is told why not."""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+logger = logging.getLogger('mmseg_m2f')
+
+_FLAGS = ('-O3', '-std=c++17', '-fPIC', '-shared', '-fopenmp')
+# Exact to the letter of IEEE but for flags and traps, which nobody reads: floor() and the rounding
+# of a number then become single instructions. Sums keep their order.
+_FLOATING_POINT = ('-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast')
+
+
+class Library:
+    """One C++ source with a C interface, as a shared library.
+
+    Args:
+        name: of the library, in file names and messages.
+        source: path of the source. OpenMP is that of PyTorch, already in the process.
+    """
+
+    def __init__(self, name: str, source: str) -> None:
+        self.name = name
+        self._source = Path(source)
+        self._outcome: tuple[ctypes.CDLL | None, str | None] | None = None
+
+    def why_not(self) -> str | None:
+        """None if the library can be had; compiles it if need be. The reason is logged once."""
+        return self._load()[1]
+
+    def loaded(self) -> ctypes.CDLL:
+        """The library. Raises RuntimeError with the reason of ``why_not``."""
+        library, objection = self._load()
+        if library is None:
+            raise RuntimeError(f'{self.name}: {objection}')
+        return library
+
+    def _load(self) -> tuple[ctypes.CDLL | None, str | None]:
+        """Library and None, or None and the reason; tried once."""
+        if self._outcome is None:
+            try:
+                self._outcome = ctypes.CDLL(str(self._built())), None
+            except (OSError, subprocess.SubprocessError) as error:
+                objection = f'it could not be compiled ({_reason(error)})'
+                logger.warning('%s: no compiled CPU kernel: %s', self.name, objection)
+                self._outcome = None, objection
+        return self._outcome
+
+    def _built(self) -> Path:
+        """Path of the library, compiled if the cache has none for this source and machine."""
+        command = [_compiler(), *_FLAGS, *_FLOATING_POINT, _for_this_processor()]
+        path = _cache() / f'{self.name}-{self._key(command)}.so'
+        if not path.exists():
+            logger.info('%s: compiling the CPU kernel (once, some seconds)', self.name)
+            self._compile(command, path)
+        return path
+
+    def _key(self, command: list[str]) -> str:
+        """Changes with the source, the compiler, its flags and the processor."""
+        version = subprocess.run([command[0], '--version'], capture_output=True, check=True).stdout
+        parts = [self._source.read_bytes(), version, ' '.join(command).encode(), _processor()]
+        return hashlib.sha256(b'\0'.join(parts)).hexdigest()[:16]
+
+    def _compile(self, command: list[str], path: Path) -> None:
+        # Under its own name first: of several processes none sees half a file.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            part = Path(folder) / path.name
+            subprocess.run(
+                [*command, str(self._source), '-o', str(part)],
+                capture_output=True,
+                check=True,
+                text=True,
+                timeout=300,
+            )
+            part.replace(path)
+
+
+def _compiler() -> str:
+    """Raises FileNotFoundError if there is none."""
+    names = [os.environ.get('CXX', ''), 'g++', 'clang++', 'c++']
+    for name in filter(None, names):
+        found = shutil.which(name)
+        if found is not None:
+            return found
+    raise FileNotFoundError('no C++ compiler found: install g++ or clang++, or set CXX')
+
+
+def _for_this_processor() -> str:
+    return '-march=native' if platform.machine() in ('x86_64', 'AMD64') else '-mcpu=native'
+
+
+@functools.cache
+def _processor() -> bytes:
+    """What tells processors apart that need other code, as in a cluster with a shared home."""
+    description = Path('/proc/cpuinfo')
+    if not description.exists():
+        return f'{platform.machine()} {platform.processor()}'.encode()
+    lines = description.read_text(errors='replace').splitlines()
+    return '\n'.join(
+        line for line in sorted(set(lines)) if line.startswith(('model name', 'flags', 'Features'))
+    ).encode()
+
+
+def _cache() -> Path:
+    """The user's cache folder. Others may not write there: what lies in it is run."""
+    base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    folder = Path(base) / 'mmseg_m2f'
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.stat()
+    if hasattr(os, 'getuid') and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+        raise PermissionError(f'{folder} belongs to somebody else or is writable by others')
+    return folder
+
+
+def _reason(error: Exception) -> str:
+    """One line: the compiler's first complaint, else the error itself."""
+    complaints = getattr(error, 'stderr', None) or str(error)
+    lines = str(complaints).strip().splitlines()
+    return next((line for line in lines if 'error' in line), lines[0] if lines else repr(error))
