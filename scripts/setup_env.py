@@ -21,6 +21,8 @@ from environment import ROOT, Environment, SetupError, succeeds
 
 PIP = 'pip==26.3'
 DEFAULT_TORCH = 'torch==2.13.0'
+# For the tests, where torch brings none (a CUDA build brings its own).
+TRITON = 'triton==3.9.0'
 MMCV = {'onedl': 'onedl-mmcv', 'openmmlab': 'mmcv'}
 BUILD_TIME = '5 to 15 minutes on 2 cores'
 
@@ -80,8 +82,9 @@ def install_torch(environment: Environment, torch: str) -> None:
         environment.pin('numpy'),
         *('-r', environment.requirements('build'), '-c', environment.constraints),
     )
-    found = ((name, environment.installed(name)) for name in ('torch', 'torchvision'))
-    write_constraints(environment, *(f'{name}=={version}' for name, version in found if version))
+    found = {name: environment.installed(name) for name in ('torch', 'torchvision', 'triton')}
+    pins = [f'{name}=={version}' for name, version in found.items() if version]
+    write_constraints(environment, *pins, *([] if found['triton'] else [TRITON]))
 
 
 def operators_work(environment: Environment) -> bool:

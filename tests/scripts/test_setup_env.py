@@ -62,7 +62,7 @@ def test_disk_is_full(scripts, monkeypatch, tmp_path):
     monkeypatch.setattr(scripts.preflight.shutil, 'disk_usage', lambda folder: usage)
     with pytest.raises(scripts.environment.SetupError) as error:
         scripts.preflight.check_disk(str(tmp_path / 'not/there/yet'))
-    assert '6 GB of free disk are needed' in one_sentence(error)
+    assert '7 GB of free disk are needed' in one_sentence(error)
     assert f'{tmp_path} has 1.0 GB' in one_sentence(error)
 
 
@@ -156,3 +156,17 @@ def test_an_unknown_task_of_the_demo_is_refused_before_the_set_up(task):
 def test_the_three_tasks_of_the_demo_pass():
     for task in ('panoptic', 'instance', 'semantic'):
         assert make('check-task', TASK=task).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ('brought', 'pinned'), [(None, 'triton==3.9.0'), ('3.7.1', 'triton==3.7.1')]
+)
+def test_triton_is_ours_only_where_torch_brings_none(
+    scripts, monkeypatch, tmp_path, brought, pinned
+):
+    environment = scripts.environment.Environment(str(tmp_path), 'onedl')
+    monkeypatch.setattr(environment, 'pip_install', lambda *arguments, **variables: None)
+    monkeypatch.setattr(environment, 'installed', {'torch': '2.13.0', 'triton': brought}.get)
+    scripts.setup_env.install_torch(environment, 'torch')
+    lines = (tmp_path / 'constraints.txt').read_text().splitlines()
+    assert [line for line in lines if line.startswith('triton')] == [pinned]
