@@ -1,7 +1,7 @@
 """Back ends of an operator: named functions that can say why they cannot run.
 
-``choose('auto', ...)`` takes the first back end without an objection and logs its name once; a
-back end asked for by name that cannot run raises ``ValueError`` with its objection. Nothing is
+``choose('auto', ...)`` takes the first automatic back end without an objection and logs its name
+once; a back end asked for by name that cannot run raises ``ValueError`` with its objection. Nothing is
 read from the environment and nothing falls back in silence.
 """
 
@@ -16,12 +16,14 @@ class Backend(NamedTuple):
     """``why_not(*args)`` returns None if ``function(*args)`` can run, else the reason.
 
     The answer may depend on the device, dtype and shape of the arguments, and on whether their
-    gradient is asked for; on nothing else.
+    gradient is asked for; on nothing else. Unless ``automatic``, it runs only where it is named:
+    so does what has not been measured against the others.
     """
 
     name: str
     function: Callable[..., Any]
     why_not: Callable[..., str | None]
+    automatic: bool = True
 
 
 class BackendTable:
@@ -64,7 +66,7 @@ class BackendTable:
 
     def _first(self, *args: Any) -> Backend:
         for backend in self._backends:
-            if backend.why_not(*args) is None:
+            if backend.automatic and backend.why_not(*args) is None:
                 self._log_once(backend.name)
                 return backend
         raise AssertionError(f'{self.operator}: the reference back end must always run')

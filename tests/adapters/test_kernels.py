@@ -27,7 +27,14 @@ def inputs(device='cpu', dtype=torch.float32, batch=2):
 
 
 def test_mmcv_is_offered_first_and_the_reference_last():
-    assert BACKENDS.names == ['mmcv', 'compiled', 'embedding_bag', 'reference']
+    assert BACKENDS.names == [
+        'mmcv',
+        'compiled',
+        'triton',
+        'deformops',
+        'embedding_bag',
+        'reference',
+    ]
 
 
 def test_a_cpu_tensor_stays_on_the_cpu_and_mmcv_says_why():

@@ -30,6 +30,12 @@ def test_auto_takes_the_first_that_can_run(table):
     assert table.choose('auto', 3).name == 'reference'
 
 
+def test_auto_leaves_out_what_is_to_be_named(table):
+    table.register(Backend('untimed', lambda x: x << 1, always, automatic=False))
+    assert table.choose('auto', 4).name == 'fast'
+    assert table.choose('untimed', 4).name == 'untimed'
+
+
 def test_a_name_is_obeyed(table):
     assert table.choose('reference', 4).name == 'reference'
     assert table.choose('fast', 4).function(4) == 8
