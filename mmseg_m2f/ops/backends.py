@@ -1,8 +1,8 @@
 """Back ends of an operator: named functions that can say why they cannot run.
 
 ``choose('auto', ...)`` takes the first automatic back end without an objection and logs its name
-once; a back end asked for by name that cannot run raises ``ValueError`` with its objection. Nothing is
-read from the environment and nothing falls back in silence.
+once; a back end asked for by name that cannot run raises ``ValueError`` with its objection. Nothing
+is read from the environment and nothing falls back in silence.
 """
 
 import logging
