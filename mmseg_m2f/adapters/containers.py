@@ -37,9 +37,14 @@ def load_container(file: File, name: str, map_location: MapLocation = None) -> A
         return _load_folder(Path(file), map_location)
     kind = _kind_of(file, name)
     if kind == 'torch':
-        return _with_state_dict(load_plain(file, map_location))
-    weights, meta = _opened(file, _READERS[kind])
-    return {'state_dict': _moved(weights, map_location), 'meta': meta}
+        content = _with_state_dict(load_plain(file, map_location))
+    else:
+        weights, meta = _opened(file, _READERS[kind])
+        content = {'state_dict': _moved(weights, map_location), 'meta': meta}
+    bare = isinstance(content, dict) and not content.get('meta')
+    if bare and isinstance(file, str | Path) and (beside := _meta_beside(Path(file))):
+        content['meta'] = beside
+    return content
 
 
 def has_mark_of_torch(file: File) -> bool:
@@ -126,13 +131,46 @@ def _load_folder(folder: Path, map_location: MapLocation) -> Checkpoint:
     weights: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         weights.update(load_container(path, path.name, map_location)['state_dict'])
-    settings = json.loads(config.read_text(encoding='utf-8'))
+    return {'state_dict': weights, 'meta': _meta_of(_json(config))}
+
+
+def _meta_beside(file: Path) -> dict[str, Any]:
+    """Of a weights file of Hugging Face that was given without its folder."""
+    if file.name not in _WHOLE:
+        return {}
+    try:
+        settings = _json(file.with_name('config.json'))
+        is_ours = isinstance(settings, dict) and settings.get('model_type') == 'mask2former'
+        return _meta_of(settings) if is_ours else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _meta_of(settings: Any) -> dict[str, Any]:
+    """The settings of Hugging Face, and the classes they name where MMEngine's tools look."""
     names = settings.get('id2label') if isinstance(settings, dict) else None
     meta: dict[str, Any] = {'huggingface_config': settings}
     if isinstance(names, dict) and names:
         classes = [str(names[i]) for i in sorted(names, key=int)]
-        meta['dataset_meta'] = {'classes': classes}
-    return {'state_dict': weights, 'meta': meta}
+        meta['dataset_meta'] = {'classes': classes, 'palette': colours(len(classes))}
+    return meta
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def colours(number: int) -> list[list[int]]:
+    """``(red, green, blue)`` per class, all different: Pascal VOC's, without the first, black.
+
+    Source: the colour map of the VOC development kit: the bits of an index, three by three, fill
+    the channels from their highest bit on.
+    """
+    return [[_channel(index, of) for of in range(3)] for index in range(1, number + 1)]
+
+
+def _channel(index: int, of: int) -> int:
+    return sum((index >> (3 * bit + of) & 1) << (7 - bit) for bit in range(8))
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -141,7 +179,7 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / name]
     for name in _INDEX:
         if (folder / name).is_file():
-            index = json.loads((folder / name).read_text(encoding='utf-8'))
+            index = _json(folder / name)
             # Names only: an index leads nowhere outside of its folder.
             parts = [folder / Path(part).name for part in sorted(set(index['weight_map'].values()))]
             if missing := [path.name for path in parts if not path.is_file()]:

@@ -1,35 +1,33 @@
 """Checkpoint files from one project to another."""
 
-import json
+import logging
 import os
-import pickle
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmseg_m2f import checkpoints
-from mmseg_m2f.adapters.checkpoint_io import (
-    CheckpointError,
-    check_plain,
-    save_weights,
-    written_whole,
-)
-from mmseg_m2f.adapters.loading import check, fit, head_name, load_rules
+from mmseg_m2f.adapters.backbone_init import fit_backbone
+from mmseg_m2f.adapters.checkpoint_io import CheckpointError
+from mmseg_m2f.adapters.class_names import class_names
+from mmseg_m2f.adapters.converted_files import write_weights
+from mmseg_m2f.adapters.loading import ORDER_OF_MMDET, fit, head_name, load_rules
+from mmseg_m2f.adapters.things import has_things_first
 
 SUFFIXES = {'mmseg_m2f': '.pth', 'detectron2': '.pkl', 'mmdet': '.pth', 'mmseg': '.pth'}
 SUFFIXES['hf'] = '.safetensors'
 ORDERS = ('things-first', 'official')
-HF_WEIGHTS, HF_CONFIG = 'model.safetensors', 'config.json'
 
-# Of a checkpoint of OpenMMLab, what is true of its weights under any names.
-_KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE')
+_OUR_ORDER = (
+    'the classes keep the order of this model, whose things are mixed with its stuff; heads of '
+    'MMDetection count the things first: for one of those take --reorder things-first'
+)
 
 
 class Conversion(NamedTuple):
@@ -79,16 +77,16 @@ def convert_checkpoint(
         layout = _layout(stored, source)
         head = _head_for(target, stored) if model is None else head_name(model)
         weights = checkpoints.to_ours(stored, layout, head)
-        if reorder is not None:
-            weights = checkpoints.reorder_classes(weights, _order(reorder, model))
+        _check_has_head(weights, target)
+        order = _order(reorder, model, layout, target)
+        if order is not None:
+            weights = checkpoints.reorder_classes(weights, order)
         written = checkpoints.to_theirs(weights, target)
     except ValueError as error:
         raise CheckpointError(f'{src} cannot be converted: {error}') from error
     if model is not None:
         _check_fit(model, weights, min_matched)
-    # The names of the classes are in the old order.
-    meta = {} if reorder else _plain_meta(checkpoint.get('meta') or {})
-    _write(written, target, Path(dst), meta)
+    write_weights(written, target, Path(dst), class_names(checkpoint.get('meta'), order))
     return Conversion(layout, target, len(written), Path(dst))
 
 
@@ -133,8 +131,13 @@ def _build(config: str | Path | Config) -> nn.Module:
     cfg = config if isinstance(config, Config) else Config.fromfile(config)
     if 'model' not in cfg:
         raise ValueError(f'{config} has no model')
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        model = MODELS.build(cfg.model)
+    try:
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+            model = MODELS.build(cfg.model)
+    except (KeyError, TypeError) as error:  # of the registry; its KeyError has the text in quotes
+        raise ValueError(
+            f'the model of the config cannot be built: {error.args[0] if error.args else error}'
+        ) from error
     head_name(model)
     return model
 
@@ -148,13 +151,37 @@ def _head_for(target: str, stored: Mapping[str, Tensor]) -> str:
     return 'decode_head'
 
 
-def _order(reorder: str | Sequence[int], model: nn.Module | None) -> Sequence[int]:
+def _check_has_head(weights: Mapping[str, Tensor], target: str) -> None:
+    heads = tuple(f'{name}.' for name in checkpoints.HEADS)
+    if target != 'mmseg_m2f' and not any(key.startswith(heads) for key in weights):
+        raise ValueError(
+            'it holds a backbone only, which can become mmseg_m2f only (--to mmseg_m2f); mmseg and '
+            'mmdet have the same names for it'
+        )
+
+
+def _order(
+    reorder: str | Sequence[int] | None, model: nn.Module | None, layout: str, target: str
+) -> Sequence[int] | None:
+    """The classes' new order; a likely wrong one is logged or refused."""
+    head = None if model is None else getattr(model, head_name(model))
+    if reorder is None:
+        is_mixed = head is not None and not has_things_first(head)
+        if is_mixed and (layout == 'mmdet') != (target == 'mmdet'):
+            message = f'the checkpoint {ORDER_OF_MMDET}' if layout == 'mmdet' else _OUR_ORDER
+            print_log(message, logger='current', level=logging.WARNING)
+        return None
     if not isinstance(reorder, str):
         return reorder
-    head = getattr(model, head_name(model)) if model is not None else None
     is_thing = getattr(head, 'is_thing', None)
     if is_thing is None:
         raise ValueError(f'{reorder} needs the config of a model with things and stuff')
+    if reorder == 'things-first' and layout == 'mmdet' and not has_things_first(head):
+        raise ValueError(
+            "MMDetection's heads count the things first already, and its layout is that of this "
+            'file. For our order take --reorder official; if its classes are in our order still, '
+            'give the new order as numbers: convert_checkpoint(..., reorder=[...])'
+        )
     order = checkpoints.things_first(is_thing.nonzero().flatten().tolist(), len(is_thing))
     return order if reorder == 'things-first' else [order.index(i) for i in range(len(order))]
 
@@ -165,83 +192,6 @@ def _check_fit(model: nn.Module, weights: dict[str, Tensor], min_matched: float)
             fit(model, weights)
         else:
             expected = model.state_dict()
-            check({key: expected[key] for key in expected if key.startswith('backbone.')}, weights)
-
-
-def _plain_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {}
-    for key in _KEPT_META:
-        with suppress(TypeError, KeyError):
-            check_plain(meta[key], key)
-            kept[key] = meta[key]
-    return kept
-
-
-def _write(weights: Mapping[str, Tensor], target: str, path: Path, meta: dict[str, Any]) -> None:
-    if target in ('mmseg_m2f', 'mmdet', 'mmseg'):
-        save_weights(weights, path, meta)
-        return
-    # Neither shares memory nor leaves gaps: safetensors would refuse it.
-    plain = {key: value.detach().clone().contiguous() for key, value in weights.items()}
-    if target == 'hf':
-        _write_huggingface(plain, path, meta)
-        return
-    with written_whole(path) as part:
-        _pickle_arrays(plain, part)
-
-
-def _write_huggingface(weights: Mapping[str, Tensor], path: Path, meta: Mapping[str, Any]) -> None:
-    """The weights, and beside ``model.safetensors`` the settings."""
-    save = _safetensors_writer()
-    if path.name != HF_WEIGHTS:
-        with written_whole(path) as part:
-            save(weights, part, metadata={'format': 'pt'})
-        return
-    config = _huggingface_config(weights, path, meta)
-    # Both are there in full before either takes its place.
-    with written_whole(path) as part, written_whole(path.with_name(HF_CONFIG)) as config_part:
-        config_part.write_text(json.dumps(config, indent=2) + '\n')
-        save(weights, part, metadata={'format': 'pt'})
-
-
-def _huggingface_config(
-    weights: Mapping[str, Tensor], path: Path, meta: Mapping[str, Any]
-) -> dict[str, Any]:
-    there = path.with_name(HF_CONFIG)
-    if there.exists() and not _is_mask2former_config(there):
-        raise CheckpointError(
-            f'{there} is there and is not of a Mask2Former: write to a folder of its own, or under '
-            f'another name than {HF_WEIGHTS}, to which no {HF_CONFIG} is written'
-        )
-    classes = meta.get('dataset_meta', {}).get('classes')
-    try:
-        return checkpoints.huggingface_config(weights, classes)
-    except ValueError as error:
-        raise CheckpointError(f'no {HF_CONFIG} can be written: {error}') from error
-
-
-def _is_mask2former_config(path: Path) -> bool:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError:
-        return False
-    return isinstance(content, dict) and content.get('model_type') == 'mask2former'
-
-
-def _pickle_arrays(weights: Mapping[str, Tensor], path: Path) -> None:
-    """As Detectron2 reads it; NumPy lacks bfloat16."""
-    arrays = {
-        key: (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-        for key, value in weights.items()
-    }
-    content = {'model': arrays, '__author__': 'mmseg_m2f', 'matching_heuristics': True}
-    with open(path, 'wb') as opened:
-        pickle.dump(content, opened, protocol=4)
-
-
-def _safetensors_writer() -> Any:
-    try:
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise ImportError('writing .safetensors needs: pip install safetensors') from error
-    return save_file
+            fit_backbone(
+                'the file', {k: expected[k] for k in expected if k.startswith('backbone.')}, weights
+            )

@@ -5,21 +5,16 @@ sees the backbone's weights as well; torch and MMEngine both call it. Its backbo
 own, for the file that initialises it. Models without our heads are never touched.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from mmseg_m2f import checkpoints
-from mmseg_m2f.adapters import load_report
-from mmseg_m2f.adapters.checkpoint_io import CheckpointError
+from mmseg_m2f.adapters import backbone_init
 from mmseg_m2f.adapters.heads import MaskHead
-from mmseg_m2f.adapters.loading import converted, current_rules, fit
-
-# A classifier's file lacks the norms in front of our head, and has a classifier instead.
-_LEAST_OF_A_BACKBONE = 0.5
+from mmseg_m2f.adapters.loading import fit
 
 
 def watch_for_heads() -> None:
@@ -34,7 +29,8 @@ def _add_hook(parent: nn.Module, name: str, child: nn.Module | None) -> None:
         return
     _add_once(parent, _before_loading)
     if isinstance(backbone := parent._modules.get('backbone'), nn.Module):
-        _add_once(backbone, _before_loading_backbone)
+        _add_once(backbone, backbone_init.before_loading)
+        backbone_init.read_any_file(backbone)
 
 
 def _add_once(module: nn.Module, hook: Callable[..., None]) -> None:
@@ -56,42 +52,3 @@ def _before_loading(model: nn.Module, state_dict: dict[str, Tensor], prefix: str
     for key in stored:
         del state_dict[prefix + key]
     state_dict.update({prefix + key: value for key, value in fitted.items()})
-
-
-def _before_loading_backbone(
-    backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any
-) -> None:
-    """For ``init_cfg``; as part of a model (with a prefix) the weights have been fitted already.
-
-    Raises:
-        CheckpointError: a known layout cannot be converted, or next to nothing fits.
-    """
-    if prefix or not state_dict:
-        return
-    expected = _under('backbone', backbone.state_dict())
-    weights = _under('backbone', state_dict)
-    if 2 * sum(key in expected for key in weights) <= len(weights):
-        weights = _backbone_of(state_dict)
-    matches = load_report.compare(expected, weights)
-    print_log(f'initialising the backbone: {load_report.table(matches)}', logger='current')
-    least = min(current_rules().min_matched, _LEAST_OF_A_BACKBONE)
-    if wrong := load_report.misfits(matches, least):
-        raise CheckpointError(
-            'the file of init_cfg is not of this backbone. '
-            f'{load_report.description(wrong[0], expected, weights)}. Take the file that belongs '
-            'to the backbone, or what tools/convert_checkpoint.py makes of it'
-        )
-    state_dict.clear()
-    state_dict.update({key.removeprefix('backbone.'): weights[key] for key in weights})
-
-
-def _backbone_of(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    try:
-        _, weights = converted('the file of init_cfg', stored, 'backbone')
-    except checkpoints.UnknownLayoutError:
-        return _under('backbone', stored)  # of a user's own, perhaps
-    return {key: weights[key] for key in weights if key.startswith('backbone.')}
-
-
-def _under(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f'{name}.{key}': value for key, value in weights.items()}

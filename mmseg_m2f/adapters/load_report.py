@@ -1,5 +1,6 @@
 """How well weights fit a model: counts per module, in a table, and what is wrong in words."""
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -72,6 +73,11 @@ def _module_of(key: str) -> str:
 def misfits(matches: Iterable[ModuleMatch], min_matched: float) -> list[ModuleMatch]:
     """Modules of the model of which less than ``min_matched`` was found."""
     return [match for match in matches if match.num_expected and match.share < min_matched]
+
+
+def level(matches: Iterable[ModuleMatch]) -> int:
+    """Of a log entry: a warning if something is missing, for it stays as it was drawn."""
+    return logging.WARNING if any(match.missing for match in matches) else logging.INFO
 
 
 def table(matches: Sequence[ModuleMatch]) -> str:

@@ -5,16 +5,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmseg_m2f import checkpoints
 from mmseg_m2f.adapters import load_report
 from mmseg_m2f.adapters.checkpoint_io import CheckpointError
+from mmseg_m2f.adapters.fitting import with_rows_of, with_windows_of, without_other_shapes
 from mmseg_m2f.adapters.heads import MaskHead
+from mmseg_m2f.adapters.things import has_things_first
 
 LAYOUT_NAMES = {
     'mmseg_m2f': 'mmseg_m2f',
@@ -26,9 +27,19 @@ LAYOUT_NAMES = {
     'timm': 'a backbone of timm',
     'swin': "Microsoft's Swin",
 }
-_FIX = (
-    'Take the config that belongs to the checkpoint. If the difference is meant, lower the bound: '
-    '--min-matched of our tools, or mmseg_m2f.adapters.loading.load_rules(min_matched=...)'
+LOWER_BOUND = (
+    'If the difference is meant, lower the bound: --min-matched of our tools, or '
+    'mmseg_m2f.adapters.loading.load_rules(min_matched=...)'
+)
+
+
+# Not put right by itself: what convert_checkpoint writes for mmdet without --reorder keeps our
+# order and has the same names, and a load has to give back what was exported.
+ORDER_OF_MMDET = (
+    'has the layout of MMDetection, whose heads count the things first; the thing_ids of this '
+    'model are mixed with its stuff. Its classes are taken as they stand, so those of a model that '
+    'MMDetection trained come out under wrong names: convert it once, '
+    'tools/convert_checkpoint.py FILE ours.pth --config CONFIG --reorder official'
 )
 
 
@@ -119,27 +130,28 @@ def fit(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     head, expected = head_name(model), model.state_dict()
     layout, weights = _renamed(stored, expected, head)
     if not any(key.startswith(f'{head}.') for key in weights) and _RULES.get().min_matched > 0:
-        others = sorted({key.partition('.')[0] for key in weights} - {'backbone'})
-        if others:
-            raise CheckpointError(
-                f'the checkpoint has no head of a Mask2Former, the model has {head}: beside the '
-                f'backbone it holds {others}. Take a checkpoint of a Mask2Former'
-            )
+        _refuse_headless(weights, layout, head)
+    fitted = with_rows_of(expected, weights, head, _RULES.get().other_classes)
+    fitted = with_windows_of(expected, fitted)
+    check(expected, fitted, [key for key in fitted if fitted[key] is not weights.get(key)])
+    if layout == 'mmdet' and not has_things_first(getattr(model, head)):
+        print_log(f'the checkpoint {ORDER_OF_MMDET}', logger='current', level=logging.WARNING)
+    return without_other_shapes(expected, fitted)
+
+
+def _refuse_headless(weights: Mapping[str, Tensor], layout: str, head: str) -> NoReturn:
+    others = sorted({key.partition('.')[0] for key in weights} - {'backbone'})
+    if others:
         raise CheckpointError(
-            f'the checkpoint holds a backbone only ({LAYOUT_NAMES[layout]}), the model has a head '
-            'as well. To start a training from it, set model.backbone.init_cfg='
-            "dict(type='Pretrained', checkpoint=FILE, prefix='backbone.') with what "
-            'tools/convert_checkpoint.py makes of it; to load it as a part, set the least share '
-            'to 0: load_rules(min_matched=0), --min-matched 0'
+            f'the checkpoint has no head of a Mask2Former, the model has {head}: beside the '
+            f'backbone it holds {others}. Take a checkpoint of a Mask2Former'
         )
-    weights, reshaped = _with_rows_of(expected, weights, head)
-    check(expected, weights, reshaped)
-    # Only where a lowered bound lets them pass: torch refuses what has another shape.
-    return {
-        key: value
-        for key, value in weights.items()
-        if key not in expected or value.shape == expected[key].shape
-    }
+    raise CheckpointError(
+        f'the checkpoint holds a backbone only ({LAYOUT_NAMES[layout]}), the model has a head '
+        'as well. To start a training from it, set model.backbone.init_cfg='
+        "dict(type='Pretrained', checkpoint=FILE), which takes the file as it is; to load it as "
+        'a part, set the least share to 0: load_rules(min_matched=0), --min-matched 0'
+    )
 
 
 def _renamed(
@@ -166,69 +178,6 @@ def _has_names_of(model: Mapping[str, Tensor], stored: Mapping[str, Tensor], hea
     return 2 * sum(key in model for key in pool) > len(pool)
 
 
-def _with_rows_of(
-    model: Mapping[str, Tensor], weights: dict[str, Tensor], head: str
-) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights for the model's numbers of queries and classes, and the names of what changed.
-
-    The same on every process, whatever its random numbers: they load each for themselves.
-    """
-    fitted = weights
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for what, table, spare, resize in (
-            ('queries', f'{head}.decoder.query_feat.weight', 0, checkpoints.resize_queries),
-            ('classes', f'{head}.decoder.class_embed.weight', 1, checkpoints.resize_classes),
-        ):
-            if table not in model or table not in fitted:
-                continue
-            given, wanted = len(fitted[table]) - spare, len(model[table]) - spare
-            if given == wanted or fitted[table].shape[1:] != model[table].shape[1:]:
-                continue
-            if what == 'classes':
-                _allow_other_classes(given, wanted)
-            fitted = resize(fitted, wanted)
-            done = 'it takes the first' if given > wanted else 'noisy copies fill it up'
-            print_log(
-                f'the checkpoint has {given} {what}, the model {wanted}: {done}',
-                logger='current',
-                level=logging.WARNING,
-            )
-    fitted = _with_windows_of(model, fitted)
-    return fitted, [key for key in fitted if fitted[key] is not weights[key]]
-
-
-def _with_windows_of(model: Mapping[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Swin's position biases for the model's windows; the index belongs to the window."""
-    resized = {
-        key: checkpoints.resize_window(table, len(model[key]))
-        for key, table in weights.items()
-        if key.endswith('.relative_position_bias_table')
-        and key in model
-        and len(model[key]) != len(table)
-        and model[key].shape[1:] == table.shape[1:]
-    }
-    if not resized:
-        return weights
-    print_log(
-        'the checkpoint has other windows in its Swin than the model: the relative position biases '
-        'were resized, and the predictions are not those of the checkpoint any more',
-        logger='current',
-        level=logging.WARNING,
-    )
-    indices = [key.replace('bias_table', 'index') for key in resized]
-    return {**weights, **resized, **{key: model[key] for key in indices if key in model}}
-
-
-def _allow_other_classes(given: int, wanted: int) -> None:
-    if not _RULES.get().other_classes:
-        raise CheckpointError(
-            f'the checkpoint has {given} classes, the model {wanted}, so its predictions would '
-            'mean nothing: take the config of the data set it was trained on, or train on from '
-            f'it (load_from of tools/train.py) for {wanted} classes'
-        )
-
-
 def check(
     model: Mapping[str, Tensor], weights: Mapping[str, Tensor], reshaped: list[str] | None = None
 ) -> None:
@@ -241,8 +190,7 @@ def check(
     print_log(
         f'loading the checkpoint: {load_report.table(matches)}',
         logger='current',
-        # What is missing stays as it was drawn.
-        level=logging.WARNING if any(match.missing for match in matches) else logging.INFO,
+        level=load_report.level(matches),
     )
     min_matched = _RULES.get().min_matched
     wrong = load_report.misfits(matches, min_matched)
@@ -250,7 +198,8 @@ def check(
         described = '. '.join(load_report.description(match, model, weights) for match in wrong)
         raise CheckpointError(
             f'the checkpoint is of another architecture than the model (less than '
-            f'{min_matched:.0%} match). {described}. {_FIX}.'
+            f'{min_matched:.0%} match). {described}. Take the config that '
+            f'belongs to the checkpoint. {LOWER_BOUND}.'
         )
 
 

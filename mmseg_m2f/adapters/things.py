@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 
 def checked_thing_ids(thing_ids: Sequence[Any] | None, num_classes: int) -> list[int]:
@@ -27,6 +28,12 @@ def checked_thing_ids(thing_ids: Sequence[Any] | None, num_classes: int) -> list
             f'classes are things); wrong: {wrong}, repeated: {repeated}'
         )
     return sorted(map(int, ids))
+
+
+def has_things_first(head: Any) -> bool:
+    """Whether no stuff comes before a thing in a head's classes; also true where all are equal."""
+    is_thing: Tensor | None = getattr(head, 'is_thing', None)
+    return is_thing is None or not bool((is_thing[1:] & ~is_thing[:-1]).any())
 
 
 def thing_ids_of(meta: Mapping[str, Any]) -> list[int] | None:

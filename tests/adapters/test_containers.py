@@ -235,6 +235,33 @@ def test_folder_of_huggingface(tmp_path: Path, kind: str) -> None:
     assert all(torch.equal(loaded['state_dict'][key], value) for key, value in TENSORS.items())
 
 
+def test_the_names_beside_a_file_of_huggingface(tmp_path: Path) -> None:
+    config, file = tmp_path / 'config.json', tmp_path / 'model.safetensors'
+    save_file(TENSORS, file)
+    settings = {'model_type': 'mask2former', 'id2label': {'1': 'sky', '0': 'wall'}}
+    config.write_text(json.dumps(settings))
+    # Of Pascal VOC: bit by bit from the highest, so that every class has a colour of its own.
+    named = {'classes': ['wall', 'sky'], 'palette': [[128, 0, 0], [0, 128, 0]]}
+    for path in (tmp_path, file):
+        assert load(path)['meta'] == {'huggingface_config': settings, 'dataset_meta': named}
+    save_file(TENSORS, tmp_path / 'other.safetensors')
+    assert load(tmp_path / 'other.safetensors')['meta'] == {}
+    keys = '{"model_type": "mask2former", "id2label": {"first": "x"}}'
+    others = '{"model_type": "bert", "id2label": {"0": "x"}}'
+    for text in (keys, others, '[]', '{', '{"id2label": 3}'):
+        config.write_text(text)
+        assert load(file)['meta'] == {}
+
+
+def test_every_class_has_a_colour(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / 'model.safetensors')
+    labels = {str(i): f'n{i}' for i in range(1000)}
+    (tmp_path / 'config.json').write_text(json.dumps({'id2label': labels}))
+    palette = load(tmp_path)['meta']['dataset_meta']['palette']
+    assert len({tuple(colour) for colour in palette}) == 1000
+    assert all(0 <= value < 256 for colour in palette for value in colour)
+
+
 def test_incomplete_folders(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r'no config\.json'):
         load(tmp_path)

@@ -1,13 +1,16 @@
 """Checkpoint files become other projects' and come back; nothing is left of what fails."""
 
+import json
 import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -17,6 +20,8 @@ from mmseg_m2f.adapters.checkpoint_io import CheckpointError, UnsafeCheckpointEr
 from mmseg_m2f.adapters.conversion import SUFFIXES, convert_checkpoint
 
 CLASSES = ('wall', 'sky', 'car')
+# Drawing needs colours: classes without any get those of Pascal VOC, black left out.
+NAMED = {'classes': CLASSES, 'palette': [[128, 0, 0], [0, 128, 0], [128, 128, 0]]}
 
 
 def head(**changes: object) -> dict:
@@ -78,8 +83,8 @@ def test_there_and_back(source: Path, state: dict[str, Tensor], out: Path, targe
     assert got['state_dict'].keys() == state.keys()
     assert all(torch.equal(got['state_dict'][key], value) for key, value in state.items())
     assert sorted(path.name for path in out.parent.iterdir()) == sorted([file.name, back.name])
-    keeps_meta = target not in ('detectron2', 'hf')
-    assert got['meta'] == ({'dataset_meta': {'classes': CLASSES}} if keeps_meta else {})
+    keeps_names = target not in ('detectron2', 'hf')
+    assert got['meta'] == ({'dataset_meta': NAMED} if keeps_names else {})
 
 
 def test_detectron2_file_is_what_detectron2_reads(source: Path, out: Path) -> None:
@@ -145,17 +150,57 @@ def test_detectors_head(source: Path, out: Path) -> None:
     assert torch.equal(rows, old['decode_head.decoder.class_embed.weight'][[0, 2, 1, 3]])
 
 
-@pytest.mark.parametrize('things', [[0, 2], [1, 2]])
-def test_the_order_of_mmdet_and_back(source: Path, out: Path, things: list[int]) -> None:
+def detector(things: list[int]) -> Config:
     pytest.importorskip('mmdet')
     universal = {'type': 'mmseg_m2f.Mask2FormerUniversalHead', **head(thing_ids=things)}
     model = {'type': 'mmseg_m2f.Mask2Former', 'backbone': segmentor()['backbone']}
-    cfg = Config({'model': {**model, 'panoptic_head': universal}, 'default_scope': 'mmdet'})
+    return Config({'model': {**model, 'panoptic_head': universal}, 'default_scope': 'mmdet'})
+
+
+@pytest.mark.parametrize('things', [[0, 2], [1, 2]])
+def test_the_order_of_mmdet_and_back(
+    source: Path, out: Path, said: list[str], things: list[int]
+) -> None:
+    cfg = detector(things)
     convert_checkpoint(source, out / 'mmdet.pth', cfg, target='mmdet', reorder='things-first')
     convert_checkpoint(out / 'mmdet.pth', out / 'ours.pth', cfg, reorder='official')
-    back, old = (read_checkpoint(path)['state_dict'] for path in (out / 'ours.pth', source))
-    rows = back['panoptic_head.decoder.class_embed.weight']
-    assert torch.equal(rows, old['decode_head.decoder.class_embed.weight'])
+    theirs, back, old = (
+        read_checkpoint(path) for path in (out / 'mmdet.pth', out / 'ours.pth', source)
+    )
+    rows = back['state_dict']['panoptic_head.decoder.class_embed.weight']
+    assert torch.equal(rows, old['state_dict']['decode_head.decoder.class_embed.weight'])
+    # The names go with the rows.
+    named = [content['meta']['dataset_meta']['classes'] for content in (theirs, back)]
+    others = [index for index in range(3) if index not in things]
+    assert named == [[CLASSES[index] for index in [*things, *others]], [*CLASSES]]
+    assert not any('things first' in line for line in said)
+
+
+def test_the_order_of_mmdet_is_not_taken_for_ours(source: Path, out: Path, said: list[str]) -> None:
+    """A file of MMDetection counts the things first, and nothing in it says what they are."""
+    mixed, sorted_ones, theirs = detector([0, 2]), detector([0, 1]), out / 'mmdet.pth'
+    convert_checkpoint(source, theirs, sorted_ones, target='mmdet')
+    loads = [
+        lambda cfg: convert_checkpoint(theirs, out / 'ours.pth', cfg),
+        lambda cfg: load_checkpoint(build(cfg.model), str(theirs)),
+    ]
+    for load in loads:
+        load(sorted_ones)
+        assert not any('things first' in line for line in said)
+        load(mixed)
+        (line,) = (line for line in said if 'heads count the things first' in line)
+        assert '--reorder official' in line
+        said.clear()
+    with pytest.raises(CheckpointError, match=r'things first already.*reorder official'):
+        convert_checkpoint(theirs, out / 'again.pth', mixed, reorder='things-first')
+    convert_checkpoint(theirs, out / 'again.pth', sorted_ones, reorder='things-first')
+
+
+def test_an_export_for_mmdet_in_our_order_is_a_warning(
+    source: Path, out: Path, said: list[str]
+) -> None:
+    convert_checkpoint(source, out / 'mmdet.pth', detector([0, 2]), target='mmdet')
+    assert any('--reorder things-first' in line for line in said)
 
 
 def test_order_of_the_callers(source: Path, out: Path) -> None:
@@ -164,8 +209,7 @@ def test_order_of_the_callers(source: Path, out: Path) -> None:
     weights, old = (read_checkpoint(path) for path in (file, source))
     key = 'decode_head.decoder.class_embed.bias'
     assert torch.equal(weights['state_dict'][key], old['state_dict'][key][[2, 0, 1, 3]])
-    # The names of the classes would be in the wrong order.
-    assert weights['meta'] == {}
+    assert weights['meta']['dataset_meta']['classes'] == ['car', 'wall', 'sky']
 
 
 def test_a_backbone_alone(state: dict[str, Tensor], tmp_path: Path, out: Path) -> None:
@@ -188,8 +232,10 @@ def test_a_backbone_alone(state: dict[str, Tensor], tmp_path: Path, out: Path) -
     built.init_weights()
     for key, value in backbone.items():
         assert torch.equal(built.backbone.state_dict()[key], value), key
-    with pytest.raises(CheckpointError, match='cannot be converted: 0 heads'):
-        convert_checkpoint(path, out.with_suffix('.pkl'), target='detectron2')
+    for target in ('detectron2', 'mmdet'):
+        other = out.with_name('other').with_suffix(SUFFIXES[target])
+        with pytest.raises(CheckpointError, match=r'a backbone only.*can become mmseg_m2f only'):
+            convert_checkpoint(path, other, target=target)
 
 
 class Hostile:
@@ -322,3 +368,80 @@ def test_a_lowered_bound_does_not_end_in_torch(source: Path, out: Path) -> None:
     with pytest.raises(CheckpointError, match='another architecture'):
         convert_checkpoint(source, out / 'ours.pth', config=wide)
     convert_checkpoint(source, out / 'ours.pth', config=wide, min_matched=0)
+
+
+COLOURS = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+
+
+@pytest.mark.parametrize(
+    ('meta', 'kept'),
+    [
+        ({'dataset_meta': {'CLASSES': CLASSES, 'PALETTE': COLOURS}}, (CLASSES, COLOURS)),
+        ({'dataset_meta': {'CLASSES': CLASSES, 'PALETTE': None}}, (CLASSES, NAMED['palette'])),
+        ({'CLASSES': CLASSES, 'PALETTE': COLOURS}, (CLASSES, COLOURS)),
+        (
+            {'dataset_meta': {'classes': CLASSES, 'palette': np.array(COLOURS)}},
+            (CLASSES, COLOURS),
+        ),
+        (
+            {'dataset_meta': {'classes': CLASSES, 'palette': {0: torch.ones(3)}}},
+            (CLASSES, NAMED['palette']),
+        ),
+        ({'dataset_meta': None}, None),
+        ({'dataset_meta': 'coco'}, None),
+        ({'dataset_meta': {'classes': 'abc'}}, None),
+        ({'dataset_meta': {'classes': (1, 2, 3)}}, None),
+        (['coco'], None),
+    ],
+    ids=['upper', 'none', 'old', 'numpy', 'unusable', 'no meta', 'text', 'word', 'numbers', 'list'],
+)
+def test_names_of_the_classes(
+    state: dict[str, Tensor], tmp_path: Path, said: list[str], meta: object, kept: tuple | None
+) -> None:
+    path, folder = tmp_path / 'in.pth', tmp_path / 'hf'
+    torch.save({'state_dict': state, 'meta': meta}, path)
+    convert_checkpoint(path, tmp_path / 'out.pth')
+    convert_checkpoint(path, folder / 'model.safetensors', target='hf')
+    got = torch.load(tmp_path / 'out.pth', weights_only=True)['meta']
+    assert got == (
+        {'dataset_meta': dict(zip(('classes', 'palette'), kept, strict=True))} if kept else {}
+    )
+    labels = json.loads((folder / 'config.json').read_text())['id2label']
+    assert [*labels.values()] == [*(kept[0] if kept else ('LABEL_0', 'LABEL_1', 'LABEL_2'))]
+    unusable = any(word in str(meta) for word in ('coco', 'abc', '(1, 2', 'tensor'))
+    assert any('left out' in line for line in said) == unusable
+
+
+def test_names_that_are_not_written_are_logged(source: Path, out: Path, said: list[str]) -> None:
+    for target, name in (('detectron2', 'out.pkl'), ('hf', 'out.safetensors')):
+        convert_checkpoint(source, out / name, target=target)
+        assert f'{name} has no place for the names of the classes' in said[-1]
+
+
+def test_in_another_order_only_what_can_follow_is_kept(
+    state: dict[str, Tensor], tmp_path: Path, said: list[str]
+) -> None:
+    things = {'thing_classes': ['car'], 'stuff_classes': ['wall', 'sky']}
+    meta = {'classes': CLASSES, 'palette': COLOURS, 'label_map': {0: 2}, **things}
+    torch.save({'state_dict': state, 'meta': {'dataset_meta': meta}}, tmp_path / 'in.pth')
+    convert_checkpoint(tmp_path / 'in.pth', tmp_path / 'out.pth', reorder=[2, 0, 1])
+    got = torch.load(tmp_path / 'out.pth', weights_only=True)['meta']['dataset_meta']
+    moved = {'classes': ['car', 'wall', 'sky'], 'palette': [COLOURS[2], *COLOURS[:2]]}
+    assert got == {**moved, **things}
+    assert any('label_map' in line for line in said)
+
+
+def test_a_file_of_huggingface_has_the_names_beside_it(source: Path, tmp_path: Path) -> None:
+    file = tmp_path / 'hf' / 'model.safetensors'
+    convert_checkpoint(source, file, target='hf')
+    for path in (file, file.parent):
+        convert_checkpoint(path, tmp_path / 'out.pth')
+        meta = torch.load(tmp_path / 'out.pth', weights_only=True)['meta']
+        assert meta == {'dataset_meta': {**NAMED, 'classes': [*CLASSES]}}
+
+
+@pytest.mark.parametrize('backbone', [{'type': 'NoSuch'}, {'type': 'ResNet', 'deep': 3}])
+def test_a_config_that_cannot_be_built(source: Path, out: Path, backbone: dict) -> None:
+    cfg = Config({'model': {**segmentor(), 'backbone': backbone}, 'default_scope': 'mmseg'})
+    with pytest.raises(ValueError, match=r'model of the config cannot be built: .*(NoSuch|deep)'):
+        convert_checkpoint(source, out / 'ours.pth', cfg)

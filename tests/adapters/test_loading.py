@@ -3,9 +3,9 @@
 import copy
 import logging
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -14,7 +14,7 @@ from mmengine.registry import MODELS as ALL_MODELS
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from mmengine.structures import PixelData
-from mmseg.apis import init_model
+from mmseg.apis import inference_model, init_model, show_result_pyplot
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from safetensors.torch import save_file
@@ -23,53 +23,17 @@ from torch import Tensor, nn
 import mmseg_m2f.adapters  # noqa: F401 - the hook
 from mmseg_m2f.adapters import load_report
 from mmseg_m2f.adapters.checkpoint_io import CheckpointError
+from mmseg_m2f.adapters.conversion import convert_checkpoint
 from mmseg_m2f.adapters.loading import LoadRules, check_resumable, load_rules
 from mmseg_m2f.checkpoints import resize_window, to_theirs
+from tests.adapters.small_models import build, detector, segmentor
 
-CHANNELS = [8, 16, 32, 64]
 FOREIGN = ('detectron2', 'mmdet', 'mmseg', 'hf')
-
-
-def segmentor(num_classes: int = 3, num_queries: int = 10, depth: int = 18, **decoder: int) -> dict:
-    return {
-        'type': 'EncoderDecoder',
-        'data_preprocessor': {'type': 'SegDataPreProcessor'},
-        'backbone': {'type': 'ResNet', 'depth': depth, 'stem_channels': 8, 'base_channels': 8},
-        'decode_head': {
-            'type': 'mmseg_m2f.Mask2FormerHead',
-            'num_classes': num_classes,
-            'num_queries': num_queries,
-            'in_channels': CHANNELS,
-            'pixel_decoder': {'channels': 32, 'num_layers': 1, 'ffn_dim': 16},
-            'decoder': {'num_layers': 2, 'ffn_dim': 16, **decoder},
-            'losses': {'points': {'num_points': 16}},
-        },
-        'test_cfg': {'mode': 'whole'},
-    }
-
-
-def build(**changes: int) -> nn.Module:
-    init_default_scope('mmseg')
-    return MODELS.build(segmentor(**changes))
 
 
 @pytest.fixture
 def source() -> nn.Module:
     return build()
-
-
-@pytest.fixture
-def said() -> Iterator[list[str]]:
-    """What was logged."""
-    from mmengine.logging import MMLogger
-
-    messages: list[str] = []
-    handler = logging.Handler(logging.INFO)
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
 
 
 def write(state: dict[str, Tensor], layout: str, folder: Path) -> Path:
@@ -131,6 +95,29 @@ def test_init_model_of_mmseg(source: nn.Module, tmp_path: Path) -> None:
         assert_same(model, source.state_dict())
 
 
+def test_mmseg_draws_the_classes_of_a_folder_of_huggingface(
+    source: nn.Module, tmp_path: Path
+) -> None:
+    meta = {'dataset_meta': {'classes': ('wall', 'sky', 'car')}}
+    torch.save({'state_dict': source.state_dict(), 'meta': meta}, tmp_path / 'in.pth')
+    folder, converted = tmp_path / 'hf', tmp_path / 'out.pth'
+    convert_checkpoint(tmp_path / 'in.pth', folder / 'model.safetensors', target='hf')
+    convert_checkpoint(folder, converted)
+    pipeline = [{'type': 'LoadImageFromFile'}, {'type': 'PackSegInputs'}]
+    config = Config({'model': segmentor(), 'test_pipeline': pipeline})
+    picture = np.zeros((64, 64, 3), np.uint8)
+    for path in (folder, converted):
+        model = init_model(config, str(path), device='cpu')
+        assert list(model.dataset_meta['classes']) == ['wall', 'sky', 'car']
+        result = inference_model(model, picture)
+        drawn = show_result_pyplot(
+            model, picture, result, show=False, with_labels=False, save_dir=str(tmp_path)
+        )
+        colours = {tuple(colour) for colour in model.dataset_meta['palette']}
+        assert len(colours) == 3
+        assert drawn.any()
+
+
 def test_own_checkpoints_load_as_before(source: nn.Module, said: list[str]) -> None:
     model = build()
     model.load_state_dict(source.state_dict())
@@ -151,17 +138,6 @@ def test_init_detector_of_mmdet(tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match='class names are not saved'):
             model = apis.init_detector(config, str(path), device='cpu', palette='coco')
         assert_same(model, source.state_dict())
-
-
-def detector() -> dict:
-    model = segmentor()
-    head = {**model.pop('decode_head'), 'type': 'mmseg_m2f.Mask2FormerUniversalHead'}
-    return {
-        'type': 'mmseg_m2f.Mask2Former',
-        'data_preprocessor': {'type': 'DetDataPreprocessor'},
-        'backbone': model['backbone'],
-        'panoptic_head': head,
-    }
 
 
 def test_wrapped_models(source: nn.Module, tmp_path: Path) -> None:
@@ -321,7 +297,7 @@ def test_a_backbone_alone(source: nn.Module, said: list[str]) -> None:
     backbone = {key: value for key, value in other.state_dict().items() if 'backbone' in key}
     bare = {key.removeprefix('backbone.'): value for key, value in backbone.items()}
     for part in (backbone, bare):
-        with pytest.raises(CheckpointError, match=r'holds a backbone only.*init_cfg'):
+        with pytest.raises(CheckpointError, match=r'backbone only.*checkpoint=FILE\)'):
             source.load_state_dict(part, strict=False)
         with load_rules(min_matched=0):
             source.load_state_dict(part, strict=False)
@@ -372,57 +348,6 @@ def test_report_by_hand() -> None:
         'backbone: 1 of 2 tensors match; of another shape: backbone.b 2 for 1; '
         'only in the checkpoint: backbone.z'
     )
-
-
-def swin(**settings: object) -> dict:
-    sizes = {'embed_dims': 8, 'depths': [1] * 4, 'num_heads': [1, 2, 4, 8], 'window_size': 7}
-    return {'type': 'SwinTransformer', **sizes, **settings}
-
-
-def microsofts(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A classifier's file: other names and order, no norms of the outputs, a head of its own."""
-    whole = to_theirs(
-        {f'backbone.{key}': value for key, value in state.items()} | HEAD, 'detectron2'
-    )
-    theirs = {
-        key.removeprefix('backbone.'): value
-        for key, value in whole.items()
-        if key.startswith('backbone.') and not key.startswith('backbone.norm')
-    }
-    return {**theirs, 'norm.weight': torch.ones(64), 'head.weight': torch.ones(1000, 64)}
-
-
-HEAD = {'decode_head.decoder.query_feat.weight': torch.zeros(1, 1)}
-
-
-@pytest.mark.parametrize('wrapped', [False, True])
-def test_a_backbone_is_initialised_by_microsofts_file(
-    said: list[str], tmp_path: Path, wrapped: bool
-) -> None:
-    init_default_scope('mmseg')
-    source = MODELS.build(swin()).state_dict()
-    state = microsofts(source)
-    torch.save({'model': state} if wrapped else state, tmp_path / 'swin.pth')
-    init = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'swin.pth')}
-    model = MODELS.build({**segmentor(), 'backbone': swin(init_cfg=init)})
-    model.init_weights()
-    assert any("the layout of Microsoft's Swin: converted" in line for line in said)
-    assert any(line.startswith('initialising the backbone') for line in said)
-    loaded = model.backbone.state_dict()
-    different = [key for key in source if not torch.equal(loaded[key], source[key])]
-    assert not different  # the norms of the outputs are as at the start in both
-
-
-def test_a_backbone_refuses_a_file_of_another(tmp_path: Path) -> None:
-    init_default_scope('mmseg')
-    torch.save(microsofts(MODELS.build(swin()).state_dict()), tmp_path / 'swin.pth')
-    init = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'swin.pth')}
-    backbone = {**segmentor()['backbone'], 'init_cfg': init}
-    model = MODELS.build({**segmentor(), 'backbone': backbone})
-    with pytest.raises(
-        CheckpointError, match=r'init_cfg is not of this backbone.*convert_checkpoint'
-    ):
-        model.init_weights()
 
 
 def test_whatever_fits_is_loaded_where_no_bound_is_set(source: nn.Module) -> None:

@@ -200,7 +200,7 @@ def test_documented_conversions(
         'configs/mask2former_r50_ade20k-panoptic.py': panoptic_row,
     }
     calls = documented(TOOL)
-    assert len(calls) == 7
+    assert len(calls) == 8
     for arguments in calls:
         convert(*(stands_for.get(argument, argument) for argument in arguments))
         assert Path(arguments[1]).is_file()

@@ -1,0 +1,40 @@
+"""Narrow models with our heads, which build in a moment."""
+
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+CHANNELS = [8, 16, 32, 64]
+
+
+def segmentor(num_classes: int = 3, num_queries: int = 10, depth: int = 18, **decoder: int) -> dict:
+    return {
+        'type': 'EncoderDecoder',
+        'data_preprocessor': {'type': 'SegDataPreProcessor'},
+        'backbone': {'type': 'ResNet', 'depth': depth, 'stem_channels': 8, 'base_channels': 8},
+        'decode_head': {
+            'type': 'mmseg_m2f.Mask2FormerHead',
+            'num_classes': num_classes,
+            'num_queries': num_queries,
+            'in_channels': CHANNELS,
+            'pixel_decoder': {'channels': 32, 'num_layers': 1, 'ffn_dim': 16},
+            'decoder': {'num_layers': 2, 'ffn_dim': 16, **decoder},
+            'losses': {'points': {'num_points': 16}},
+        },
+        'test_cfg': {'mode': 'whole'},
+    }
+
+
+def build(**changes: int) -> nn.Module:
+    init_default_scope('mmseg')
+    return MODELS.build(segmentor(**changes))
+
+
+def detector() -> dict:
+    model = segmentor()
+    head = {**model.pop('decode_head'), 'type': 'mmseg_m2f.Mask2FormerUniversalHead'}
+    return {
+        'type': 'mmseg_m2f.Mask2Former',
+        'data_preprocessor': {'type': 'DetDataPreprocessor'},
+        'backbone': model['backbone'],
+        'panoptic_head': head,
+    }
