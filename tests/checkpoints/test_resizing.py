@@ -1,5 +1,7 @@
 """Checkpoints for another order of classes, or other numbers of classes and queries."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -173,6 +175,38 @@ def test_a_bias_of_positions_keeps_its_shape_in_another_window(old, new):
     inner = (expected[:, 1].abs() < 0.7) & (bias_table(new)[:, 2] < 0.5)
     torch.testing.assert_close(resized[inner, 1], expected[inner, 1], rtol=0, atol=0.02)
     torch.testing.assert_close(resized[inner, 2], expected[inner, 2], rtol=0, atol=0.02)
+
+
+def cubic_matrix(old: int, new: int) -> Tensor:
+    """``(new, old)`` weights of cubic convolution, a = -3/4, between centres of cells.
+
+    Source: Keys, 1981; beyond the borders the last value goes on.
+    """
+
+    def kernel(x: float) -> float:
+        a, x = -0.75, abs(x)
+        if x <= 1:
+            return (a + 2) * x**3 - (a + 3) * x**2 + 1
+        return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+    matrix = torch.zeros(new, old, dtype=torch.float64)
+    for row in range(new):
+        place = (row + 0.5) * old / new - 0.5
+        first = math.floor(place) - 1
+        for column in range(first, first + 4):
+            matrix[row, min(max(column, 0), old - 1)] += kernel(place - column)
+    return matrix
+
+
+@pytest.mark.parametrize(('old', 'new'), [(7, 12), (12, 7), (2, 3)])
+def test_a_bias_of_positions_is_resized_by_the_bicubic_formula(old: int, new: int) -> None:
+    """Of random numbers: a smooth table comes out almost alike by any rule."""
+    table = torch.randn((2 * old - 1) ** 2, 3)
+    resized = resize_window(table, (2 * new - 1) ** 2)
+    weights = cubic_matrix(2 * old - 1, 2 * new - 1)
+    maps = table.double().reshape(2 * old - 1, 2 * old - 1, 3)
+    expected = torch.einsum('yi,xj,ijh->yxh', weights, weights, maps).flatten(0, 1)
+    torch.testing.assert_close(resized.double(), expected, rtol=0, atol=1e-5)
 
 
 def test_a_bias_of_the_same_window_stays():

@@ -370,9 +370,19 @@ def test_what_a_crop_has_emptied(row: str) -> None:
     assert areas == ([48] if is_coco_instance else [0, 48])
 
 
-# Of one row per framework; the others share the settings.
-@pytest.mark.parametrize('row', ['mask2former_r50_ade20k', 'mask2former_r50_coco-panoptic'])
-def test_padding_of_the_crop_is_grey_and_of_the_batch_the_mean(row: str) -> None:
+# One row per framework and way of padding; the others share the settings. Each with the size of
+# its crop: one that is no multiple of 32, so that the batch is padded as well.
+@pytest.mark.parametrize(
+    ('row', 'transform', 'size'),
+    [
+        ('mask2former_r50_ade20k', 'Pad', {'size': (50, 30)}),
+        ('mask2former_r50_ade20k-panoptic', 'mmseg_m2f.PadToSize', {'size': (30, 50)}),
+        ('mask2former_r50_coco-panoptic', 'mmseg_m2f.FixedSizeCrop', {'crop_size': (30, 50)}),
+    ],
+)
+def test_padding_of_the_crop_is_grey_and_of_the_batch_the_mean(
+    row: str, transform: str, size: dict[str, tuple[int, int]]
+) -> None:
     """Grey of 128 goes through the normalisation; what fills up to a multiple of 32 does not."""
     cfg = load(row)
     init_default_scope(cfg.default_scope)
@@ -380,18 +390,21 @@ def test_padding_of_the_crop_is_grey_and_of_the_batch_the_mean(row: str) -> None
     mean, std = torch.tensor(settings['mean']), torch.tensor(settings['std'])
     preprocess = MODELS.build({**settings, 'type': f'{cfg.default_scope}.{settings["type"]}'})
     assert settings['bgr_to_rgb']
-    # Blue is 1, green 2, red 3; below it is padded as the crop is.
-    picture = np.broadcast_to(np.array([1, 2, 3], np.uint8), (20, 50, 3))
-    picture = torch.from_numpy(padded(picture, (30, 50), 128)).permute(2, 0, 1)
+    steps = {step['type']: step for step in cfg.train_dataloader.dataset.pipeline}
+    # Blue is 1, green 2, red 3; below it the row's own transform pads.
+    picture = np.array([1, 2, 3], np.uint8)[None, None].repeat(20, 0).repeat(50, 1)
+    results = {'img': picture, 'img_shape': (20, 50), 'seg_fields': []}
+    picture = Compose([{**steps[transform], **size}])(results)['img']
+    assert picture.shape == (30, 50, 3)
+    picture = torch.from_numpy(picture).permute(2, 0, 1)
     sample = sample_of(cfg.default_scope, (30, 50))
     inputs = preprocess({'inputs': [picture], 'data_samples': [sample]}, training=False)['inputs']
     colour = (torch.tensor([3.0, 2.0, 1.0]) - mean) / std
     torch.testing.assert_close(inputs[0, :, 5, 5], colour)
     torch.testing.assert_close(inputs[0, :, 25, 5], (128 - mean) / std)
-    if cfg.default_scope == 'mmdet':
-        assert inputs.shape[2:] == (32, 64)
-        assert not inputs[0, :, 30:].any()
-        assert not inputs[0, :, :, 50:].any()
+    assert inputs.shape[2:] == (32, 64)
+    assert not inputs[0, :, 30:].any()
+    assert not inputs[0, :, :, 50:].any()
 
 
 def sample_of(scope: str, size: tuple[int, int]) -> Any:
