@@ -15,12 +15,18 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _require_switch(value: object, name: str) -> None:
+    _require(isinstance(value, bool), f'{name} must be True or False, got {value!r}')
+
+
 @dataclass(frozen=True, kw_only=True)
 class PixelDecoderConfig:
     """Multi-scale deformable attention pixel decoder (paper section 3.2.2, appendix).
 
     ``num_levels`` feature maps, from the coarsest, go through the encoder; the finer ones are
     added by a feature pyramid. ``ffn_dim`` is 1024 in the official code whatever its yaml says.
+    ``checkpointing`` keeps only the input of each encoder layer for the backward pass and computes
+    the layer again there: less memory, more time, the same gradients.
     """
 
     channels: int = 256
@@ -30,6 +36,7 @@ class PixelDecoderConfig:
     num_levels: int = 3
     ffn_dim: int = 1024
     norm_groups: int = 32
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ('channels', 'num_heads', 'num_points', 'num_levels', 'ffn_dim', 'norm_groups'):
@@ -44,12 +51,16 @@ class PixelDecoderConfig:
             f'pixel_decoder.channels must be a multiple of 2*num_heads ({2 * self.num_heads}) and '
             f'of norm_groups ({self.norm_groups}), got {self.channels}',
         )
+        _require_switch(self.checkpointing, 'pixel_decoder.checkpointing')
         _require(self.channels % 4 == 0, f'channels must be a multiple of 4, got {self.channels}')
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Masked-attention transformer decoder (paper section 3.2): nine layers, ten predictions."""
+    """Masked-attention transformer decoder (paper section 3.2): nine layers, ten predictions.
+
+    ``checkpointing`` is that of the pixel decoder, for the layers of this one.
+    """
 
     num_classes: int
     channels: int = 256
@@ -58,6 +69,7 @@ class DecoderConfig:
     num_heads: int = 8
     num_levels: int = 3
     ffn_dim: int = 2048
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -78,6 +90,7 @@ class DecoderConfig:
             f'decoder.channels must be even and a multiple of num_heads ({self.num_heads}), '
             f'got {self.channels}',
         )
+        _require_switch(self.checkpointing, 'decoder.checkpointing')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +137,7 @@ class PostprocessConfig:
 
     def __post_init__(self) -> None:
         for name in ('semantic_on', 'instance_on', 'panoptic_on', 'non_overlap'):
-            value = getattr(self, name)
-            _require(
-                isinstance(value, bool), f'test_cfg.{name} must be True or False, got {value!r}'
-            )
+            _require_switch(getattr(self, name), f'test_cfg.{name}')
         for name in ('object_mask_thr', 'overlap_thr', 'score_thr'):
             value = getattr(self, name)
             is_number = isinstance(value, int | float)
@@ -162,5 +172,4 @@ class CompatConfig:
                 value in COMPAT_MODES, f'compat.{name} must be one of {COMPAT_MODES}, got {value!r}'
             )
         for name in ('keep_empty_gt', 'panoptic_mask_intersection'):
-            value = getattr(self, name)
-            _require(isinstance(value, bool), f'compat.{name} must be True or False, got {value!r}')
+            _require_switch(getattr(self, name), f'compat.{name}')

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmseg_m2f.core.config import DecoderConfig
-from mmseg_m2f.core.layers import Attention, FeedForward, sine_encoding
+from mmseg_m2f.core.layers import Attention, FeedForward, run_layer, sine_encoding
 from mmseg_m2f.core.structures import (
     MaskPrediction,
     PixelFeatures,
@@ -109,7 +109,8 @@ class MaskedAttentionDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             level = index % self.config.num_levels
             may_attend = attention_mask(states[-1][1], pooled[level])
-            x = layer(x, self.query_embed.weight, keys[level], values[level], may_attend)
+            args = (x, self.query_embed.weight, keys[level], values[level], may_attend)
+            x = run_layer(layer, *args, checkpointing=self.config.checkpointing)
             states.append(self._heads(x))
         return states
 

@@ -1,11 +1,13 @@
 """Attention, feed-forward, position encoding and the official initialisers."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class Attention(nn.Module):
@@ -46,6 +48,16 @@ class Attention(nn.Module):
 
     def _split_heads(self, x: Float[Tensor, 'B S C']) -> Float[Tensor, 'B heads S D']:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def run_layer(layer: nn.Module, *args: Any, checkpointing: bool) -> Tensor:
+    """``layer(*args)``; with ``checkpointing`` computed again in the backward pass.
+
+    The layers draw no random numbers, so none have to be repeated.
+    """
+    if not (checkpointing and torch.is_grad_enabled()):
+        return layer(*args)
+    return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 class FeedForward(nn.Module):

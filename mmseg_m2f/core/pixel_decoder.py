@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mmseg_m2f.core.config import PixelDecoderConfig
 from mmseg_m2f.core.deform_attn import LevelShapes, MSDeformAttn, pixel_centres
-from mmseg_m2f.core.layers import ConvNorm, FeedForward, init_c2_xavier, sine_encoding
+from mmseg_m2f.core.layers import ConvNorm, FeedForward, init_c2_xavier, run_layer, sine_encoding
 from mmseg_m2f.core.structures import PixelFeatures, at_least_float32
 
 AttentionFactory = Callable[[], nn.Module]
@@ -146,7 +146,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         )  # (S, C)
         reference_points = pixel_centres(level_shapes, device=tokens.device, dtype=tokens.dtype)
         for layer in self.layers:
-            tokens = layer(tokens, position, reference_points, level_shapes)
+            args = (tokens, position, reference_points, level_shapes)
+            tokens = run_layer(layer, *args, checkpointing=self.config.checkpointing)
         per_level = tokens.split([height * width for height, width in level_shapes], dim=1)
         return [
             x.transpose(1, 2).unflatten(-1, shape)

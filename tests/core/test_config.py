@@ -20,6 +20,7 @@ def test_defaults_are_the_papers():
         'num_levels': 3,
         'ffn_dim': 1024,
         'norm_groups': 32,
+        'checkpointing': False,
     }
     assert dataclasses.asdict(DecoderConfig(num_classes=150)) == {
         'num_classes': 150,
@@ -29,6 +30,7 @@ def test_defaults_are_the_papers():
         'num_heads': 8,
         'num_levels': 3,
         'ffn_dim': 2048,
+        'checkpointing': False,
     }
     assert dataclasses.asdict(PointConfig()) == {
         'num_points': 12544,

@@ -10,6 +10,7 @@ from mmseg_m2f.core.decoder import MaskedAttentionDecoder, attention_mask
 from mmseg_m2f.core.layers import sine_encoding
 from mmseg_m2f.core.structures import PixelFeatures, mask_logits
 from tests.core.test_layers import assert_uniform
+from tests.core.watching import gradients_and_saved_bytes
 
 SIZES = ((2, 3), (4, 6), (7, 11))  # coarsest first; the finest is odd
 
@@ -247,3 +248,18 @@ def test_initial_law():
 def test_a_wrong_number_of_levels_is_refused():
     with pytest.raises(ValueError, match='built for 3 levels, the pixel decoder gave 2'):
         make_decoder()(make_features(num_levels=2))
+
+
+def test_checkpointing_changes_no_bit_and_keeps_less():
+    features = make_features()
+    plain, frugal = (make_decoder(checkpointing=on) for on in (False, True))
+    frugal.load_state_dict(plain.state_dict())
+    (grads, saved), (frugal_grads, frugal_saved) = (
+        gradients_and_saved_bytes(
+            lambda decoder=decoder: decoder.predict(features).mask_embed.square().sum(),
+            list(decoder.layers.parameters()),
+        )
+        for decoder in (plain, frugal)
+    )
+    assert all(map(torch.equal, grads, frugal_grads))
+    assert frugal_saved < 0.5 * saved

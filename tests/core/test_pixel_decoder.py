@@ -9,11 +9,14 @@ from mmseg_m2f.core.config import PixelDecoderConfig
 from mmseg_m2f.core.layers import sine_encoding
 from mmseg_m2f.core.pixel_decoder import EncoderLayer, MSDeformAttnPixelDecoder
 from tests.core.test_layers import assert_uniform
+from tests.core.watching import gradients_and_saved_bytes
 
 CHANNELS = (4, 6, 8, 10)
 
 
-def make_decoder(num_levels=3, num_layers=1, in_channels=CHANNELS, attention=None):
+def make_decoder(
+    num_levels=3, num_layers=1, in_channels=CHANNELS, attention=None, checkpointing=False
+):
     config = PixelDecoderConfig(
         channels=16,
         num_layers=num_layers,
@@ -22,6 +25,7 @@ def make_decoder(num_levels=3, num_layers=1, in_channels=CHANNELS, attention=Non
         num_levels=num_levels,
         ffn_dim=24,
         norm_groups=4,
+        checkpointing=checkpointing,
     )
     return MSDeformAttnPixelDecoder(in_channels, config, attention)
 
@@ -207,3 +211,18 @@ def test_fewer_maps_than_levels_are_refused():
 def test_a_wrong_number_of_maps_is_refused():
     with pytest.raises(ValueError, match=r'built for 4 feature maps \(in_channels .*\), got 3'):
         make_decoder()(make_maps(8, 8)[1:])
+
+
+def test_checkpointing_changes_no_bit_and_keeps_less():
+    maps = make_maps(24, 32)
+    plain, frugal = (make_decoder(num_layers=3, checkpointing=on) for on in (False, True))
+    frugal.load_state_dict(plain.state_dict())
+    (grads, saved), (frugal_grads, frugal_saved) = (
+        gradients_and_saved_bytes(
+            lambda decoder=decoder: decoder(maps).memory[-1].square().sum(),
+            list(decoder.layers.parameters()),
+        )
+        for decoder in (plain, frugal)
+    )
+    assert all(map(torch.equal, grads, frugal_grads))
+    assert frugal_saved < 0.5 * saved

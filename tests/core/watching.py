@@ -45,3 +45,21 @@ class Watch(TorchDispatchMode):
             if tensor.is_floating_point():
                 self.largest = max(self.largest, tensor.numel())
         return result
+
+
+def gradients_and_saved_bytes(function, leaves):
+    """Gradients of the scalar ``function()``, and what the forward pass kept for them.
+
+    Parameters count too; what two operators keep counts twice.
+    """
+    saved = 0
+
+    def pack(tensor):
+        nonlocal saved
+        saved += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = function()
+    kept = saved  # computing again in the backward pass keeps for a moment
+    return torch.autograd.grad(loss, leaves, allow_unused=True), kept
