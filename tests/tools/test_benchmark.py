@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,8 +30,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
     def run(bench: harness.Benchmark, options: Sequence[str], args: SimpleNamespace) -> dict:
         if options[0] == '--gate':
-            difference, limit = bench.disagreement(options[1])
-            return {'difference': difference, 'limit': limit, 'torch': '0.0'}
+            return json.loads(json.dumps(harness.gate_findings(bench, options[1])))
         order.append((options[1], options[2]))
         return {'seconds': float(len(order)), 'peak_mib': 10.0 * len(options[2])}
 
@@ -46,7 +46,8 @@ def test_turns_and_table(started: list[tuple[str, str]], tmp_path: Path, capsys)
     with path.open() as file:
         ours, theirs = csv.DictReader(file)
     assert path.read_text().startswith(
-        'case,impl,median_s,p25,p75,peak_mib,ratio,max_abs_diff,threads,torch,commit\n'
+        'case,impl,median_s,p25,p75,peak_mib,ratio,max_abs_diff,threads,torch,commit,'
+        'above_model_mib,argmax_agreement\n'
     )
     # Processes 1, 4, 5 were ours and took as many seconds; 2, 3, 6 were theirs.
     assert (ours['median_s'], ours['p25'], ours['p75']) == ('4', '2.5', '4.5')
@@ -54,6 +55,37 @@ def test_turns_and_table(started: list[tuple[str, str]], tmp_path: Path, capsys)
     assert float(ours['ratio']) == pytest.approx(4 / 3, abs=1e-3)
     assert (ours['peak_mib'], theirs['peak_mib']) == ('40', '60')
     assert 'time x1.333, memory x0.667' in capsys.readouterr().out
+
+
+def test_each_implementation_has_its_own_verdict(
+    started: list[tuple[str, str]], tmp_path: Path, capsys
+) -> None:
+    """One cannot run here and is left out; another has its own difference and labels."""
+    path = tmp_path / 'table.csv'
+    verdict = {
+        'ours': harness.Agreement(0.25, 0.5, 0.75),
+        'half': 'no such type here',
+        'theirs': harness.Agreement(0, 0),
+    }
+    judged = benchmark()._replace(
+        implementations=('ours', 'half', 'theirs'), disagreement=lambda case: verdict
+    )
+    harness.main(judged, ['--cases', 'small', '--pairs', '1', '--csv', str(path)])
+    assert started == [('small', 'ours'), ('small', 'theirs')]
+    with path.open() as file:
+        ours, theirs = csv.DictReader(file)
+    assert (ours['max_abs_diff'], ours['argmax_agreement']) == ('0.25', '0.75')
+    assert (theirs['max_abs_diff'], theirs['argmax_agreement']) == ('0', '')
+    assert 'small half: left out: no such type here' in capsys.readouterr().out
+
+
+def test_what_is_optional_runs_where_it_is_named(started: list[tuple[str, str]]) -> None:
+    few = benchmark()._replace(optional=('small', 'theirs'))
+    harness.main(few, ['--pairs', '1'])
+    assert started == [('large', 'ours')]
+    started.clear()
+    harness.main(few, ['--pairs', '1', '--cases', 'small', '--implementations', 'theirs'])
+    assert started == [('small', 'theirs')]
 
 
 @pytest.mark.parametrize('difference', [1.0, float('nan')])
@@ -74,6 +106,26 @@ def test_a_process_measures_itself(tmp_path: Path) -> None:
     assert sample.seconds >= 0
     # More than a bare interpreter, less than the machine: the unit is MiB.
     assert 5 < sample.peak_mib < 100_000
+
+
+def test_memory_above_the_model_is_that_of_the_steps(tmp_path: Path) -> None:
+    """80 MiB for a step, of which its caller keeps 30."""
+
+    def step() -> int:
+        bytearray(b'1') * (80 * 2**20)
+        return 30 * 2**20
+
+    path = tmp_path / 'result.json'
+    model = benchmark()._replace(prepare=lambda case, implementation: step)
+    harness.main(model, ['--measure', 'small', 'ours', '--result', str(path)])
+    assert 40 < harness.Sample(**json.loads(path.read_text())).above_model_mib < 60
+
+
+def test_time_is_stated_for_a_share_of_a_step(tmp_path: Path) -> None:
+    path = tmp_path / 'result.json'
+    shared = benchmark()._replace(prepare=lambda *_: lambda: time.sleep(0.05), per_step=1000)
+    harness.main(shared, ['--measure', 'small', 'ours', '--result', str(path)])
+    assert harness.Sample(**json.loads(path.read_text())).seconds < 0.05
 
 
 def test_a_failing_process_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,43 +1,70 @@
-"""Timing of two implementations against each other: fresh processes in turn, after a gate.
+"""Timing of implementations against each other: fresh processes in turn, after a gate.
 
 A benchmark script names its cases and implementations in a ``Benchmark`` and hands over to
-``main``. Every figure comes from a process of its own, started by turns (A B B A ...), so that a
-machine that gets slower or busier does so for both. No figure is printed before the outputs of all
+``main``. Every figure comes from a process of its own, started by turns (A B C C B A ...), so that
+a machine that gets slower or busier does so for all. No figure is printed before the outputs of all
 cases agree. This file imports no torch: a process's ``ru_maxrss`` starts at that of its parent.
 """
 
 import argparse
+import contextlib
 import csv
 import json
+import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+from tools.benchmark.memory import PeakMemory
 
-# A step of an implementation, ready to be called again and again.
+ROOT = Path(__file__).resolve().parents[2]
+# Names to the processes of a run the folder they share; the gates run first and may fill it.
+FOLDER = 'MMSEG_M2F_BENCHMARK_FOLDER'
+
+# A step of an implementation, ready to be called again and again. If it returns an int, these are
+# bytes that its caller would keep: no part of the memory that the step needs.
 Step = Callable[[], Any]
 
 
-class Benchmark(NamedTuple):
-    """What a script offers; ``implementations`` ends with the baseline of the ratios.
+class Agreement(NamedTuple):
+    """Largest absolute difference of an output, what it may be, and the share of equal labels."""
 
-    ``prepare(case, implementation)`` builds and returns one step. ``disagreement(case)`` returns
-    the largest absolute difference of the outputs and the limit it must keep.
+    difference: float
+    limit: float
+    argmax: float = math.nan
+
+
+# Of all implementations, or of each by name: a string says why it cannot run here.
+Verdict = tuple[float, float] | Agreement | Mapping[str, Agreement | str]
+
+
+class Benchmark(NamedTuple):
+    """What a script offers; the ``implementations`` (of each case) end with the ratios' baseline.
+
+    ``prepare(case, implementation)`` builds and returns one step. ``disagreement(case)`` compares
+    outputs. Cases and implementations in ``optional`` run only where they are named. A step does
+    ``per_step`` times what its time is stated for.
     """
 
     module: str
     cases: Sequence[str]
-    implementations: Sequence[str]
+    implementations: Sequence[str] | Mapping[str, Sequence[str]]
     prepare: Callable[[str, str], Step]
-    disagreement: Callable[[str], tuple[float, float]]
+    disagreement: Callable[[str], Verdict]
+    optional: Sequence[str] = ()
+    per_step: int = 1
+
+    def of(self, case: str) -> Sequence[str]:
+        """The implementations of a case."""
+        if isinstance(self.implementations, Mapping):
+            return self.implementations[case]
+        return self.implementations
 
 
 class Sample(NamedTuple):
@@ -45,10 +72,15 @@ class Sample(NamedTuple):
 
     seconds: float
     peak_mib: float
+    above_model_mib: float = math.nan
 
 
 class Row(NamedTuple):
-    """One line of the table; ``ratio`` is this median over the baseline's, below 1 is faster."""
+    """One line of the table; ``ratio`` is this median over the baseline's, below 1 is faster.
+
+    ``above_model_mib`` is the peak of the steps above what was resident before the first.
+    ``argmax_agreement`` is NaN where there are no label maps to compare.
+    """
 
     case: str
     impl: str
@@ -61,6 +93,20 @@ class Row(NamedTuple):
     threads: int
     torch: str
     commit: str
+    above_model_mib: float
+    argmax_agreement: float
+
+
+class Gate(NamedTuple):
+    """What the gate of a case found of each implementation that runs, and the version of torch."""
+
+    agreements: dict[str, Agreement]
+    torch: str
+
+
+def folder() -> Path:
+    """Of the files that the processes of a run share."""
+    return Path(os.environ[FOLDER])
 
 
 def main(benchmark: Benchmark, argv: Sequence[str] | None = None) -> None:
@@ -73,19 +119,28 @@ def main(benchmark: Benchmark, argv: Sequence[str] | None = None) -> None:
     if args.measure:
         _write(args.result, _measure(benchmark, args)._asdict())
     elif args.gate:
-        difference, limit = benchmark.disagreement(args.gate)
-        _write(args.result, {'difference': difference, 'limit': limit, 'torch': _torch_version()})
+        _write(args.result, gate_findings(benchmark, args.gate))
     else:
-        rows = _compare(benchmark, args)
+        with _shared_folder():
+            rows = _compare(benchmark, args)
         if args.csv:
             write_csv(args.csv, rows)
 
 
+@contextlib.contextmanager
+def _shared_folder() -> Iterator[None]:
+    with tempfile.TemporaryDirectory() as path:
+        os.environ[FOLDER] = path
+        yield
+        del os.environ[FOLDER]
+
+
 def _parse(benchmark: Benchmark, argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        '--cases', nargs='+', choices=benchmark.cases, default=list(benchmark.cases)
-    )
+    named = list(dict.fromkeys(name for case in benchmark.cases for name in benchmark.of(case)))
+    for option, known in (('--cases', list(benchmark.cases)), ('--implementations', named)):
+        default = [name for name in known if name not in benchmark.optional]
+        parser.add_argument(option, nargs='+', choices=known, default=default)
     parser.add_argument('--pairs', type=int, default=5, help='processes per implementation')
     parser.add_argument('--steps', type=int, default=3, help='timed steps per process')
     parser.add_argument('--warm-up', type=int, default=1, help='steps before, not timed')
@@ -100,51 +155,80 @@ def _parse(benchmark: Benchmark, argv: Sequence[str] | None) -> argparse.Namespa
 
 def _measure(benchmark: Benchmark, args: argparse.Namespace) -> Sample:
     step = benchmark.prepare(*args.measure)
+    memory = PeakMemory()
+    kept = None
     for _ in range(args.warm_up):
-        step()
+        kept = step()
     seconds = []
     for _ in range(args.steps):
         start = time.perf_counter()
-        step()
+        kept = step()
         seconds.append(time.perf_counter() - start)
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Sample(statistics.median(seconds), peak_kib / 1024)
+    peak, above = memory.read()
+    kept_mib = kept / 2**20 if isinstance(kept, int) else 0
+    return Sample(statistics.median(seconds) / benchmark.per_step, peak, above - kept_mib)
+
+
+def gate_findings(benchmark: Benchmark, case: str) -> dict[str, Any]:
+    """What the process of a gate finds, as it is written down."""
+    verdict = benchmark.disagreement(case)
+    if not isinstance(verdict, Mapping):
+        agreement = Agreement(*verdict)
+        verdict = dict.fromkeys(benchmark.of(case), agreement)
+    return {'torch': _torch_version(), 'verdict': dict(verdict)}
 
 
 def _compare(benchmark: Benchmark, args: argparse.Namespace) -> list[Row]:
     gates = {case: _gate(benchmark, case, args) for case in args.cases}
     rows: list[Row] = []
-    for case in args.cases:
-        samples = _alternate(benchmark, case, args)
-        difference, torch = gates[case]
-        rows += summarise(
-            case, samples, difference, threads=args.threads, torch=torch, commit=_commit()
-        )
+    for case, gate in gates.items():
+        samples = _alternate(benchmark, case, list(gate.agreements), args)
+        rows += summarise(case, samples, gate, threads=args.threads, commit=commit())
         print(format_rows(rows[-len(samples) :]), flush=True)
     return rows
 
 
-def _gate(benchmark: Benchmark, case: str, args: argparse.Namespace) -> tuple[float, str]:
+def _gate(benchmark: Benchmark, case: str, args: argparse.Namespace) -> Gate:
     found = _run(benchmark, ['--gate', case], args)
-    difference, limit = found['difference'], found['limit']
+    agreements = {}
+    for name in benchmark.of(case):
+        if name not in args.implementations:
+            continue
+        verdict = found['verdict'][name]
+        if isinstance(verdict, str):
+            print(f'{case} {name}: left out: {verdict}', flush=True)
+            continue
+        agreements[name] = _checked(case, name, Agreement(*verdict))
+    if not agreements:
+        sys.exit(f'{case}: none of the implementations that were named runs')
+    return Gate(agreements, found['torch'])
+
+
+def _checked(case: str, name: str, agreement: Agreement) -> Agreement:
+    difference, limit, argmax = agreement
     # Written so that NaN fails.
     if not difference <= limit:
-        sys.exit(f'{case}: outputs differ by {difference:.3g}, allowed {limit:.3g}; nothing timed')
-    print(f'{case}: outputs differ by {difference:.3g} (allowed {limit:.3g})', flush=True)
-    return difference, found['torch']
+        sys.exit(
+            f'{case} {name}: outputs differ by {difference:.3g}, allowed {limit:.3g}; nothing timed'
+        )
+    labels = '' if math.isnan(argmax) else f', {argmax:.4%} of the labels equal'
+    print(
+        f'{case} {name}: outputs differ by {difference:.3g} (allowed {limit:.3g}){labels}',
+        flush=True,
+    )
+    return agreement
 
 
 def _alternate(
-    benchmark: Benchmark, case: str, args: argparse.Namespace
+    benchmark: Benchmark, case: str, names: Sequence[str], args: argparse.Namespace
 ) -> dict[str, list[Sample]]:
-    samples: dict[str, list[Sample]] = {name: [] for name in benchmark.implementations}
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
     for pair in range(args.pairs):
-        order = benchmark.implementations[:: 1 if pair % 2 == 0 else -1]
-        for name in order:
+        for name in names[:: 1 if pair % 2 == 0 else -1]:
             options = ['--measure', case, name, '--steps', str(args.steps)]
             options += ['--warm-up', str(args.warm_up)]
             samples[name].append(Sample(**_run(benchmark, options, args)))
-            print(f'{case} {name}: {samples[name][-1].seconds:.3f} s', file=sys.stderr, flush=True)
+            print(f'{case} {name}: {samples[name][-1].seconds:.3g} s', file=sys.stderr, flush=True)
     return samples
 
 
@@ -152,8 +236,8 @@ def _run(benchmark: Benchmark, options: list[str], args: argparse.Namespace) -> 
     """Start this benchmark's script again for one measurement."""
     threads = str(args.threads)
     environment = {**os.environ, 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads}
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / 'result.json'
+    with tempfile.TemporaryDirectory() as path:
+        result = Path(path) / 'result.json'
         command = [sys.executable, '-m', benchmark.module, *options, '--result', str(result)]
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -164,24 +248,29 @@ def _run(benchmark: Benchmark, options: list[str], args: argparse.Namespace) -> 
 
 
 def summarise(
-    case: str,
-    samples: dict[str, list[Sample]],
-    difference: float,
-    *,
-    threads: int,
-    torch: str,
-    commit: str,
+    case: str, samples: dict[str, list[Sample]], gate: Gate, *, threads: int, commit: str
 ) -> list[Row]:
     """One row per implementation; the last of ``samples`` is the baseline."""
     baseline = statistics.median(s.seconds for s in samples[list(samples)[-1]])
     rows = []
     for name, taken in samples.items():
-        seconds = [s.seconds for s in taken]
-        p25, median, p75 = quartiles(seconds)
-        peak = statistics.median(s.peak_mib for s in taken)
-        ratio = median / baseline
+        p25, median, p75 = quartiles([s.seconds for s in taken])
         rows.append(
-            Row(case, name, median, p25, p75, peak, ratio, difference, threads, torch, commit)
+            Row(
+                case=case,
+                impl=name,
+                median_s=median,
+                p25=p25,
+                p75=p75,
+                peak_mib=statistics.median(s.peak_mib for s in taken),
+                ratio=median / baseline,
+                max_abs_diff=gate.agreements[name].difference,
+                threads=threads,
+                torch=gate.torch,
+                commit=commit,
+                above_model_mib=statistics.median(s.above_model_mib for s in taken),
+                argmax_agreement=gate.agreements[name].argmax,
+            )
         )
     return rows
 
@@ -198,24 +287,30 @@ def format_rows(rows: Sequence[Row]) -> str:
     """Lines for the eye; memory is compared with the last row too."""
     baseline = rows[-1]
     return '\n'.join(
-        f'{row.case:>14} {row.impl:>8}: {row.median_s:8.3f} s ({row.p25:.3f} to {row.p75:.3f}), '
-        f'{row.peak_mib:7.0f} MiB; time x{row.ratio:.3f}, '
-        f'memory x{row.peak_mib / baseline.peak_mib:.3f}'
+        f'{row.case:>14} {row.impl:>14}: {row.median_s:8.4f} s ({row.p25:.4f} to {row.p75:.4f}), '
+        f'{row.peak_mib:7.0f} MiB, {row.above_model_mib:.0f} of them for the steps; '
+        f'time x{row.ratio:.3f}, memory x{row.peak_mib / baseline.peak_mib:.3f}'
         for row in rows
     )
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """The table, numbers to four significant digits."""
+def write_csv(path: Path, rows: Sequence[NamedTuple]) -> None:
+    """The table, numbers to four significant digits, what there is no number of left empty."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('w', newline='') as file:
         writer = csv.writer(file, lineterminator='\n')
-        writer.writerow(Row._fields)
+        writer.writerow(rows[0]._fields)
         for row in rows:
-            writer.writerow([f'{v:.4g}' if isinstance(v, float) else v for v in row])
+            writer.writerow([_cell(value) for value in row])
 
 
-def _commit() -> str:
+def _cell(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return '' if math.isnan(value) else f'{value:.4g}'
+
+
+def commit() -> str:
     """Short hash of the code measured, with ``+`` if files differ from it."""
     command = ['git', 'describe', '--always', '--dirty=+', '--abbrev=9', '--exclude=*']
     return subprocess.run(
