@@ -9,7 +9,10 @@ import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+
 logger = logging.getLogger('mmseg_m2f')
+_LOGGED: set[tuple[str, str]] = set()
 
 
 class Backend(NamedTuple):
@@ -32,7 +35,6 @@ class BackendTable:
     def __init__(self, operator: str, reference: Backend) -> None:
         self.operator = operator
         self._backends = [reference]
-        self._logged: set[str] = set()
 
     @property
     def names(self) -> list[str]:
@@ -67,11 +69,14 @@ class BackendTable:
     def _first(self, *args: Any) -> Backend:
         for backend in self._backends:
             if backend.automatic and backend.why_not(*args) is None:
-                self._log_once(backend.name)
+                _log_once(self.operator, backend.name)
                 return backend
         raise AssertionError(f'{self.operator}: the reference back end must always run')
 
-    def _log_once(self, name: str) -> None:
-        if name not in self._logged:
-            self._logged.add(name)
-            logger.info('%s runs on back end %r', self.operator, name)
+
+@torch.compiler.assume_constant_result
+def _log_once(operator: str, name: str) -> None:
+    """Also where the call is being compiled: the compiler runs this by itself, once."""
+    if (operator, name) not in _LOGGED:
+        _LOGGED.add((operator, name))
+        logger.info('%s runs on back end %r', operator, name)

@@ -2,6 +2,7 @@ import logging
 
 import pytest
 
+from mmseg_m2f.ops import backends
 from mmseg_m2f.ops.backends import Backend, BackendTable
 
 
@@ -14,7 +15,8 @@ def not_odd(number):
 
 
 @pytest.fixture
-def table():
+def table(monkeypatch):
+    monkeypatch.setattr(backends, '_LOGGED', set())
     table = BackendTable('double', Backend('reference', lambda x: x + x, always))
     table.register(Backend('fast', lambda x: 2 * x, not_odd))
     return table

@@ -38,6 +38,12 @@ def why_not(
         return f'it is made for float32, float64 and bfloat16, got {value.dtype}'
     if reference_points.requires_grad:
         return 'it has no gradient for the reference points'
+    return _missing()
+
+
+@torch.compiler.assume_constant_result
+def _missing() -> str | None:
+    """Of a compiled graph this is a constant: a machine with a compiler keeps it."""
     return LIBRARY.why_not()
 
 
