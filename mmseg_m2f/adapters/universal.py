@@ -144,8 +144,8 @@ class Mask2FormerUniversalHead(MaskHead):
             )
             results['pred_panoptic_seg'] = encode_panoptic(panoptic, self.num_classes)
         if config.semantic_on:
-            scores = core.semantic_scores(*prediction)
-            results['pred_sem_seg'] = PixelData(sem_seg=scores.argmax(0, keepdim=True))
+            labels = core.semantic_labels(class_logits, mask_logits, geometry)
+            results['pred_sem_seg'] = PixelData(sem_seg=labels[None])
         return results
 
 

@@ -30,7 +30,9 @@ from mmseg_m2f.core.postprocess import (
     MaskRestorer,
     resize_masks,
     restore_masks,
+    restore_rows,
     restore_scores,
+    semantic_labels,
     semantic_scores,
 )
 from mmseg_m2f.core.postprocess_instance import Instances, instances
@@ -97,8 +99,10 @@ __all__ = [
     'panoptic',
     'resize_masks',
     'restore_masks',
+    'restore_rows',
     'restore_scores',
     'segment_target',
+    'semantic_labels',
     'semantic_scores',
     'without_empty',
 ]

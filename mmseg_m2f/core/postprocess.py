@@ -10,6 +10,7 @@ All of post-processing treats one picture and the last prediction. Full size is 
 
 from collections.abc import Callable, Iterator
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,6 +45,39 @@ def restore_masks(
     Source: official ``maskformer_model.py``, detectron2's ``sem_seg_postprocess``.
     """
     return _uncrop(resize_masks(mask_logits, geometry.padded), geometry)
+
+
+def restore_rows(
+    mask_logits: Float[Tensor, 'q h w'], geometry: ImageGeometry, rows: range
+) -> Float[Tensor, 'q rows W']:
+    """``restore_masks(mask_logits, geometry)[:, rows]``, without the other rows.
+
+    Up to rounding: the rows are interpolated before the columns, not with them.
+    """
+    height, width = geometry.resized
+    every_line = range(mask_logits.shape[1])
+    if geometry.resized == geometry.original:
+        return _some_rows(mask_logits, every_line, every_line, geometry.padded, rows)[:, :, :width]
+    # The rows of the picture that the second step reads, and one more on each side for rounding.
+    scale = height / geometry.original[0]
+    first = max(int((rows.start + 0.5) * scale - 0.5) - 1, 0)
+    last = min(int((rows.stop - 0.5) * scale - 0.5) + 2, height - 1)
+    read = range(first, last + 1)
+    picture = _some_rows(mask_logits, every_line, every_line, geometry.padded, read)[:, :, :width]
+    return _some_rows(picture, read, range(height), geometry.original, rows)
+
+
+def _some_rows(
+    maps: Float[Tensor, 'n lines w'], held: range, whole: range, size: tuple[int, int], rows: range
+) -> Float[Tensor, 'n rows W']:
+    """Of maps of the lines ``whole``, of which only ``held`` are given, resized: the ``rows``."""
+    centre = torch.arange(rows.start, rows.stop, device=maps.device) + 0.5
+    position = (centre * (len(whole) / size[0]) - 0.5).clamp(min=0)
+    above = position.long()
+    share = (position - above)[:, None].to(maps.dtype)
+    below = (above + 1).clamp(max=whole.stop - 1)
+    lines = torch.lerp(maps[:, above - held.start], maps[:, below - held.start], share)
+    return resize_masks(lines, (len(rows), size[1]))  # in width alone: the height is reached
 
 
 def restore_scores(
@@ -108,3 +142,32 @@ def semantic_scores(
     for rows in query_chunks(mask_logits, size):
         scores.addmm_(class_probs[rows].T, restore(mask_logits[rows]).sigmoid_().flatten(1))
     return scores.unflatten(1, size)
+
+
+@torch.no_grad()
+def semantic_labels(
+    class_logits: Float[Tensor, 'Q K1'],
+    mask_logits: Float[Tensor, 'Q h w'],
+    geometry: ImageGeometry,
+) -> Int[Tensor, 'H W']:
+    """The class of the highest of ``semantic_scores`` with ``restore_masks``, for every pixel.
+
+    A few rows of pixels at a time: the scores of a large picture never exist together.
+    """
+    class_probs = at_least_float32(class_logits).softmax(-1)[:, :-1]
+    mask_logits = at_least_float32(mask_logits)
+    labels = mask_logits.new_empty(geometry.original, dtype=torch.int64)
+    for rows in _row_bands(len(mask_logits) + class_probs.shape[1], geometry):
+        probs = restore_rows(mask_logits, geometry, rows).sigmoid_()
+        scores = class_probs.T @ probs.flatten(1)
+        labels[rows.start : rows.stop] = scores.argmax(0).view(len(rows), -1)
+    return labels
+
+
+def _row_bands(num_maps: int, geometry: ImageGeometry) -> Iterator[range]:
+    """Runs of rows of the original picture of which ``num_maps`` maps may exist together."""
+    height = geometry.original[0]
+    width = max(geometry.original[1], geometry.padded[1])
+    step = max(MAX_FLOATS // (num_maps * width), 1)
+    for start in range(0, height, step):
+        yield range(start, min(start + step, height))

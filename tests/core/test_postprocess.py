@@ -14,8 +14,10 @@ from mmseg_m2f.core.postprocess import (
     query_chunks,
     resize_masks,
     restore_masks,
+    restore_rows,
     restore_scores,
     restored_size,
+    semantic_labels,
     semantic_scores,
 )
 from mmseg_m2f.core.structures import ImageGeometry
@@ -218,3 +220,47 @@ def test_huge_pictures_need_less_than_a_gigabyte_beside_their_result(task):
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1e9
+
+
+GEOMETRIES = [
+    ImageGeometry((32, 48), (32, 48), (32, 48)),  # nothing to undo
+    ImageGeometry((32, 64), (30, 41), (30, 41)),  # padding
+    ImageGeometry((32, 64), (30, 41), (97, 133)),  # enlarged after
+    ImageGeometry((64, 64), (60, 37), (13, 8)),  # made smaller after
+    ImageGeometry((32, 32), (1, 32), (3, 96)),  # one row
+]
+
+
+@pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
+def test_any_rows_equal_those_of_the_whole(geometry):
+    mask_logits = torch.randn(5, geometry.padded[0] // 4, geometry.padded[1] // 4).double()
+    whole = restore_masks(mask_logits, geometry)
+    height = geometry.original[0]
+    for start in range(0, height, 5):
+        for stop in (start + 1, min(start + 7, height), height):
+            rows = range(start, stop)
+            got = restore_rows(mask_logits, geometry, rows)
+            # Positions are computed in float32 there and in another order here.
+            torch.testing.assert_close(got, whole[:, start:stop], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
+def test_labels_are_those_of_the_highest_scores(monkeypatch, geometry):
+    monkeypatch.setattr(postprocess, 'MAX_FLOATS', 6000)  # bands of a few rows
+    class_logits = torch.randn(30, 6)
+    mask_logits = 5 * torch.randn(30, geometry.padded[0] // 4, geometry.padded[1] // 4)
+    labels = semantic_labels(class_logits, mask_logits, geometry)
+    restore = partial(restore_masks, geometry=geometry)
+    scores = semantic_scores(class_logits, mask_logits, restore)
+    assert labels.shape == geometry.original
+    chosen = scores.gather(0, labels[None])[0]
+    torch.testing.assert_close(chosen, scores.amax(0), rtol=0, atol=1e-4)
+
+
+def test_labels_hold_only_a_band_at_full_size(monkeypatch):
+    monkeypatch.setattr(postprocess, 'MAX_FLOATS', 20_000)
+    geometry = ImageGeometry((64, 64), (64, 64), (300, 300))
+    with Watch() as watch:
+        semantic_labels(torch.randn(20, 11), torch.randn(20, 16, 16), geometry)
+    assert watch.largest <= 20_000
+    assert not watch.waits
