@@ -19,7 +19,7 @@ def benchmark(difference: float = 0.0) -> harness.Benchmark:
         cases=('small', 'large'),
         implementations=('ours', 'theirs'),
         prepare=lambda case, implementation: lambda: None,
-        disagreement=lambda case: (difference, 1e-3),
+        disagreement=lambda case, names: (difference, 1e-3),
     )
 
 
@@ -30,7 +30,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
     def run(bench: harness.Benchmark, options: Sequence[str], args: SimpleNamespace) -> dict:
         if options[0] == '--gate':
-            return json.loads(json.dumps(harness.gate_findings(bench, options[1])))
+            return json.loads(json.dumps(harness.gate_findings(bench, *options[1:])))
         order.append((options[1], options[2]))
         return {'seconds': float(len(order)), 'peak_mib': 10.0 * len(options[2])}
 
@@ -68,7 +68,7 @@ def test_each_implementation_has_its_own_verdict(
         'theirs': harness.Agreement(0, 0),
     }
     judged = benchmark()._replace(
-        implementations=('ours', 'half', 'theirs'), disagreement=lambda case: verdict
+        implementations=('ours', 'half', 'theirs'), disagreement=lambda case, names: verdict
     )
     harness.main(judged, ['--cases', 'small', '--pairs', '1', '--csv', str(path)])
     assert started == [('small', 'ours'), ('small', 'theirs')]

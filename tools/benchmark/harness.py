@@ -47,16 +47,16 @@ Verdict = tuple[float, float] | Agreement | Mapping[str, Agreement | str]
 class Benchmark(NamedTuple):
     """What a script offers; the ``implementations`` (of each case) end with the ratios' baseline.
 
-    ``prepare(case, implementation)`` builds and returns one step. ``disagreement(case)`` compares
-    outputs. Cases and implementations in ``optional`` run only where they are named. A step does
-    ``per_step`` times what its time is stated for.
+    ``prepare(case, implementation)`` builds and returns one step. ``disagreement(case, names)``
+    compares the outputs of the implementations named. Cases and implementations in ``optional`` run
+    only where they are named. A step does ``per_step`` times what its time is stated for.
     """
 
     module: str
     cases: Sequence[str]
     implementations: Sequence[str] | Mapping[str, Sequence[str]]
     prepare: Callable[[str, str], Step]
-    disagreement: Callable[[str], Verdict]
+    disagreement: Callable[[str, Sequence[str]], Verdict]
     optional: Sequence[str] = ()
     per_step: int = 1
 
@@ -119,7 +119,7 @@ def main(benchmark: Benchmark, argv: Sequence[str] | None = None) -> None:
     if args.measure:
         _write(args.result, _measure(benchmark, args)._asdict())
     elif args.gate:
-        _write(args.result, gate_findings(benchmark, args.gate))
+        _write(args.result, gate_findings(benchmark, *args.gate))
     else:
         with _shared_folder():
             rows = _compare(benchmark, args)
@@ -148,7 +148,7 @@ def _parse(benchmark: Benchmark, argv: Sequence[str] | None) -> argparse.Namespa
     parser.add_argument('--csv', type=Path, help='where to write the table')
     # What follows is between this program and the processes it starts.
     parser.add_argument('--measure', nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument('--gate', help=argparse.SUPPRESS)
+    parser.add_argument('--gate', nargs='+', help=argparse.SUPPRESS)
     parser.add_argument('--result', type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -169,12 +169,11 @@ def _measure(benchmark: Benchmark, args: argparse.Namespace) -> Sample:
     return Sample(statistics.median(seconds) / benchmark.per_step, peak, above - kept_mib)
 
 
-def gate_findings(benchmark: Benchmark, case: str) -> dict[str, Any]:
+def gate_findings(benchmark: Benchmark, case: str, *names: str) -> dict[str, Any]:
     """What the process of a gate finds, as it is written down."""
-    verdict = benchmark.disagreement(case)
+    verdict = benchmark.disagreement(case, names)
     if not isinstance(verdict, Mapping):
-        agreement = Agreement(*verdict)
-        verdict = dict.fromkeys(benchmark.of(case), agreement)
+        verdict = dict.fromkeys(names, Agreement(*verdict))
     return {'torch': _torch_version(), 'verdict': dict(verdict)}
 
 
@@ -189,11 +188,10 @@ def _compare(benchmark: Benchmark, args: argparse.Namespace) -> list[Row]:
 
 
 def _gate(benchmark: Benchmark, case: str, args: argparse.Namespace) -> Gate:
-    found = _run(benchmark, ['--gate', case], args)
+    names = [name for name in benchmark.of(case) if name in args.implementations]
+    found = _run(benchmark, ['--gate', case, *names], args)
     agreements = {}
-    for name in benchmark.of(case):
-        if name not in args.implementations:
-            continue
+    for name in names:
         verdict = found['verdict'][name]
         if isinstance(verdict, str):
             print(f'{case} {name}: left out: {verdict}', flush=True)

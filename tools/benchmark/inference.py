@@ -1,0 +1,199 @@
+"""From pictures to finished results on the CPU, our head beside mmseg, mmdet and Hugging Face.
+
+    python -m tools.benchmark.inference --threads 2 --csv docs/benchmarks/inference_fp32_cpu.csv
+
+One real picture, the same random weights, post-processing included. ``-tuned`` is without a change
+to anybody's code: batch norms fused, channels last, inference mode, the best number of threads up
+to ``--threads``. ``-bf16`` is that under autocast, ``-compiled`` that with ``torch.compile``, which
+takes minutes and runs where it is named. Before any timing the scores (semantic) or logits
+(panoptic) are compared; the labels are those of the finished maps. Hugging Face forms its masks at
+384 x 384 whatever the picture, so that its labels differ while its logits do not.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmseg_m2f import core
+from tools.benchmark import harness, segmentors
+from tools.benchmark.pictures import panoptic_batch, semantic_batch
+from tools.benchmark.tuning import in_bfloat16, tuned, with_best_threads
+
+SIDES = {'r50_512': 512, 'r50_256': 256, 'swin-l_640': 640, 'r18_128': 128}
+SCALES = {'panoptic_800x1333': 1.0, 'panoptic_200x333': 0.25}
+# Turns a function into one that is called as the variant asks.
+Calling = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+VARIANTS = ('-compiled', '-bf16', '-tuned', '')
+PEERS = {'r50': ('hf', 'mmseg'), 'r18': ('hf', 'mmseg'), 'swin-l': ('mmseg',)}
+
+# Share of the outputs' range that float32 may differ by: one attention mask whose logit rounds to
+# the other side of 0 moves its query a little. bfloat16 flips many of them.
+TOLERANCE = {'': 1e-4, 'tuned': 1e-4, 'compiled': 1e-4, 'bf16': 1.0}
+
+
+def main() -> None:
+    """See ``harness.main``."""
+    harness.main(
+        harness.Benchmark(
+            'tools.benchmark.inference',
+            [*SIDES, *SCALES],
+            {case: implementations(case) for case in [*SIDES, *SCALES]},
+            prepare,
+            disagreement,
+            optional=[
+                'r50_256',
+                'r18_128',
+                'panoptic_200x333',
+                *(f'{name}-compiled' for name in ('ours', 'hf', 'mmseg', 'mmdet')),
+            ],
+        )
+    )
+
+
+def implementations(case: str) -> list[str]:
+    """Ours first, the stock peer last: the baseline."""
+    names = ['ours', *peers_of(case)]
+    # mmdet's own way to bfloat16 is the one that is asked of mmseg.
+    return [f'{name}{variant}' for name in names for variant in VARIANTS]
+
+
+def peers_of(case: str) -> tuple[str, ...]:
+    """The implementations beside ours."""
+    return ('mmdet',) if case in SCALES else PEERS[case.split('_')[0]]
+
+
+def prepare(case: str, implementation: str) -> harness.Step:
+    """One picture through one model."""
+    batch = load(case)
+    model, calling = load_variant(case, implementation)
+    step = calling(functools.partial(run, model, batch))
+    if '-' in implementation:
+        return with_best_threads(step, f'{case}-{implementation}')
+    return step
+
+
+def load(case: str) -> dict[str, Any]:
+    """The picture of a case."""
+    if case in SCALES:
+        return panoptic_batch(SCALES[case])
+    return semantic_batch(SIDES[case], 1)
+
+
+def load_variant(case: str, implementation: str) -> tuple[Any, Calling]:
+    """A model in test mode with the weights that all share, and how it is to be called."""
+    name = case.split('_')[0]
+    layout, _, variant = implementation.partition('-')
+    model = segmentors.build_shared(segmentors.SPECS[name], name, layout).eval()
+    if not variant:
+        return model, lambda step: step
+    model = tuned(model, fuse=layout != 'hf')
+    if variant == 'compiled':
+        model.compile()
+    if variant == 'bf16':
+        return model, lambda step: in_bfloat16(torch.inference_mode()(step))
+    return model, torch.inference_mode()
+
+
+def run(model: Any, batch: dict[str, Any]) -> Any:
+    """Results as the framework gives them."""
+    if is_hugging_face(model):
+        return _hf_labels(model, batch)
+    with torch.no_grad():
+        return model(**model.data_preprocessor(batch, training=False), mode='predict')
+
+
+def is_hugging_face(model: Any) -> bool:
+    """By its class: the module is slow to import for those who do without."""
+    return type(model).__name__ == 'Mask2FormerForUniversalSegmentation'
+
+
+@functools.cache
+def _hf_processor() -> Any:
+    """The one that needs no torchvision; they post-process alike."""
+    from transformers.models.mask2former import image_processing_pil_mask2former as module
+
+    return module.Mask2FormerImageProcessorPil()
+
+
+@torch.no_grad()
+def _hf_labels(model: Any, batch: dict[str, Any]) -> list[Tensor]:
+    pixels = normalised(batch)
+    sizes = [tuple(sample.ori_shape) for sample in batch['data_samples']]
+    return _hf_processor().post_process_semantic_segmentation(model(pixels), sizes)
+
+
+def normalised(batch: dict[str, Any]) -> Tensor:
+    """As mmseg's preprocessor does it: RGB, the mean and deviation of ImageNet."""
+    mean = torch.tensor([123.675, 116.28, 103.53])[:, None, None]
+    std = torch.tensor([58.395, 57.12, 57.375])[:, None, None]
+    return (torch.stack(batch['inputs']).flip(1).float() - mean) / std
+
+
+def disagreement(case: str, names: Sequence[str]) -> dict[str, harness.Agreement | str]:
+    """Each against the stock peer; what cannot run says why."""
+    name, peers = case.split('_')[0], peers_of(case)
+    segmentors.share_weights(segmentors.SPECS[name], name, peers, load(case))
+    expected = outputs(case, peers[-1])
+    value_range = float(expected.values.max() - expected.values.min())
+    verdict: dict[str, harness.Agreement | str] = {}
+    for implementation in names:
+        try:
+            found = outputs(case, implementation)
+        except (RuntimeError, NotImplementedError) as error:
+            verdict[implementation] = f'{type(error).__name__}: {error}'.splitlines()[0]
+            continue
+        variant = implementation.partition('-')[2]
+        verdict[implementation] = harness.Agreement(
+            float((found.values - expected.values).abs().max()),
+            TOLERANCE[variant] * value_range,
+            float((found.labels == expected.labels).float().mean()),
+        )
+    return verdict
+
+
+class Outputs(NamedTuple):
+    """Scores or logits in float32, and the label of each pixel."""
+
+    values: Tensor
+    labels: Tensor
+
+
+def outputs(case: str, implementation: str) -> Outputs:
+    """Of one implementation on the picture of a case."""
+    model, calling = load_variant(case, implementation)
+    batch = load(case)
+    if case in SCALES:
+        return _panoptic_outputs(model, batch, calling)
+    if is_hugging_face(model):
+        return _hf_outputs(model, batch, calling)
+    [sample] = calling(functools.partial(run, model, batch))()
+    return Outputs(sample.seg_logits.data.float(), sample.pred_sem_seg.data[0])
+
+
+def _hf_outputs(model: Any, batch: dict[str, Any], calling: Calling) -> Outputs:
+    """The scores are those of its logits by the official rule."""
+    with torch.no_grad():
+        out = calling(model)(normalised(batch))
+        resize = functools.partial(core.resize_masks, size=batch['inputs'][0].shape[-2:])
+        masks, classes = out.masks_queries_logits[0], out.class_queries_logits[0]
+        [labels] = calling(functools.partial(run, model, batch))()
+        return Outputs(core.semantic_scores(classes, masks, resize), labels)
+
+
+def _panoptic_outputs(model: Any, batch: dict[str, Any], calling: Calling) -> Outputs:
+    head, noted = model.panoptic_head, []
+    hook = head.register_forward_hook(lambda _, __, output: noted.append(output))
+    [sample] = calling(functools.partial(run, model, batch))()
+    hook.remove()
+    # mmdet's head gives the logits of all predictions, ours those of the last.
+    last = [part[-1] if isinstance(part, list) else part for part in noted[0]]
+    values = torch.cat([part.flatten().float() for part in last])
+    return Outputs(values, sample.pred_panoptic_seg.sem_seg % 1000)
+
+
+if __name__ == '__main__':
+    main()

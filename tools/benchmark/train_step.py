@@ -1,0 +1,185 @@
+"""A full training step on the CPU, our head beside mmseg's and Hugging Face's.
+
+    python -m tools.benchmark.train_step --threads 2 --csv docs/benchmarks/train-step_fp32_cpu.csv
+
+Two real pictures with their label maps, the same random weights: forward, losses, backward,
+gradients clipped to 0.01, a step of AdamW. ``-tuned`` is channels last and the best number of
+threads; ``-checkpointed`` computes activations again in the backward pass, in the backbone and, of
+ours, in both decoders. Our matcher draws its points once per picture (its default), the others for
+every prediction. Before any timing all losses and the norm of the gradient are compared, on equal
+points.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from mmseg_m2f import core
+from tools.benchmark import harness, segmentors
+from tools.benchmark.inference import is_hugging_face, normalised
+from tools.benchmark.pictures import class_masks, semantic_batch
+from tools.benchmark.tuning import with_best_threads
+
+SIDES = {'r50_512': 512, 'r50_256': 256, 'r18_64': 64}
+PEERS = ('hf', 'mmseg')
+VARIANTS = ('-checkpointed', '-tuned', '')
+
+# Share of the losses' range, and of the gradient's norm, that float32 may differ by.
+TOLERANCE = 1e-4
+
+
+def main() -> None:
+    """See ``harness.main``."""
+    harness.main(
+        harness.Benchmark(
+            'tools.benchmark.train_step',
+            list(SIDES),
+            implementations(''),
+            prepare,
+            disagreement,
+            optional=['r50_256', 'r18_64'],
+        )
+    )
+
+
+def implementations(case: str) -> list[str]:
+    """Ours first, the stock peer last: the baseline."""
+    return [f'{name}{variant}' for name in ('ours', *PEERS) for variant in VARIANTS]
+
+
+def prepare(case: str, implementation: str) -> harness.Step:
+    """One step of one model on one batch."""
+    model = load_model(case, implementation)
+    batch = semantic_batch(SIDES[case], 2)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05)
+    step = functools.partial(train_step, model, batch, optimiser)
+    if implementation.endswith('-tuned'):
+        return with_best_threads(step, f'{case}-{implementation}')
+    return step
+
+
+def load_model(case: str, implementation: str) -> Any:
+    """In training mode, with the weights that all share."""
+    name, (layout, _, variant) = case.split('_')[0], implementation.partition('-')
+    spec = segmentors.SPECS[name]
+    checkpointing = variant == 'checkpointed'
+    model = segmentors.build_shared(spec, name, layout, checkpointing=checkpointing)
+    model.train()
+    if layout == 'hf':
+        segmentors.freeze_batch_norms(model)
+    if variant == 'tuned':
+        model = model.to(memory_format=torch.channels_last)
+    return model
+
+
+def train_step(model: Any, batch: dict[str, Any], optimiser: torch.optim.Optimizer) -> None:
+    """Forward, losses, backward, clip, step."""
+    optimiser.zero_grad()
+    torch.stack(list(losses(model, batch).values())).sum().backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+    optimiser.step()
+
+
+def losses(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """The weighted losses of all predictions, by the names mmseg gives them."""
+    if is_hugging_face(model):
+        return _hf_losses(model, batch)
+    found = model(**model.data_preprocessor(batch, training=True), mode='loss')
+    # mmdet keeps an axis of length 1 on the mask losses.
+    return {name: value.squeeze() for name, value in found.items()}
+
+
+def _hf_losses(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Hugging Face gives the sum alone; the terms are noted on the way."""
+    pixels = normalised(batch)
+    targets = [class_masks(sample.gt_sem_seg.data[0]) for sample in batch['data_samples']]
+    labels, masks = (list(part) for part in zip(*targets, strict=True))
+    noted: dict[str, Tensor] = {}
+    original = model.get_loss_dict
+
+    def get_loss_dict(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        noted.update(original(*args, **kwargs))
+        return noted
+
+    with mock.patch.object(model, 'get_loss_dict', get_loss_dict):
+        model(pixels, mask_labels=masks, class_labels=labels)
+    return {_mmseg_name(name): value for name, value in noted.items()}
+
+
+def _mmseg_name(name: str) -> str:
+    """``loss_mask_3`` to ``decode.d3.loss_mask``."""
+    for theirs, ours in (('cross_entropy', 'cls'), ('mask', 'mask'), ('dice', 'dice')):
+        if name.startswith(f'loss_{theirs}'):
+            layer = name.removeprefix(f'loss_{theirs}').removeprefix('_')
+            return f'decode.d{layer}.loss_{ours}' if layer else f'decode.loss_{ours}'
+    raise ValueError(f'not a loss of Hugging Face: {name}')
+
+
+def disagreement(case: str, names: Sequence[str]) -> dict[str, harness.Agreement | str]:
+    """Largest difference of losses, and of the gradients' norm where its share is worse."""
+    batch = semantic_batch(SIDES[case], 2)
+    name = case.split('_')[0]
+    segmentors.share_weights(segmentors.SPECS[name], name, PEERS, batch)
+    expected, expected_norm = _losses_and_norm(case, PEERS[-1])
+    value_range = float(expected.max() - expected.min())
+    verdict: dict[str, harness.Agreement | str] = {}
+    for implementation in names:
+        objection = _why_not(implementation)
+        if objection is not None:
+            verdict[implementation] = objection
+            continue
+        found, norm = _losses_and_norm(case, implementation)
+        difference = float((found - expected).abs().max())
+        by_norm = abs(norm - expected_norm) / expected_norm * value_range
+        verdict[implementation] = harness.Agreement(
+            max(difference, by_norm) if math.isfinite(norm) else norm, TOLERANCE * value_range
+        )
+    return verdict
+
+
+def _why_not(implementation: str) -> str | None:
+    if implementation == 'mmseg-checkpointed' or not implementation.endswith('-checkpointed'):
+        return None
+    if implementation.startswith('hf'):
+        return 'Hugging Face has no checkpointing for this model'
+    configs = (core.PixelDecoderConfig, core.DecoderConfig)
+    fields = [{field.name for field in dataclasses.fields(config)} for config in configs]
+    if all('checkpointing' in names for names in fields):
+        return None
+    return 'our decoders have no checkpointing'
+
+
+def _losses_and_norm(case: str, implementation: str) -> tuple[Tensor, float]:
+    """All losses, by name, and the norm of the gradient of their sum, on fixed points."""
+    model = load_model(case, implementation)
+    with mock.patch.object(torch, 'rand', equal_points()):
+        found = losses(model, semantic_batch(SIDES[case], 2))
+    total = torch.stack([found[key] for key in sorted(found)])
+    total.sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return total.detach(), float(torch.nn.utils.get_total_norm(gradients))
+
+
+def equal_points() -> Any:
+    """A ``torch.rand`` with the same points in every row: the heads draw in different orders."""
+    original = torch.rand
+
+    def rand(*shape: Any, **_: Any) -> Tensor:
+        size = shape[0] if isinstance(shape[0], (tuple, list)) else shape
+        if len(size) < 2:
+            return original(*shape)
+        generator = torch.Generator().manual_seed(size[-2])
+        return original(1, *size[-2:], generator=generator).repeat(size[0], 1, 1)
+
+    return rand
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,57 @@
+"""What a user can switch on without a change to anybody's code."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tools.benchmark import harness
+
+
+def tuned(model: Any, *, fuse: bool) -> Any:
+    """Channels last and, where the backbone is mmcv's, batch norms fused with convolutions."""
+    if fuse:
+        from mmcv.cnn import fuse_conv_bn
+
+        model = fuse_conv_bn(model)
+    return model.to(memory_format=torch.channels_last)
+
+
+def in_bfloat16(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step under autocast on the CPU."""
+
+    @functools.wraps(step)
+    def run(*args: Any) -> Any:
+        with torch.autocast('cpu', torch.bfloat16):
+            return step(*args)
+
+    return run
+
+
+def with_best_threads(step: harness.Step, key: str) -> harness.Step:
+    """The step on as many threads as it likes best, at most those of the run.
+
+    They are tried in the first call, by the first process of a run; its finding holds for the
+    others.
+    """
+    most = torch.get_num_threads()
+    path = harness.folder() / f'{key}.threads'
+
+    def run() -> Any:
+        if not path.exists():
+            step()
+            candidates = sorted({1, (most + 1) // 2, most})
+            path.write_text(str(min(candidates, key=lambda number: _seconds(step, number))))
+        torch.set_num_threads(int(path.read_text()))
+        return step()
+
+    return run
+
+
+def _seconds(step: harness.Step, num_threads: int) -> float:
+    torch.set_num_threads(num_threads)
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
