@@ -7,6 +7,7 @@ import it earlier, by ``custom_imports``.
 """
 
 from mmseg_m2f.adapters import (
+    accelerate,
     amp,
     class_check,
     data,
@@ -32,6 +33,7 @@ install_safe_loader()
 watch_for_heads()
 
 __all__ = [
+    'accelerate',
     'amp',
     'class_check',
     'data',
