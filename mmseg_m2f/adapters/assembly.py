@@ -78,6 +78,13 @@ def assemble(config: HeadConfig) -> Assembly:
     )
 
 
+_OF_TRANSFORMS = {
+    'crop_offset': "FixedSizeCrop(offsets='shared' or 'independent')",
+    'resize_backend': "ResizeScale and ResizeShortestEdge(backend='pillow' or 'cv2')",
+    'pad_value': 'FixedSizeCrop and PadToSize(pad_value=...), or Pad(pad_val=...) of mmseg',
+}
+
+
 def compat_config(compat: Mapping[str, Any] | None) -> core.CompatConfig:
     """The switches of ``compat``, those not given as the official code has them.
 
@@ -85,6 +92,15 @@ def compat_config(compat: Mapping[str, Any] | None) -> core.CompatConfig:
         ValueError: an unknown switch, with those there are, or a wrong value.
     """
     given = {key: value for key, value in (compat or {}).items() if key != '_delete_'}
+    elsewhere = [
+        f'{key} is {_OF_TRANSFORMS[key]}' for key in sorted(given) if key in _OF_TRANSFORMS
+    ]
+    if elsewhere:
+        # The processes that load pictures have their pipeline before any head is asked.
+        raise ValueError(
+            f'compat of the head cannot reach the pictures: {"; ".join(elsewhere)}, in the '
+            'pipelines of the data sets'
+        )
     check_keys('compat', given, core.CompatConfig)
     return core.CompatConfig(**given)
 

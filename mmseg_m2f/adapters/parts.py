@@ -174,7 +174,7 @@ def resolve_pixel_decoder(config: PartConfig, in_channels: Sequence[int]) -> dic
 
 
 def _build_attention(config: PartConfig | None, sizes: dict[str, int]) -> nn.Module:
-    config = config or {'type': 'MSDeformAttn'}
+    config = {'type': 'MSDeformAttn', **(config or {})}
     if is_mmcv_attention(config['type']):
         options = {key: value for key, value in config.items() if key != 'type'}
         return build_mmcv_attention(**{**sizes, **options})

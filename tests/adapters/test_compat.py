@@ -44,8 +44,12 @@ def test_the_record_tells_the_switches(name):
     ('compat', 'message'),
     [
         (
-            {'init_mode': 'mmdet', 'crop_offset': 'shared'},
-            r"compat does not know \['crop_offset', 'init_mode'\]; known keys: \['init', 'num_mas",
+            {'init_mode': 'mmdet', 'init': 'mmdet'},
+            r"compat does not know \['init_mode'\]; known keys: \['init', 'num_mas",
+        ),
+        (
+            {'pad_value': 0, 'crop_offset': 'independent'},
+            r"crop_offset is FixedSizeCrop\(offsets='shared' or 'independent'\); pad_value is Fixed",
         ),
         ({'init': 'xavier'}, r"compat\.init must be one of .* got 'xavier'"),
     ],

@@ -133,6 +133,12 @@ def test_wrong_settings_say_what_is_allowed(override, message):
         build_head(**override)
 
 
+def test_a_pixel_decoder_built_alone_takes_settings_of_its_attention_without_a_type():
+    config = {'type': 'mmseg_m2f.MSDeformAttnPixelDecoder', 'in_channels': [8, 8, 8, 8]}
+    part = MODELS.build({**config, 'attention': {'backend': 'reference'}})
+    assert {layer.attn.backend for layer in part.layers} == {'reference'}
+
+
 def test_class_weights_reach_the_class_loss():
     head = build_head(class_weight=[1.0, 2.0, 3.0], no_object_weight=0.5)
     assert head.criterion.class_loss.class_weight.tolist() == [1.0, 2.0, 3.0, 0.5]

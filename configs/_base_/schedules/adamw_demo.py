@@ -4,7 +4,7 @@ optim_wrapper = dict(
     type='mmseg_m2f.AmpOptimWrapper',
     dtype='float16',
     loss_scale='dynamic',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=0.1, norm_type=2),
     constructor='mmseg_m2f.Mask2FormerOptimWrapperConstructor',
     paramwise_cfg=dict(backbone_lr_mult=1.0),
