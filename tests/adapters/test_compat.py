@@ -49,7 +49,7 @@ def test_the_record_tells_the_switches(name):
         ),
         (
             {'pad_value': 0, 'crop_offset': 'independent'},
-            r"crop_offset is FixedSizeCrop\(offsets='shared' or 'independent'\); pad_value is Fixed",
+            r"crop_offset is FixedSizeCrop\(offsets='shared' or 'independent'\); pad_value is",
         ),
         ({'init': 'xavier'}, r"compat\.init must be one of .* got 'xavier'"),
     ],
