@@ -119,7 +119,8 @@ def _ours(form: Callable[..., Any], prediction: Prediction, *settings: Any) -> A
 
 def our_semantic(prediction: Prediction) -> list[Tensor]:
     """The label map."""
-    return [_ours(core.semantic_scores, prediction).argmax(0)]
+    class_logits, mask_logits, size = prediction
+    return [core.semantic_labels(class_logits, mask_logits, core.ImageGeometry(size, size, size))]
 
 
 def our_instance(prediction: Prediction) -> list[Tensor]:

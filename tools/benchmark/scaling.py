@@ -1,0 +1,123 @@
+"""A training step against the number of targets, the picture's side and the number of queries.
+
+    python -m tools.benchmark.scaling --threads 2 --csv docs/benchmarks/scaling_fp32_cpu.csv
+
+One real picture, R18 so that the head counts, our head beside mmseg's. Targets are cells of a grid,
+each a class of its own: real pictures do not have 300. One thing is changed at a time from 30
+targets, 256 pixels and 100 queries; targets with 300 queries, so that each finds one. Before any timing the losses are compared, on equal points.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from tools.benchmark import harness, segmentors
+from tools.benchmark.pictures import semantic_batch
+from tools.benchmark.train_step import equal_points, losses, train_step
+
+IMPLEMENTATIONS = ('ours', 'mmseg')
+# One of 301 labels means ignore.
+NUM_CLASSES, IGNORE = 301, 255
+TOLERANCE = 1e-4
+
+
+class Size(NamedTuple):
+    """What a case changes."""
+
+    targets: int = 30
+    side: int = 256
+    queries: int = 100
+
+
+CASES = {
+    **{
+        f'targets_{number}': Size(targets=number, queries=300)
+        for number in (1, 10, 30, 100, 200, 300)
+    },
+    **{f'side_{side}': Size(side=side) for side in (256, 384, 512, 768, 1024)},
+    **{f'queries_{number}': Size(queries=number) for number in (50, 100, 200, 300)},
+    'small_64': Size(targets=3, side=64, queries=50),
+}
+
+
+def main() -> None:
+    """See ``harness.main``."""
+    harness.main(
+        harness.Benchmark(
+            'tools.benchmark.scaling',
+            list(CASES),
+            IMPLEMENTATIONS,
+            prepare,
+            disagreement,
+            optional=['small_64'],
+        )
+    )
+
+
+def implementations(case: str) -> Sequence[str]:
+    """The same for all cases."""
+    return IMPLEMENTATIONS
+
+
+def prepare(case: str, implementation: str) -> harness.Step:
+    """A full step of one model."""
+    model = load_model(case, implementation)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05)
+    return functools.partial(train_step, model, load_batch(case), optimiser)
+
+
+def load_model(case: str, implementation: str) -> Any:
+    """In training mode."""
+    spec = spec_of(case)
+    return segmentors.build_shared(spec, f'r18-{spec.num_queries}', implementation).train()
+
+
+def spec_of(case: str) -> segmentors.Spec:
+    """Only the queries change the model."""
+    queries = CASES[case].queries
+    return segmentors.Spec('mmseg', segmentors.MMSEG_R50, NUM_CLASSES, 18, queries)
+
+
+def load_batch(case: str) -> dict[str, Any]:
+    """The picture, with a grid of labels in the place of its own."""
+    size = CASES[case]
+    batch = semantic_batch(size.side, 1)
+    [sample] = batch['data_samples']
+    sample.gt_sem_seg.data = grid(size.targets, size.side)[None]
+    return batch
+
+
+def grid(number: int, side: int) -> Tensor:
+    """Rows of cells, ``number`` in all; what is left over is ignored."""
+    cells = max(int(number**0.5 + 0.999), 1)
+    position = torch.arange(side) * cells // side
+    labels = position[:, None] * cells + position
+    shifted = labels + (labels >= IGNORE)
+    return shifted.masked_fill(labels >= number, IGNORE)
+
+
+def disagreement(case: str, names: Sequence[str]) -> tuple[float, float]:
+    """Largest difference of the losses."""
+    spec = spec_of(case)
+    batch = load_batch(case)
+    segmentors.share_weights(spec, f'r18-{spec.num_queries}', ('mmseg',), batch)
+    found, expected = (_losses(case, name) for name in IMPLEMENTATIONS)
+    value_range = float(expected.max() - expected.min())
+    return float((found - expected).abs().max()), TOLERANCE * value_range
+
+
+@torch.no_grad()
+def _losses(case: str, implementation: str) -> Tensor:
+    model = load_model(case, implementation)
+    with mock.patch.object(torch, 'rand', equal_points()):
+        found = losses(model, load_batch(case))
+    return torch.stack([found[key] for key in sorted(found)])
+
+
+if __name__ == '__main__':
+    main()
