@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ _ARGUMENTS = (
     'output_attentions',
     'return_dict',
 )
+# What the norm of our decoder's heads was given last, of each thread: theirs returns it.
+_STATE: ContextVar[Tensor | None] = ContextVar('state', default=None)
 _log = logging.getLogger('mmseg_m2f')
 
 
@@ -54,7 +57,7 @@ def accelerate_huggingface(model: Any, points: str = 'shared') -> None:
     stock = stock_parts(model)
     with torch.random.fork_rng(devices=[]):  # ours are initialised, and lose that at once
         ours = build_parts(model, stock, points)
-    twin = Twin(ours, stock, shared_weights(stock), _log.warning)
+    twin = Twin(ours, ('', model), stock, shared_weights(stock), _log.warning)
     replace_methods(model, forward=_Forward(model, twin).forward)
 
 
@@ -63,8 +66,7 @@ class _Forward:
 
     def __init__(self, model: Any, twin: Twin) -> None:
         self.model, self.twin = model, twin
-        self._last_state: Tensor | None = None
-        # Theirs returns the last state as it is before the norm of the heads.
+        self._traced_state: Tensor | None = None
         twin.ours.decoder.norm.register_forward_pre_hook(self._keep_state)
 
     def forward(
@@ -101,10 +103,7 @@ class _Forward:
             return stock(self.model, pixel_values, *given, *flags, **kwargs)
         if output_auxiliary_logits is None:
             output_auxiliary_logits = bool(config.output_auxiliary_logits)
-        try:
-            return self._output(pixel_values, labels, output_auxiliary_logits)
-        finally:
-            self._last_state = None
+        return self._output(pixel_values, labels, output_auxiliary_logits)
 
     def _output(
         self,
@@ -133,7 +132,7 @@ class _Forward:
             auxiliary_logits=logits[:-1] if with_auxiliary else None,
             encoder_last_hidden_state=maps[-1],
             pixel_decoder_last_hidden_state=features.mask_features,
-            transformer_decoder_last_hidden_state=self._last_state,
+            transformer_decoder_last_hidden_state=self._take_state(),
         )
 
     def _loss(
@@ -182,7 +181,19 @@ class _Forward:
         return ours / self.model.criterion.get_num_masks(class_labels, device)
 
     def _keep_state(self, norm: nn.Module, args: tuple[Tensor]) -> None:
-        self._last_state = args[0]
+        # What is being traced has no context, and is read in the graph it was written in.
+        if torch.compiler.is_compiling():
+            self._traced_state = args[0]
+        else:
+            _STATE.set(args[0])
+
+    def _take_state(self) -> Tensor | None:
+        if torch.compiler.is_compiling():
+            state, self._traced_state = self._traced_state, None
+        else:
+            state = _STATE.get()
+            _STATE.set(None)
+        return state
 
 
 def _objection_to_call(model: Any, asked: dict[str, bool | None]) -> str | None:

@@ -38,7 +38,8 @@ class Twin:
 
     Args:
         ours: computes; its own parameters are dropped.
-        stock: the stock modules by the paths they have in their model.
+        owner: the module whose method leads to ``ours``, with its path as messages name it.
+        stock: what ``ours`` stands for, by the paths they have below the owner.
         weights: the stock parameters under the names of ``ours``.
         say: logs one line.
 
@@ -49,14 +50,20 @@ class Twin:
     def __init__(
         self,
         ours: nn.Module,
+        owner: tuple[str, nn.Module],
         stock: Mapping[str, nn.Module],
         weights: Mapping[str, Tensor],
         say: Callable[[str], None],
     ) -> None:
         self.ours: Any = ours
         self.say = say
-        self._shared = _one_to_one(ours, stock, weights)
-        self._children = list(_children(stock))
+        name, module = owner
+        self._shared = _one_to_one(
+            ours, {_join(name, path): m for path, m in stock.items()}, weights
+        )
+        self._children = [
+            child._replace(path=_join(name, child.path)) for child in _children(module, stock)
+        ]
         self._said: set[str] = set()
         if objection := self.objection():
             raise CannotAccelerateError(objection)
@@ -113,7 +120,7 @@ def _one_to_one(
     ours: nn.Module, stock: Mapping[str, nn.Module], weights: Mapping[str, Tensor]
 ) -> list[_Shared]:
     places = {
-        id(value): (module, name, f'{root}.{path}.{name}'.replace('..', '.'))
+        id(value): (module, name, _join(root, path, name))
         for root, top in stock.items()
         for path, module in top.named_modules()
         for name, value in module._parameters.items()
@@ -137,10 +144,20 @@ def _one_to_one(
     return shared
 
 
-def _children(stock: Mapping[str, nn.Module]) -> Iterable[_Child]:
-    for root, top in stock.items():
-        for path, module in top.named_modules():
-            for name, child in module._modules.items():
-                if child is not None:
-                    full = '.'.join(part for part in (root, path, name) if part)
-                    yield _Child(module._modules, name, child, full)
+def _children(owner: nn.Module, stock: Iterable[str]) -> Iterable[_Child]:
+    """Each module on the way from the owner to the stock modules, and each below them."""
+    seen: set[str] = set()
+    for root in stock:
+        steps = root.split('.')
+        below = owner.get_submodule(root).named_modules()
+        paths = ['.'.join(steps[: i + 1]) for i in range(len(steps))]
+        for path in [*paths, *(_join(root, path) for path, _ in below)]:
+            if path not in seen:
+                seen.add(path)
+                parent, _, name = path.rpartition('.')
+                siblings = owner.get_submodule(parent)._modules
+                yield _Child(siblings, name, owner.get_submodule(path), path)
+
+
+def _join(*parts: str) -> str:
+    return '.'.join(part for part in parts if part)

@@ -48,13 +48,13 @@ def accelerate_openmmlab(model: nn.Module, points: str = 'shared') -> None:
         CannotAccelerateError: what of the model our parts cannot do.
     """
     name, head = _stock_head(model)
-    stock = {f'{name}.{part}': getattr(head, part) for part in NETWORK}
-    check_modules(stock, KNOWN)
+    stock = {part: getattr(head, part) for part in NETWORK}
+    check_modules({f'{name}.{part}': module for part, module in stock.items()}, KNOWN)
     try:
         ours, why_stock_losses = _build(head, points)
     except ValueError as error:
         raise CannotAccelerateError(str(error).partition('. Set it so')[0]) from None
-    twin = Twin(ours, stock, _weights(name, head, stock), _say)
+    twin = Twin(ours, (name, head), stock, _weights(name, stock), _say)
     is_semantic = _HEADS[kind_of(head)] == 'mmseg'
     methods: Any = (SemanticMethods if is_semantic else UniversalMethods)(head, twin)
     replaced = {'forward': methods.forward, 'predict': methods.predict}
@@ -161,11 +161,11 @@ def _foreign(translated: Mapping[str, Any]) -> str:
     return ', '.join(part['type'] for part in parts if part and 'type' in part)
 
 
-def _weights(name: str, head: nn.Module, stock: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def _weights(name: str, stock: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """The stock parameters by the names they have inside of our head."""
     named = {
-        f'{root}.{key}': value
-        for root, top in stock.items()
+        f'{name}.{part}.{key}': value
+        for part, top in stock.items()
         for key, value in top.named_parameters()
     }
     layout = 'mmdet' if name == 'panoptic_head' else 'mmseg'

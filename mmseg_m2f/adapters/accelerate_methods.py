@@ -95,7 +95,7 @@ class DetectorMethods:
         detector = self.detector
         if not rescale or not self._head_methods._ready():
             return type(detector).predict(detector, batch_inputs, batch_data_samples, rescale)
-        test_cfg = detector.panoptic_fusion_head.test_cfg
+        test_cfg = detector.panoptic_fusion_head.test_cfg or {}
         ours = self.twin.ours
         within = bool(test_cfg.get('filter_low_score', False))
         ours.compat = dataclasses.replace(ours.compat, panoptic_mask_intersection=within)

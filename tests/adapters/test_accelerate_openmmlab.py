@@ -11,7 +11,7 @@ from torch import Tensor
 pytest.importorskip('mmseg')
 pytest.importorskip('mmdet')
 
-from stock_models import batch, build, logits, losses, results, segmentor_config
+from stock_models import batch, build, head_of, logits, losses, results, segmentor_config
 
 import mmseg_m2f
 from mmseg_m2f.acceleration import is_accelerated, restore
@@ -173,6 +173,18 @@ def test_a_copy_has_weights_of_its_own(tmp_path: Path) -> None:
         assert is_accelerated(twin)
         assert torch.equal(logits(twin, data)[1][-1], expected)
     assert not torch.equal(logits(model, data)[1][-1], expected)
+
+
+@pytest.mark.parametrize('package', PACKAGES)
+def test_what_is_no_parameter_follows_the_model_to_its_device(package: str) -> None:
+    model = mmseg_m2f.accelerate(build(package))
+    twin = head_of(model).forward.__self__.twin
+    buffers = dict(twin.ours.named_buffers())
+    assert any('class_weight' in name for name in buffers)
+    model.to('meta')
+    assert twin.ready()
+    found = [*twin.ours.parameters(), *twin.ours.buffers()]
+    assert {value.device.type for value in found} == {'meta'}
 
 
 def test_restore() -> None:
