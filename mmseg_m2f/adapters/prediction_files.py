@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from mmseg_m2f.adapters.drawing import Panel, draw_panels, panel_of_masks, spread_colors
+from mmseg_m2f.adapters.sample_fields import instances_of
 from mmseg_m2f.evaluation.panoptic_map import decode_panoptic
 from mmseg_m2f.registry import HOOKS
 
@@ -117,7 +118,8 @@ def predicted_panels(sample: Any, num_classes: int, score_thr: float) -> Iterato
     if 'pred_instances' in sample and 'masks' in sample.pred_instances:
         kept = sample.pred_instances[sample.pred_instances.scores >= score_thr]
         kept = kept[kept.scores.argsort(descending=True)]
-        masks, labels = kept.masks.cpu().numpy().astype(bool), kept.labels.cpu().numpy()
+        size = sample.metainfo.get('ori_shape')
+        masks, labels, _ = instances_of({'pred_instances': kept, 'ori_shape': size})
         yield panel_of_masks(f'instances, score >= {score_thr:g}', masks, labels)
     if 'pred_panoptic_seg' in sample:
         encoded = _label_map(sample.pred_panoptic_seg)

@@ -20,6 +20,7 @@ from mmseg_m2f.evaluation.panoptic_map import (
     decode_panoptic,
     read_segments,
 )
+from mmseg_m2f.evaluation.rle import decode_masks
 
 Sample = Mapping[str, Any]
 
@@ -65,9 +66,18 @@ def instances_of(sample: Sample) -> PredictedInstances:
         for key in ('masks', 'labels', 'scores')
     )
     if isinstance(masks, Tensor):
-        # Run lengths go down the columns: the device turns the masks faster than the host does.
-        masks = _array(masks.to(torch.bool).transpose(1, 2).contiguous()).transpose(0, 2, 1)
+        masks = columnwise(masks)
+    elif isinstance(masks, list):  # test_cfg.mask_format='rle'
+        masks = decode_masks(masks, sample['ori_shape'])
     return PredictedInstances(np.asarray(masks, bool), _array(labels), _array(scores))
+
+
+def columnwise(masks: Tensor) -> np.ndarray:
+    """``(N, H, W)`` bool on the host, each column of a mask together in memory.
+
+    Run lengths go down the columns: the device turns the masks faster than the host does.
+    """
+    return _array(masks.to(torch.bool).transpose(1, 2).contiguous()).transpose(0, 2, 1)
 
 
 def _prediction(sample: Sample, field: str, key: str, switch: str) -> Any:

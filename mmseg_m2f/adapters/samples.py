@@ -7,7 +7,9 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from mmseg_m2f import core
+from mmseg_m2f.adapters.sample_fields import columnwise
 from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
+from mmseg_m2f.evaluation.rle import Rle, encode_masks
 
 
 def target_of(sample: Any, is_thing: Tensor, size: tuple[int, int]) -> core.MaskTarget:
@@ -95,6 +97,11 @@ def instance_data(instances: core.Instances) -> InstanceData:
         labels=instances.labels,
         masks=instances.masks,
     )
+
+
+def encode_rle(masks: Tensor) -> list[Rle]:
+    """``masks (N, H, W)`` bool as COCO's run lengths, the text of which goes into JSON."""
+    return encode_masks(columnwise(masks))
 
 
 def encode_panoptic(panoptic: core.Panoptic, num_classes: int) -> PixelData:

@@ -15,6 +15,7 @@ from mmseg_m2f.adapters.kernels import MissingOperatorsError
 from mmseg_m2f.adapters.parts import PartConfig
 from mmseg_m2f.adapters.samples import (
     encode_panoptic,
+    encode_rle,
     geometry_of,
     instance_data,
     target_of,
@@ -133,7 +134,8 @@ class Mask2FormerUniversalHead(MaskHead):
         prediction = class_logits, mask_logits, partial(core.restore_masks, geometry=geometry)
         results: Results = {}
         if config.instance_on:
-            instances = core.instances(*prediction, self.is_thing, config)
+            encode = encode_rle if config.mask_format == 'rle' else None
+            instances = core.instances(*prediction, self.is_thing, config, encode)
             results['pred_instances'] = instance_data(instances)
         if config.panoptic_on:
             panoptic = core.panoptic(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 POINT_MODES = ('shared', 'per_prediction')
 COMPAT_MODES = ('official', 'mmdet')
+MASK_FORMATS = ('bitmap', 'rle')
 
 
 def _require(condition: bool, message: str) -> None:
@@ -124,6 +125,8 @@ class PostprocessConfig:
     ``object_mask_thr`` (a query's class probability must exceed it) and ``overlap_thr`` (won area
     over mask area must reach it) are for panoptic; ``score_thr`` (a score must reach it),
     ``max_per_image`` and ``non_overlap`` (each pixel to its best instance) for instances.
+    ``mask_format`` of the instances: ``'bitmap'``, one boolean tensor; or ``'rle'``, a list of
+    COCO's run lengths, which large pictures with many instances need.
     """
 
     semantic_on: bool = True
@@ -134,6 +137,7 @@ class PostprocessConfig:
     score_thr: int | float = 0.0
     max_per_image: int = 100
     non_overlap: bool = False
+    mask_format: str = 'bitmap'
 
     def __post_init__(self) -> None:
         for name in ('semantic_on', 'instance_on', 'panoptic_on', 'non_overlap'):
@@ -147,6 +151,14 @@ class PostprocessConfig:
         number = self.max_per_image
         is_count = isinstance(number, int) and not isinstance(number, bool) and number > 0
         _require(is_count, f'test_cfg.max_per_image must be a positive integer, got {number!r}')
+        _require(
+            self.mask_format in MASK_FORMATS,
+            f'test_cfg.mask_format must be one of {MASK_FORMATS}, got {self.mask_format!r}',
+        )
+        _require(
+            not (self.non_overlap and self.mask_format == 'rle'),
+            "test_cfg.non_overlap needs all masks at once: set mask_format='bitmap'",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """The instance result of one picture: scored masks that may overlap."""
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +18,9 @@ from mmseg_m2f.core.postprocess import (
 )
 from mmseg_m2f.core.structures import at_least_float32
 
+# Masks ``(n, H, W)`` bool to n codes of any kind, such as run lengths.
+MaskEncoder = Callable[[Tensor], list[Any]]
+
 # Official: an empty mask scores 0.
 AREA_EPS = 1e-6
 
@@ -28,11 +31,12 @@ class Instances(NamedTuple):
     ``labels (N,)`` int64, ``scores (N,)`` in [0, 1], ``masks (N, H, W)`` bool, and ``boxes (N, 4)``
     float ``x1 y1 x2 y2`` in pixels, the right and bottom edges exclusive; zeros for an empty mask.
     The masks may be the first part of a buffer of up to twice their size: clone what is kept long.
+    With an encoder ``masks`` is the list of their codes.
     """
 
     labels: Tensor
     scores: Tensor
-    masks: Tensor
+    masks: Tensor | list[Any]
     boxes: Tensor
 
 
@@ -43,6 +47,7 @@ def instances(
     restore: MaskRestorer,
     is_thing: Bool[Tensor, 'K'],
     config: PostprocessConfig,
+    encode: MaskEncoder | None = None,
 ) -> Instances:
     """The best pairs of query and class; one query may appear with several classes.
 
@@ -51,23 +56,40 @@ def instances(
     ``score_thr`` drops lower scores. Equal scores keep the order of the class probabilities, then
     of the queries, then of the classes.
 
+    With ``encode`` the masks of a few queries exist at a time; masks so kept cannot be made free of
+    overlap (``non_overlap``), for which all are needed.
+
     Source: official ``maskformer_model.py``, ``instance_inference``; boxes, ``score_thr`` and
     ``non_overlap`` are ours.
     """
     class_scores, query_idx, labels = _best_pairs(class_logits, is_thing, config)
     # Waits for the device: how many queries to restore. A query counts once for all its classes.
     queries, row = query_idx.unique(return_inverse=True)
+    if encode is not None:
+        assert not config.non_overlap, 'refused by PostprocessConfig'
+        codes, boxes, quality = _codes_boxes_and_quality(mask_logits[queries], restore, encode)
+        scores, order = _ranked(class_scores * quality[row], config)
+        labels, row = labels[order], row[order]
+        return Instances(labels, scores, [codes[i] for i in row.tolist()], boxes[row])
     masks, quality = _masks_and_quality(mask_logits[queries], restore, len(labels))
-    scores, order = (class_scores * quality[row]).sort(descending=True, stable=True)
-    number = int((scores >= config.score_thr).sum())  # waits for the device: the result's size
-    scores, labels, row = scores[:number], labels[order[:number]], row[order[:number]]
+    scores, order = _ranked(class_scores * quality[row], config)
+    labels, row = labels[order], row[order]
     masks = _take(masks, row)
-    if config.non_overlap and number > 0:
+    if config.non_overlap and len(scores) > 0:
         _remove_overlap(masks)
         # Waits for the device: the result's size again.
         kept = masks.view(torch.uint8).amax((1, 2)).nonzero()[:, 0]
         scores, labels, masks = scores[kept], labels[kept], _take(masks, kept)
     return Instances(labels, scores, masks, _boxes(masks))
+
+
+def _ranked(
+    scores: Float[Tensor, 'n'], config: PostprocessConfig
+) -> tuple[Float[Tensor, 'm'], Int[Tensor, 'm']]:
+    """The scores that reach the threshold, best first, and where they were."""
+    scores, order = scores.sort(descending=True, stable=True)
+    number = int((scores >= config.score_thr).sum())  # waits for the device: the result's size
+    return scores[:number], order[:number]
 
 
 def _best_pairs(
@@ -95,6 +117,23 @@ def _masks_and_quality(
     for rows in query_chunks(mask_logits, size):
         quality[rows] = _binarize(restore(mask_logits[rows]), masks[: len(mask_logits)][rows])
     return masks, quality
+
+
+def _codes_boxes_and_quality(
+    mask_logits: Float[Tensor, 'q h w'], restore: MaskRestorer, encode: MaskEncoder
+) -> tuple[list[Any], Float[Tensor, 'q 4'], Float[Tensor, 'q']]:
+    """The encoded masks, their boxes, and their mean probabilities inside."""
+    mask_logits = at_least_float32(mask_logits)
+    size = restored_size(mask_logits, restore)
+    codes: list[Any] = []
+    boxes = torch.empty(len(mask_logits), 4, device=mask_logits.device)
+    quality = mask_logits.new_empty(len(mask_logits))
+    for rows in query_chunks(mask_logits, size):
+        masks = torch.empty(len(quality[rows]), *size, dtype=torch.bool, device=quality.device)
+        quality[rows] = _binarize(restore(mask_logits[rows]), masks)
+        boxes[rows] = _boxes(masks)
+        codes += encode(masks)
+    return codes, boxes, quality
 
 
 def _binarize(logits: Float[Tensor, 'q H W'], masks: Bool[Tensor, 'q H W']) -> Float[Tensor, 'q']:

@@ -1,5 +1,6 @@
 """Masks as COCO's run lengths. pycocotools is imported when it is used: it comes with mmdet."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,13 @@ def encode_masks(masks: np.ndarray) -> list[Rle]:
         {'size': [int(side) for side in rle['size']], 'counts': rle['counts'].decode('ascii')}
         for rle in coco_mask.encode(columns)
     ]
+
+
+def decode_masks(codes: Sequence[Rle], size: Sequence[int]) -> np.ndarray:
+    """The masks ``(N, H, W)`` bool of ``encode_masks``; ``size (H, W)`` is for none at all."""
+    if not codes:
+        return np.zeros((0, *size[:2]), bool)
+    return import_coco_mask().decode(list(codes)).transpose(2, 0, 1).astype(bool)
 
 
 def import_coco_mask() -> Any:

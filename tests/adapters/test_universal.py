@@ -342,6 +342,33 @@ def test_thresholds_and_limits_hold():
     assert masks.sum(0).max() == 1
 
 
+def test_instances_as_run_lengths_are_those_of_the_bitmaps():
+    pycocotools = pytest.importorskip('pycocotools.mask')
+    model = sharpen(build_detector(thing_ids=[0, 2], num_queries=20))
+    bitmaps, codes = (
+        predict(model, batch([real_picture()]), **SURE, mask_format=mask_format)[0].pred_instances
+        for mask_format in ('bitmap', 'rle')
+    )
+    assert isinstance(codes.masks, list)
+    assert len(codes.masks) == len(bitmaps)
+    json.dumps(codes.masks)
+    decoded = torch.from_numpy(pycocotools.decode(codes.masks)).permute(2, 0, 1)
+    assert torch.equal(decoded.bool(), bitmaps.masks)
+    for name in ('labels', 'scores', 'bboxes'):
+        assert torch.equal(codes[name], bitmaps[name])
+    # What metrics and pictures read is the same.
+    from mmseg_m2f.adapters.sample_fields import instances_of
+
+    size = bitmaps.masks.shape[1:]
+    for one, other in zip(
+        *(instances_of({'pred_instances': x, 'ori_shape': size}) for x in (bitmaps, codes)),
+        strict=True,
+    ):
+        assert np.array_equal(one, other)
+    nothing = instances_of({'pred_instances': codes[:0], 'ori_shape': size})
+    assert nothing.masks.shape == (0, *size)
+
+
 def test_tensor_mode_gives_the_logits_of_the_last_prediction():
     model = build_detector().eval()
     data = model.data_preprocessor(two_pictures())

@@ -46,6 +46,7 @@ def test_defaults_are_the_papers():
         'score_thr': 0.0,
         'max_per_image': 100,
         'non_overlap': False,
+        'mask_format': 'bitmap',
     }
     assert dataclasses.asdict(CompatConfig()) == {
         'init': 'official',
@@ -105,6 +106,12 @@ def test_thresholds_may_lie_at_either_end():
             DecoderConfig,
             {'num_classes': 2, 'channels': 100},
             r'decoder.channels must be even and a multiple of num_heads \(8\), got 100',
+        ),
+        (PostprocessConfig, {'mask_format': 'polygon'}, r"mask_format must be one of .* 'polygon'"),
+        (
+            PostprocessConfig,
+            {'mask_format': 'rle', 'non_overlap': True},
+            r"non_overlap needs all masks at once: set mask_format='bitmap'",
         ),
         (PointConfig, {'num_points': 0}, 'num_points must be positive, got 0'),
         (PointConfig, {'oversample_ratio': 0.5}, 'oversample_ratio must be at least 1, got 0.5'),

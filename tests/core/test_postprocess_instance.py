@@ -28,11 +28,11 @@ def settings(seed):
     )
 
 
-def result_of(scene, config, is_thing=None):
+def result_of(scene, config, is_thing=None, encode=None):
     geometry = ImageGeometry(scene.padded, scene.cropped, scene.original)
     is_thing = scene.is_thing if is_thing is None else is_thing
     restore = partial(restore_masks, geometry=geometry)
-    return instances(scene.class_logits, scene.mask_logits, restore, is_thing, config)
+    return instances(scene.class_logits, scene.mask_logits, restore, is_thing, config, encode)
 
 
 def assert_equals_the_definition(scene, config, is_thing):
@@ -67,6 +67,22 @@ def test_results_do_not_depend_on_the_chunks(monkeypatch):
         assert torch.equal(got.masks, wanted.masks)
         assert torch.equal(got.boxes, wanted.boxes)
         torch.testing.assert_close(got.scores, wanted.scores, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('score_thr', [0.0, 0.2, 1.0])
+def test_encoded_masks_are_the_codes_of_the_masks(monkeypatch, score_thr):
+    monkeypatch.setattr(postprocess, 'MAX_QUERIES', 7)
+
+    def encode(masks):
+        return [mask.flatten().nonzero()[:, 0].tolist() for mask in masks]
+
+    for seed in range(5):
+        scene = slow.random_scene(seed)
+        plain = result_of(scene, config(score_thr=score_thr))
+        coded = result_of(scene, config(score_thr=score_thr, mask_format='rle'), encode=encode)
+        for name in ('labels', 'scores', 'boxes'):
+            assert torch.equal(getattr(coded, name), getattr(plain, name))
+        assert coded.masks == encode(plain.masks)
 
 
 def test_one_query_with_two_labels_by_hand():
