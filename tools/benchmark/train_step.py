@@ -82,9 +82,14 @@ def load_model(case: str, implementation: str) -> Any:
 def train_step(model: Any, batch: dict[str, Any], optimiser: torch.optim.Optimizer) -> None:
     """Forward, losses, backward, clip, step."""
     optimiser.zero_grad()
+    gradients(model, batch)
+    optimiser.step()
+
+
+def gradients(model: Any, batch: dict[str, Any]) -> None:
+    """Forward, losses, backward, clip."""
     torch.stack(list(losses(model, batch).values())).sum().backward()
     nn.utils.clip_grad_norm_(model.parameters(), 0.01)
-    optimiser.step()
 
 
 def losses(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -131,7 +136,7 @@ def disagreement(case: str, names: Sequence[str]) -> dict[str, harness.Agreement
     value_range = float(expected.max() - expected.min())
     verdict: dict[str, harness.Agreement | str] = {}
     for implementation in names:
-        objection = _why_not(implementation)
+        objection = why_not(implementation)
         if objection is not None:
             verdict[implementation] = objection
             continue
@@ -144,7 +149,8 @@ def disagreement(case: str, names: Sequence[str]) -> dict[str, harness.Agreement
     return verdict
 
 
-def _why_not(implementation: str) -> str | None:
+def why_not(implementation: str) -> str | None:
+    """Why an implementation has no such variant, if so."""
     if implementation == 'mmseg-checkpointed' or not implementation.endswith('-checkpointed'):
         return None
     if implementation.startswith('hf'):

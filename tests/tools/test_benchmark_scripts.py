@@ -1,0 +1,106 @@
+"""The benchmarks' gates on their smallest cases, in this process; nothing is timed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+pytest.importorskip('mmseg')
+pytest.importorskip('mmdet')
+pytest.importorskip('transformers')
+
+from tools.benchmark import (
+    data,
+    harness,
+    inference,
+    ops,
+    postprocess,
+    scaling,
+    train_step,
+    tuning,
+    weights,
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:torch.meshgrid'),
+    pytest.mark.filterwarnings('ignore:The arguments `dropout` in MultiheadAttention'),
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(harness.FOLDER, str(tmp_path))
+    return tmp_path
+
+
+def verdicts(module: ModuleType, case: str, names: Sequence[str]) -> Mapping[str, object]:
+    found = module.disagreement(case, names)
+    if not isinstance(found, Mapping):
+        found = dict.fromkeys(names, harness.Agreement(*found))
+    assert set(found) == set(names)
+    return found
+
+
+@pytest.mark.parametrize(
+    ('module', 'case', 'names'),
+    [
+        (ops, '64x64b1_both', ('reference', 'mmcv')),
+        (postprocess, 'semantic_64x80', ('ours', 'naive')),
+        (postprocess, 'instance_64x80', ('ours', 'naive')),
+        (postprocess, 'panoptic_64x80', ('ours', 'naive')),
+        (postprocess, 'loss_30x128', ('ours', 'mmdet')),
+        (data, 'lsj', ('ours', 'mmdet')),
+        (data, 'semantic', ('ours', 'mmseg')),
+        (scaling, 'small_64', ('ours', 'mmseg')),
+        (train_step, 'r18_64', ('ours', 'hf', 'mmseg')),
+        (inference, 'r18_128', ('ours', 'ours-tuned', 'hf', 'mmseg')),
+    ],
+)
+def test_outputs_agree(module: ModuleType, case: str, names: Sequence[str]) -> None:
+    for name, agreement in verdicts(module, case, names).items():
+        assert isinstance(agreement, harness.Agreement), f'{name}: {agreement}'
+        assert agreement.difference <= agreement.limit, name
+        assert math.isnan(agreement.argmax) or agreement.argmax > 0.99, name
+
+
+def test_what_cannot_run_says_why() -> None:
+    [objection] = verdicts(ops, '64x64b1_both', ['embedding_bag']).values()
+    assert 'gradient' in objection
+    assert 'Hugging Face' in str(train_step.why_not('hf-checkpointed'))
+    assert train_step.why_not('hf') is None
+
+
+def test_weights_come_back(folder: Path) -> None:
+    first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    weights.save_weights(folder / 'layer', first.state_dict())
+    weights.load_weights(folder / 'layer', second)
+    assert torch.equal(first.weight, second.weight)
+    assert torch.equal(first.bias, second.bias)
+
+
+def test_the_threads_found_first_hold_for_all(folder: Path) -> None:
+    calls = []
+    before = torch.get_num_threads()
+    try:
+        tuning.with_best_threads(lambda: calls.append(torch.get_num_threads()), 'case')()
+        found = int((folder / 'case.threads').read_text())
+        assert 1 <= found <= before
+        calls.clear()
+        tuning.with_best_threads(lambda: calls.append(torch.get_num_threads()), 'case')()
+        assert calls == [found]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_bytes_of_a_result() -> None:
+    assert postprocess.num_bytes([torch.zeros(3), torch.zeros(5, dtype=torch.bool)]) == 17
+
+
+def test_targets_of_the_growth() -> None:
+    for number in (1, 30, 300):
+        labels = scaling.grid(number, 64).unique()
+        assert len(labels[labels != scaling.IGNORE]) == number
+        assert labels.max() < scaling.NUM_CLASSES
