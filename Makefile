@@ -1,21 +1,26 @@
-# make demo | test | test-long | check | setup, for the stack and the torch named here:
+# make demo | test | test-long | check | bench | setup, for the stack and the torch named here:
 #   STACK   onedl (in .venv) or openmmlab (upstream, in .venv-openmmlab)
 #   TORCH   what pip installs as torch, e.g. TORCH='torch torchvision' on a GPU machine;
 #           left out: as last time, at first the CPU-tested torch==2.13.0
 #   PYTHON  the interpreter that creates the environment, 3.10 to 3.13
 # and make demo for the
 #   TASK    panoptic (one model for all three questions), instance or semantic
+# and make bench, the benchmarks on the CPU in less than half an hour, for
+#   BENCH_THREADS  of each process
+#   BENCH_OUT      the folder of the tables
 STACK ?= onedl
 TORCH ?=
 PYTHON ?= python3
 TASK ?= panoptic
 PYTEST_ARGS ?=
+BENCH_THREADS ?= 2
+BENCH_OUT ?= work_dirs/benchmarks
 
 VENV := $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
 RUN := $(VENV)/bin/python
 
 export TASK
-.PHONY: setup check-task demo test test-long check lock
+.PHONY: setup check-task demo test test-long check bench lock
 
 setup:
 	@command -v $(PYTHON) >/dev/null || \
@@ -40,6 +45,22 @@ check: setup
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
+
+# A short form of the tables in docs/benchmarks, whose README has the commands in full.
+BENCH = $(RUN) -W ignore -m tools.benchmark.$(1) --csv $(BENCH_OUT)/$(1).csv
+BENCH_RUNS = --threads $(BENCH_THREADS) --pairs 2
+
+bench: setup
+	@$(call BENCH,counters)
+	@$(call BENCH,ops) $(BENCH_RUNS) --steps 5 --cases 512x512b2_forward 512x512b2_both
+	@$(call BENCH,inference) $(BENCH_RUNS) --cases r50_512 panoptic_800x1333 \
+	  --implementations ours ours-bf16 hf mmdet mmseg
+	@$(call BENCH,train_step) $(BENCH_RUNS) --steps 1 --implementations ours ours-checkpointed hf mmseg
+	@$(call BENCH,postprocess) $(BENCH_RUNS) --steps 1 --implementations ours mmdet \
+	  --cases instance_4000x5000 panoptic_4000x5000 loss_0x1024 loss_300x1024
+	@$(call BENCH,data) --pairs 2
+	@$(call BENCH,scaling) $(BENCH_RUNS) --steps 1 --implementations ours \
+	  --cases targets_1 targets_300 side_256 side_1024 queries_50 queries_300
 
 lock: setup
 	@$(RUN) scripts/lock.py > requirements/constraints-$(STACK).txt
