@@ -49,7 +49,7 @@ def verdicts(module: ModuleType, case: str, names: Sequence[str]) -> Mapping[str
     [
         (ops, '64x64b1_both', ('reference', 'mmcv')),
         (postprocess, 'semantic_64x80', ('ours', 'naive')),
-        (postprocess, 'instance_64x80', ('ours', 'naive')),
+        (postprocess, 'instance_64x80', ('ours', 'ours-rle', 'naive')),
         (postprocess, 'panoptic_64x80', ('ours', 'naive')),
         (postprocess, 'loss_30x128', ('ours', 'mmdet')),
         (data, 'lsj', ('ours', 'mmdet')),
@@ -97,6 +97,7 @@ def test_the_threads_found_first_hold_for_all(folder: Path) -> None:
 
 def test_bytes_of_a_result() -> None:
     assert postprocess.num_bytes([torch.zeros(3), torch.zeros(5, dtype=torch.bool)]) == 17
+    assert postprocess.num_bytes([torch.zeros(1), [{'counts': b'abc'}]]) == 7
 
 
 def test_targets_of_the_growth() -> None:

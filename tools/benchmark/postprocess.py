@@ -2,10 +2,11 @@
 
     python -m tools.benchmark.postprocess --threads 2 --csv docs/benchmarks/postprocess_fp32_cpu.csv
 
-``above_model_mib`` is the peak above the inputs and above the result that is returned. ``naive`` is
-the official form, all masks at full size at once; it is left out where the machine has no room for
-it. Instances and segments are compared with it on a small picture. The losses are those of ten
-predictions on equal points; their peers' come with the masks that mmdet's head must form first.
+``above_model_mib`` is the peak above the inputs and above the result that is returned; ``ours-rle``
+returns instances as run lengths. ``naive`` is the official form, all masks at full size at once; it
+is left out where the machine has no room for it. All are compared with it on a small picture. The
+losses are those of ten predictions on equal points; in ``mmdet`` they include the masks that its
+head must form first.
 """
 
 import functools
@@ -16,9 +17,11 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from pycocotools.mask import decode
 from torch import Tensor
 
 from mmseg_m2f import core
+from mmseg_m2f.adapters.samples import encode_rle
 from tools.benchmark import harness
 from tools.benchmark.train_step import equal_points
 
@@ -33,6 +36,9 @@ NUM_PREDICTIONS, CHANNELS = 10, 256
 # Of float tensors at full size, which the naive form holds at the same time.
 NAIVE_COPIES = 3
 TOLERANCE = 1e-4
+
+# What a function returns; masks may be a list of run lengths in COCO's form.
+Result = Sequence[Tensor | list[dict[str, Any]]]
 
 
 class Prediction(NamedTuple):
@@ -60,7 +66,9 @@ def main() -> None:
 
 def implementations(case: str) -> list[str]:
     """Ours first, the baseline last."""
-    return ['ours', 'mmdet' if case in LOSSES else 'naive']
+    if case in LOSSES:
+        return ['ours', 'mmdet']
+    return ['ours', 'ours-rle', 'naive'] if case.startswith('instance') else ['ours', 'naive']
 
 
 def prepare(case: str, implementation: str) -> harness.Step:
@@ -79,12 +87,13 @@ def disagreement(case: str, names: Sequence[str]) -> dict[str, harness.Agreement
         return _loss_disagreement(case, names)
     result, size = case.split('_')
     prediction = draw(SIZES[SMALL])
-    found, expected = (FUNCTIONS[result, name](prediction) for name in ('ours', 'naive'))
-    difference = max(
-        float((x.float() - y.float()).abs().max()) for x, y in zip(found, expected, strict=True)
-    )
-    agreement = harness.Agreement(difference, TOLERANCE)
-    verdict: dict[str, harness.Agreement | str] = dict.fromkeys(names, agreement)
+    expected = FUNCTIONS[result, 'naive'](prediction)
+    verdict: dict[str, harness.Agreement | str] = {}
+    for name in names:
+        found = FUNCTIONS[result, name](prediction)
+        pairs = zip(decoded(found), decoded(expected), strict=True)
+        difference = max(float((x.float() - y.float()).abs().max()) for x, y in pairs)
+        verdict[name] = harness.Agreement(difference, TOLERANCE)
     needed = NAIVE_COPIES * NUM_QUERIES * SIZES[size][0] * SIZES[size][1] * 4
     room = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     if needed > 0.8 * room and 'naive' in verdict:
@@ -101,9 +110,22 @@ def draw(size: tuple[int, int]) -> Prediction:
     return Prediction(class_logits, core.resize_masks(coarse, stride_4), size)
 
 
-def num_bytes(result: Sequence[Tensor]) -> int:
-    """Of the tensors that are returned."""
-    return sum(part.numel() * part.element_size() for part in result)
+def num_bytes(result: Result) -> int:
+    """Of what is returned."""
+    return sum(
+        part.numel() * part.element_size()
+        if isinstance(part, Tensor)
+        else sum(len(code['counts']) for code in part)
+        for part in result
+    )
+
+
+def decoded(result: Result) -> list[Tensor]:
+    """With masks in the place of run lengths."""
+    return [
+        part if isinstance(part, Tensor) else torch.from_numpy(decode(part)).permute(2, 0, 1)
+        for part in result
+    ]
 
 
 def _is_thing() -> Tensor:
@@ -126,6 +148,11 @@ def our_semantic(prediction: Prediction) -> list[Tensor]:
 def our_instance(prediction: Prediction) -> list[Tensor]:
     """Labels, scores, masks, boxes."""
     return list(_ours(core.instances, prediction, _is_thing(), CONFIG))
+
+
+def our_rle(prediction: Prediction) -> Result:
+    """The same with masks as run lengths."""
+    return list(_ours(core.instances, prediction, _is_thing(), CONFIG, encode_rle))
 
 
 def our_panoptic(prediction: Prediction) -> list[Tensor]:
@@ -187,9 +214,10 @@ def naive_panoptic(prediction: Prediction) -> list[Tensor]:
     return [segment_map, torch.tensor(segments)]
 
 
-FUNCTIONS = {
+FUNCTIONS: dict[tuple[str, str], Callable[[Prediction], Result]] = {
     ('semantic', 'ours'): our_semantic,
     ('instance', 'ours'): our_instance,
+    ('instance', 'ours-rle'): our_rle,
     ('panoptic', 'ours'): our_panoptic,
     ('semantic', 'naive'): naive_semantic,
     ('instance', 'naive'): naive_instance,
