@@ -48,19 +48,21 @@ check: setup
 
 # A short form of the tables in docs/benchmarks, whose README has the commands in full.
 BENCH = $(RUN) -W ignore -m tools.benchmark.$(1) --csv $(BENCH_OUT)/$(1).csv
-BENCH_RUNS = --threads $(BENCH_THREADS) --pairs 2
+BENCH_ONCE = --threads $(BENCH_THREADS) --pairs 1 --steps 1
+BENCH_TWICE = --threads $(BENCH_THREADS) --pairs 2
 
 bench: setup
 	@$(call BENCH,counters)
-	@$(call BENCH,ops) $(BENCH_RUNS) --steps 5 --cases 512x512b2_forward 512x512b2_both
-	@$(call BENCH,inference) $(BENCH_RUNS) --cases r50_512 panoptic_800x1333 \
+	@$(call BENCH,ops) $(BENCH_TWICE) --cases 512x512b2_forward 512x512b2_both
+	@$(call BENCH,inference) $(BENCH_TWICE) --cases r50_512 panoptic_800x1333 \
 	  --implementations ours ours-bf16 hf mmdet mmseg
-	@$(call BENCH,train_step) $(BENCH_RUNS) --steps 1 --implementations ours ours-checkpointed hf mmseg
-	@$(call BENCH,postprocess) $(BENCH_RUNS) --steps 1 --implementations ours mmdet \
-	  --cases instance_4000x5000 panoptic_4000x5000 loss_0x1024 loss_300x1024
+	@$(call BENCH,train_step) $(BENCH_TWICE) --steps 1 \
+	  --implementations ours ours-checkpointed hf mmseg
+	@$(call BENCH,postprocess) $(BENCH_ONCE) --implementations ours ours-rle mmdet \
+	  --cases instance_4000x5000 panoptic_4000x5000 loss_300x1024
 	@$(call BENCH,data) --pairs 2
-	@$(call BENCH,scaling) $(BENCH_RUNS) --steps 1 --implementations ours \
-	  --cases targets_1 targets_300 side_256 side_1024 queries_50 queries_300
+	@$(call BENCH,scaling) $(BENCH_ONCE) --implementations ours \
+	  --cases targets_1 targets_300 side_256 side_1024 queries_50
 
 lock: setup
 	@$(RUN) scripts/lock.py > requirements/constraints-$(STACK).txt
