@@ -136,6 +136,7 @@ def test_every_size_and_weight_arrives():
         'num_levels': 3,
         'ffn_dim': 48,
         'norm_groups': 8,
+        'checkpointing': False,
     }
     part = head['decoder']
     assert (part['channels'], part['num_layers'], part['num_heads']) == (64, 3, 4)

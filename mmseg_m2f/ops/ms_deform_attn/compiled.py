@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmseg_m2f.ops.backends import constant_when_compiled
 from mmseg_m2f.ops.native import Library
 
 LIBRARY = Library('ms_deform_attn', __file__.replace('.py', '.cpp'))
@@ -41,7 +42,7 @@ def why_not(
     return _missing()
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _missing() -> str | None:
     """Of a compiled graph this is a constant: a machine with a compiler keeps it."""
     return LIBRARY.why_not()
@@ -56,6 +57,8 @@ def ms_deform_attn_compiled(
 ) -> Float[Tensor, 'B Q C']:
     """See ``ops.ms_deform_attn``. The backward pass gives the same bits in every run."""
     sides = [side for shape in level_shapes for side in shape]
+    if torch.jit.is_tracing():
+        sides = [int(side) for side in sides]  # tensors there, which an operator's list cannot hold
     return _forward(value, sides, reference_points, offsets, logits)
 
 
