@@ -1,5 +1,6 @@
 """mmdet's data samples to targets of the core, and the core's results to what mmdet reads."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
 from mmseg_m2f.evaluation.rle import Rle, encode_masks
 
 
-def target_of(sample: Any, is_thing: Tensor, size: tuple[int, int]) -> core.MaskTarget:
-    """The segments or instances of one ``DetDataSample``, padded to the network input's ``size``.
+def targets_of(
+    samples: Sequence[Any], is_thing: Tensor, size: tuple[int, int]
+) -> list[core.MaskTarget]:
+    """The segments or instances of ``DetDataSample``s, padded to the network input's ``size``.
 
     Two layouts are read. Ours: ``gt_panoptic_seg.segment_idx (1, H, W)``, an index into
     ``gt_segments.labels`` or -1. mmdet's own: ``gt_instances`` with masks of any kind, and for
@@ -22,11 +25,23 @@ def target_of(sample: Any, is_thing: Tensor, size: tuple[int, int]) -> core.Mask
     Raises:
         ValueError: a label outside the classes, or a sample without masks; with the file.
     """
+    ours = [sample for sample in samples if 'segment_idx' in sample.get('gt_panoptic_seg', ())]
+    maps = [_segment_map(sample) for sample in ours]
+    try:
+        core.check_segments(maps, [sample.gt_segments.labels for sample in ours], len(is_thing))
+    except core.WrongLabelError as error:
+        raise ValueError(f'{_source(ours[error.picture])}: {error}') from None
+    return [_target_of(sample, is_thing, size) for sample in samples]
+
+
+def _segment_map(sample: Any) -> Tensor:
+    return sample.gt_panoptic_seg.segment_idx.squeeze(0)
+
+
+def _target_of(sample: Any, is_thing: Tensor, size: tuple[int, int]) -> core.MaskTarget:
     try:
         if 'segment_idx' in sample.get('gt_panoptic_seg', ()):
-            segment_map = sample.gt_panoptic_seg.segment_idx.squeeze(0)
-            target = core.segment_target(segment_map, sample.gt_segments.labels)
-            core.check_labels(target.labels, len(is_thing))
+            target = core.segment_target(_segment_map(sample), sample.gt_segments.labels)
             return core.pad_target(target, size)
         return _stock_target(sample, is_thing, size)
     except ValueError as error:
@@ -41,7 +56,7 @@ def _stock_target(sample: Any, is_thing: Tensor, size: tuple[int, int]) -> core.
         return things
     ignore_index = sample.gt_sem_seg.get('ignore_index', 255)
     label_map = sample.gt_sem_seg.sem_seg.squeeze(0).int()
-    segments = core.label_map_target(label_map, len(is_thing), ignore_index)
+    [segments] = core.label_map_targets([label_map], len(is_thing), ignore_index)
     is_stuff = ~is_thing[segments.labels]
     stuff = core.MaskTarget(segments.labels[is_stuff], segments.masks[is_stuff])
     stuff = core.pad_target(stuff, size)

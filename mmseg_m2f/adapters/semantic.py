@@ -92,7 +92,7 @@ class Mask2FormerHead(MaskHead):
             ValueError: a label that is neither a class nor ``ignore_index``, with its file.
             NonFinitePredictionError: NaN in a prediction, with the picture and the learning rate.
         """
-        targets = [self._target(sample) for sample in batch_data_samples]
+        targets = self._targets(batch_data_samples)
         return self._losses(inputs, targets, batch_data_samples)
 
     def predict(
@@ -112,14 +112,15 @@ class Mask2FormerHead(MaskHead):
             ]
         )
 
-    def _target(self, sample: Any) -> core.MaskTarget:
-        label_map = sample.gt_sem_seg.data.squeeze(0)
+    def _targets(self, samples: Sequence[Any]) -> list[core.MaskTarget]:
+        label_maps = [sample.gt_sem_seg.data.squeeze(0) for sample in samples]
         try:
             if self.num_classes == 1:
-                return core.foreground_target(label_map, self.ignore_index)
-            return core.label_map_target(label_map, self.num_classes, self.ignore_index)
-        except ValueError as error:
-            source = sample.metainfo.get('seg_map_path', 'an annotation without seg_map_path')
+                return core.foreground_targets(label_maps, self.ignore_index)
+            return core.label_map_targets(label_maps, self.num_classes, self.ignore_index)
+        except core.WrongLabelError as error:
+            metainfo = samples[error.picture].metainfo
+            source = metainfo.get('seg_map_path', 'an annotation without seg_map_path')
             raise ValueError(f'{source}: {error}') from None
 
 

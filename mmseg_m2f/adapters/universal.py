@@ -18,7 +18,7 @@ from mmseg_m2f.adapters.samples import (
     encode_rle,
     geometry_of,
     instance_data,
-    target_of,
+    targets_of,
 )
 from mmseg_m2f.adapters.things import checked_thing_ids
 from mmseg_m2f.registry import MODELS
@@ -100,7 +100,7 @@ class Mask2FormerUniversalHead(MaskHead):
             ValueError: a label that is no class, or a sample without masks, with the file.
             NonFinitePredictionError: NaN in a prediction, with the picture and the learning rate.
         """
-        targets = [target_of(sample, self.is_thing, size) for sample in data_samples]
+        targets = targets_of(data_samples, self.is_thing, size)
         return self._losses(inputs, targets, data_samples)
 
     def predict(

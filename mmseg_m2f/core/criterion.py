@@ -58,7 +58,7 @@ def global_num_masks(count_here: int, device: torch.device) -> Float[Tensor, '']
 
     One all-reduce per step.
     """
-    count = torch.tensor(float(count_here), device=device)
+    count = torch.full((), float(count_here), device=device)  # a fill: no copy to wait for
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(count)
         count = count / dist.get_world_size()

@@ -234,6 +234,7 @@ def _solve(cost: np.ndarray, picture: int) -> np.ndarray:
 
 def _to_device(solved: Sequence[np.ndarray], device: torch.device) -> list[Match]:
     """All indices in one host-to-device copy."""
-    flat = torch.from_numpy(np.concatenate([pairs.ravel() for pairs in solved])).to(device)
+    flat = torch.from_numpy(np.concatenate([pairs.ravel() for pairs in solved]))
+    flat = flat.to(device, non_blocking=True)
     parts = flat.split([pairs.size for pairs in solved])
     return [Match(*part.view(pairs.shape)) for part, pairs in zip(parts, solved, strict=True)]

@@ -38,7 +38,7 @@ def sample_masks(
     stays one byte per pixel. ``points`` of one row serve all masks.
     """
     height, width = masks.shape[-2:]
-    x, y = (points * points.new_tensor([width, height]) - 0.5).unbind(-1)  # (M, P)
+    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5  # (M, P)
     x0, y0 = x.floor(), y.floor()
     flat = masks.view(torch.uint8).flatten()
     row_start = (mask_idx * (height * width))[:, None]

@@ -101,15 +101,17 @@ def restored_size(mask_logits: Float[Tensor, 'q h w'], restore: MaskRestorer) ->
     return height, width
 
 
-def query_chunks(mask_logits: Float[Tensor, 'q h w'], size: tuple[int, int]) -> Iterator[slice]:
-    """Runs of queries whose logits may exist at ``size`` together.
+def query_chunks(
+    mask_logits: Float[Tensor, 'q h w'], size: tuple[int, int], num_copies: int = 1
+) -> Iterator[slice]:
+    """Runs of queries whose logits, in ``num_copies`` copies, may exist at ``size`` together.
 
     Their number depends on the sizes alone, so that results do not depend on how many queries
     there are. On the way a picture has its padded size, which may be the larger one.
     """
     height, width = mask_logits.shape[-2:]
     pixels = max(size[0] * size[1], STRIDE * height * STRIDE * width)
-    step = min(max(MAX_FLOATS // pixels, 1), MAX_QUERIES)
+    step = min(max(MAX_FLOATS // (num_copies * pixels), 1), MAX_QUERIES)
     for start in range(0, len(mask_logits), step):
         yield slice(start, start + step)
 

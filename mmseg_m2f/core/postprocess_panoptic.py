@@ -87,7 +87,8 @@ def _compete(
     owner = torch.zeros_like(value, dtype=torch.int32)
     pixels = _Pixels(value, owner, torch.zeros_like(value, dtype=torch.bool))
     areas = torch.empty_like(scores, dtype=torch.int64)
-    for rows in query_chunks(mask_logits, size):
+    # Beside the logits each pixel keeps five numbers, which weigh where few queries are a chunk.
+    for rows in query_chunks(mask_logits, size, num_copies=2):
         logits = restore(mask_logits[rows])
         areas[rows] = _challenge(pixels, logits, scores[rows], rows.start + 1)
         del logits  # before the next are made

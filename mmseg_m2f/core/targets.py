@@ -1,5 +1,7 @@
 """Annotations to ``MaskTarget`` (spec: one boolean mask per class or segment)."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
@@ -8,42 +10,90 @@ from torch.nn import functional as F
 from mmseg_m2f.core.structures import MaskTarget
 
 
-def label_map_target(
-    label_map: Int[Tensor, 'H W'], num_classes: int, ignore_index: int = 255
-) -> MaskTarget:
-    """One mask per class that occurs, in ascending order of the label.
+def label_map_targets(
+    label_maps: Sequence[Int[Tensor, '_ _']], num_classes: int, ignore_index: int = 255
+) -> list[MaskTarget]:
+    """Of each map ``(H, W)`` one mask per class that occurs, in ascending order of the label.
 
     Pixels of ``ignore_index`` belong to no mask, so they count as negative for each: the official
-    rule. A map of nothing else gives a target with no masks.
+    rule. A map of nothing else gives a target with no masks. The maps may differ in size; the host
+    waits for the device once for all of them.
 
     Raises:
-        ValueError: a label is neither in ``[0, num_classes)`` nor ``ignore_index``.
+        WrongLabelError: a label is neither in ``[0, num_classes)`` nor ``ignore_index``.
 
     Source: official ``mask_former_semantic_dataset_mapper.py``.
     """
-    labels = torch.unique(label_map)
-    labels = labels[labels != ignore_index]
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if len(wrong) > 0:
-        raise ValueError(
-            f'label map holds {wrong.tolist()}; allowed are 0 to {num_classes - 1} and the ignore '
-            f'label {ignore_index}. Check num_classes, reduce_zero_label and the files themselves.'
-        )
-    return MaskTarget(labels.long(), label_map[None] == labels[:, None, None])
+    present = _labels_present(label_maps, num_classes, ignore_index)
+    return [
+        _masks_of(label_map, labels) for label_map, labels in zip(label_maps, present, strict=True)
+    ]
 
 
-def foreground_target(label_map: Int[Tensor, 'H W'], ignore_index: int = 255) -> MaskTarget:
-    """The target of a model with a single class: label 1 is that class, label 0 is none.
+def foreground_targets(
+    label_maps: Sequence[Int[Tensor, '_ _']], ignore_index: int = 255
+) -> list[MaskTarget]:
+    """The targets of a model with a single class: label 1 is that class, label 0 is none.
 
     MMSegmentation's convention for one output channel: predictions are 0 and 1 as well, so the
     data set names two classes, background and foreground.
 
     Raises:
-        ValueError: a label other than 0, 1 and ``ignore_index``.
+        WrongLabelError: a label other than 0, 1 and ``ignore_index``.
     """
-    target = label_map_target(label_map, 2, ignore_index)
-    is_foreground = target.labels == 1
-    return MaskTarget(target.labels[is_foreground] - 1, target.masks[is_foreground])
+    present = _labels_present(label_maps, 2, ignore_index)
+    targets = [
+        _masks_of(label_map, [label for label in labels if label == 1])
+        for label_map, labels in zip(label_maps, present, strict=True)
+    ]
+    return [MaskTarget(labels - 1, masks) for labels, masks in targets]
+
+
+class WrongLabelError(ValueError):
+    """A label map, number ``picture`` of those given, holds a label that is no class."""
+
+    def __init__(self, picture: int, message: str) -> None:
+        self.picture = picture
+        super().__init__(message)
+
+
+def _labels_present(
+    label_maps: Sequence[Int[Tensor, '_ _']], num_classes: int, ignore_index: int
+) -> list[list[int]]:
+    """The classes in each map. The only wait for the device."""
+    found = [_slots_present(label_map, num_classes, ignore_index) for label_map in label_maps]
+    if not found:
+        return []
+    *present, is_wrong = torch.stack(found, 1).tolist()
+    if any(is_wrong):
+        picture = is_wrong.index(True)
+        labels = label_maps[picture].unique()
+        wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
+        raise WrongLabelError(
+            picture,
+            f'label map holds {wrong.tolist()}; allowed are 0 to {num_classes - 1} and the ignore '
+            f'label {ignore_index}. Check num_classes, reduce_zero_label and the files themselves.',
+        )
+    pictures = range(len(found))
+    return [[label for label in range(num_classes) if present[label][i]] for i in pictures]
+
+
+def _slots_present(
+    label_map: Int[Tensor, 'H W'], num_classes: int, ignore_index: int
+) -> Bool[Tensor, 'slots']:
+    """Whether each class occurs, and at the end whether anything does that is not allowed."""
+    labels = label_map.flatten().long()
+    ignored, wrong = num_classes, num_classes + 1
+    slot = torch.where((labels < 0) | (labels >= num_classes), wrong, labels)
+    slot = torch.where(labels == ignore_index, ignored, slot)
+    present = torch.zeros(num_classes + 2, dtype=torch.bool, device=label_map.device)
+    present.index_fill_(0, slot, True)
+    return torch.cat([present[:num_classes], present[wrong:]])
+
+
+def _masks_of(label_map: Int[Tensor, 'H W'], labels: list[int]) -> MaskTarget:
+    index = torch.tensor(labels, dtype=torch.int64).to(label_map.device, non_blocking=True)
+    return MaskTarget(index, label_map[None] == index.to(label_map.dtype)[:, None, None])
 
 
 def instance_target(
@@ -57,19 +107,40 @@ def segment_target(segment_map: Int[Tensor, 'H W'], labels: Int[Tensor, 'N']) ->
     """The segments of a map of indices into ``labels``; -1 marks pixels of none.
 
     Segments without a pixel are kept, as the official panoptic mappers keep those that a crop has
-    emptied; ``without_empty`` drops them.
+    emptied; ``without_empty`` drops them. ``check_segments`` says whether the indices fit.
+    """
+    index = torch.arange(len(labels), device=segment_map.device, dtype=segment_map.dtype)
+    return MaskTarget(labels.long(), segment_map[None] == index[:, None, None])
+
+
+def check_segments(
+    segment_maps: Sequence[Int[Tensor, '_ _']],
+    labels: Sequence[Int[Tensor, '_']],
+    num_classes: int,
+) -> None:
+    """Whether indices and labels of all pictures fit; the host waits for the device once.
 
     Raises:
-        ValueError: an index that is neither -1 nor one into ``labels``.
+        WrongLabelError: an index that is neither -1 nor one into its picture's labels, or a label
+            that is no class.
     """
-    index = torch.arange(len(labels), device=segment_map.device)
-    lowest, highest = (int(value) for value in segment_map.aminmax())
-    if lowest < -1 or highest >= len(labels):
-        raise ValueError(
-            f'segment map holds {lowest} to {highest}; allowed are the indices of its '
-            f'{len(labels)} labels and -1 for pixels of no segment.'
-        )
-    return MaskTarget(labels.long(), segment_map[None] == index[:, None, None])
+    # Without segments the bounds of the labels are those of an allowed one.
+    bounds = [
+        torch.stack([*segment_map.aminmax(), *torch.cat([one, one.new_zeros(1)]).aminmax()])
+        for segment_map, one in zip(segment_maps, labels, strict=True)
+    ]
+    for picture, (lowest, highest, least, greatest) in enumerate(
+        torch.stack(bounds).tolist() if bounds else ()
+    ):
+        count = len(labels[picture])
+        if lowest < -1 or highest >= count:
+            raise WrongLabelError(
+                picture,
+                f'segment map holds {lowest} to {highest}; allowed are the indices of its {count} '
+                'labels and -1 for pixels of no segment.',
+            )
+        if least < 0 or greatest >= num_classes:
+            check_labels(labels[picture], num_classes, picture)
 
 
 def without_empty(target: MaskTarget) -> MaskTarget:
@@ -96,15 +167,16 @@ def pad_target(target: MaskTarget, size: tuple[int, int]) -> MaskTarget:
     return MaskTarget(target.labels, F.pad(target.masks, padding))
 
 
-def check_labels(labels: Int[Tensor, 'N'], num_classes: int) -> None:
+def check_labels(labels: Int[Tensor, 'N'], num_classes: int, picture: int = 0) -> None:
     """Labels are class indices.
 
     Raises:
-        ValueError: a label outside ``[0, num_classes)``.
+        WrongLabelError: a label outside ``[0, num_classes)``; its ``picture`` is that given.
     """
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong) > 0:
-        raise ValueError(
+        raise WrongLabelError(
+            picture,
             f'labels hold {wrong.unique().tolist()}; allowed are 0 to {num_classes - 1}. Check '
-            'num_classes and the categories of the annotation file.'
+            'num_classes and the categories of the annotation file.',
         )

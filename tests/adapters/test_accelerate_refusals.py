@@ -215,7 +215,9 @@ THEIR_REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(('case', 'reason'), THEIR_REFUSALS, ids=lambda case: str(case)[:30])
+@pytest.mark.parametrize(
+    ('case', 'reason'), THEIR_REFUSALS, ids=lambda case: getattr(case, '__name__', str(case))[:30]
+)
 def test_refusals_of_hugging_face_s_model(case: Any, reason: str) -> None:
     model = case() if callable(case) else huggingface_models.build(**case)
     forward = model.forward

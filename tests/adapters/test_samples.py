@@ -9,7 +9,7 @@ structures = pytest.importorskip('mmdet.structures')
 from mmdet.structures.mask import BitmapMasks, PolygonMasks  # noqa: E402
 
 from mmseg_m2f import core  # noqa: E402
-from mmseg_m2f.adapters.samples import encode_panoptic, geometry_of, target_of  # noqa: E402
+from mmseg_m2f.adapters.samples import encode_panoptic, geometry_of, targets_of  # noqa: E402
 
 # Five classes, things among them in no particular place.
 IS_THING = torch.tensor([False, True, False, True, False])
@@ -52,7 +52,7 @@ def padded(masks):
 
 def test_an_index_map_gives_one_target_per_segment_also_where_it_lost_all_pixels():
     segment_map = torch.tensor([[0, 0, -1], [2, -1, -1]])
-    target = target_of(segments(segment_map, [4, 1, 3]), IS_THING, SIZE)
+    target = targets_of([segments(segment_map, [4, 1, 3])], IS_THING, SIZE)[0]
     assert target.labels.tolist() == [4, 1, 3]
     expected = torch.stack([segment_map == index for index in range(3)])
     assert torch.equal(target.masks, padded(expected))
@@ -60,7 +60,7 @@ def test_an_index_map_gives_one_target_per_segment_also_where_it_lost_all_pixels
 
 
 def test_an_index_map_without_segments_gives_no_target():
-    target = target_of(segments(torch.full((4, 5), -1), []), IS_THING, SIZE)
+    target = targets_of([segments(torch.full((4, 5), -1), [])], IS_THING, SIZE)[0]
     assert target.labels.shape == (0,)
     assert target.masks.shape == (0, *SIZE)
 
@@ -75,7 +75,7 @@ def test_an_index_map_without_segments_gives_no_target():
     ids=['tensor', 'bitmaps', 'polygons'],
 )
 def test_masks_of_every_kind_give_the_same_target(masks):
-    target = target_of(sample(gt_instances=instances([3, 1], masks)), IS_THING, SIZE)
+    target = targets_of([sample(gt_instances=instances([3, 1], masks))], IS_THING, SIZE)[0]
     assert target.labels.tolist() == [3, 1]
     assert target.masks.dtype == torch.bool
     assert torch.equal(target.masks, padded(rectangles()))
@@ -84,7 +84,7 @@ def test_masks_of_every_kind_give_the_same_target(masks):
 @pytest.mark.parametrize('masks', [BitmapMasks([], 4, 5), PolygonMasks([], 4, 5)])
 def test_no_instances_give_no_target(masks):
     empty = InstanceData(labels=torch.zeros(0, dtype=torch.long), masks=masks)
-    target = target_of(sample(gt_instances=empty), IS_THING, SIZE)
+    target = targets_of([sample(gt_instances=empty)], IS_THING, SIZE)[0]
     assert target.labels.shape == (0,)
     assert target.masks.shape == (0, *SIZE)
 
@@ -96,7 +96,7 @@ def test_a_label_map_adds_the_stuff_and_nothing_else():
         gt_instances=instances([1, 1], rectangles()),
         gt_sem_seg=PixelData(sem_seg=label_map[None]),
     )
-    target = target_of(data_sample, IS_THING, SIZE)
+    target = targets_of([data_sample], IS_THING, SIZE)[0]
     assert target.labels.tolist() == [1, 1, 0, 2, 4]
     stuff = torch.stack([label_map == label for label in (0, 2, 4)])
     assert torch.equal(target.masks, torch.cat([padded(rectangles()), padded(stuff)]))
@@ -108,7 +108,7 @@ def test_a_label_map_may_name_another_ignore_label():
         gt_instances=instances([1, 1], rectangles()),
         gt_sem_seg=PixelData(sem_seg=label_map[None], metainfo={'ignore_index': 254}),
     )
-    assert target_of(data_sample, IS_THING, SIZE).labels.tolist() == [1, 1, 0]
+    assert targets_of([data_sample], IS_THING, SIZE)[0].labels.tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -126,21 +126,21 @@ def test_a_label_map_may_name_another_ignore_label():
 )
 def test_a_wrong_label_names_the_file_and_what_is_allowed(wrong):
     with pytest.raises(ValueError, match=r'street\.jpg: .*(\[5\]|\[-1\]|\[7\]).* 4'):
-        target_of(wrong, IS_THING, SIZE)
+        targets_of([wrong], IS_THING, SIZE)[0]
 
 
 def test_the_annotation_is_named_where_it_is_known():
     wrong = sample(gt_instances=instances([1, 5], rectangles()))
     wrong.set_metainfo({'seg_map_path': 'street.png'})
     with pytest.raises(ValueError, match=r'street\.png'):
-        target_of(wrong, IS_THING, SIZE)
+        targets_of([wrong], IS_THING, SIZE)[0]
 
 
 def test_a_sample_without_masks_says_which_transform_is_missing():
     boxes_only = sample(gt_instances=InstanceData(labels=torch.tensor([1])))
     for wrong in (sample(), boxes_only):
         with pytest.raises(ValueError, match=r'street\.jpg.*with_mask=True'):
-            target_of(wrong, IS_THING, SIZE)
+            targets_of([wrong], IS_THING, SIZE)[0]
 
 
 def test_geometry():

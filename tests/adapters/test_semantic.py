@@ -181,7 +181,7 @@ def test_one_class_learns_label_one_and_predicts_it(monkeypatch):
     model = build_segmentor(num_classes=1).eval()
     label_map = torch.zeros(64, 96, dtype=torch.long)
     label_map[:, 40:] = 1
-    target = model.decode_head._target(sample(label_map))
+    target = model.decode_head._targets([sample(label_map)])[0]
     assert target.labels.tolist() == [0]
     assert torch.equal(target.masks[0], label_map == 1)
 
@@ -206,7 +206,7 @@ def test_one_class_refuses_other_labels():
     model = build_segmentor(num_classes=1)
     label_map = torch.full((8, 8), 2)
     with pytest.raises(ValueError, match=r'holds \[2\]'):
-        model.decode_head._target(sample(label_map))
+        model.decode_head._targets([sample(label_map)])[0]
 
 
 def test_bfloat16_autocast_keeps_the_pixel_decoder_and_the_losses_in_float32():

@@ -244,7 +244,7 @@ def test_waits_for_the_device_do_not_grow_with_the_segments():
 
 
 def test_only_a_chunk_exists_at_full_size(monkeypatch):
-    monkeypatch.setattr(postprocess, 'MAX_FLOATS', 5 * 64 * 80)
+    monkeypatch.setattr(postprocess, 'MAX_FLOATS', 2 * 5 * 64 * 80)
     geometry = ImageGeometry((32, 40), (30, 40), (64, 80))
     restore = partial(restore_masks, geometry=geometry)
     class_logits = torch.tensor([9.0, 0]).repeat(100, 1)

@@ -2,13 +2,22 @@ import pytest
 import torch
 
 from mmseg_m2f.core.targets import (
+    WrongLabelError,
     check_labels,
+    check_segments,
+    foreground_targets,
     instance_target,
-    label_map_target,
+    label_map_targets,
     pad_target,
     segment_target,
     without_empty,
 )
+from tests.core.watching import Watch
+
+
+def label_map_target(label_map, **keys):
+    [target] = label_map_targets([label_map], **keys)
+    return target
 
 
 def test_one_mask_per_class_that_occurs_in_ascending_order():
@@ -50,6 +59,44 @@ def test_labels_out_of_range_are_named_with_what_is_allowed():
         label_map_target(label_map, num_classes=4)
     with pytest.raises(ValueError, match='reduce_zero_label'):
         label_map_target(torch.tensor([[255, 0]]), num_classes=4, ignore_index=254)
+
+
+@pytest.mark.parametrize('dtype', [torch.int16, torch.int64], ids=str)
+def test_many_maps_are_waited_for_once(dtype):
+    maps = [torch.randint(0, 5, size).to(dtype) for size in ((4, 6), (7, 3), (1, 1))]
+    maps.append(torch.full((2, 2), 255, dtype=torch.int64).to(dtype))
+    with Watch() as watch:
+        targets = label_map_targets(maps, 5)
+    assert watch.waits == []  # but for the list of what is there, which .tolist() asks for
+    for label_map, target in zip(maps, targets, strict=True):
+        present = [label for label in range(5) if (label_map == label).any()]
+        assert target.labels.tolist() == present
+        for label, mask in zip(present, target.masks, strict=True):
+            assert torch.equal(mask, label_map == label)
+    assert label_map_targets([], 5) == []
+
+
+def test_the_picture_of_a_wrong_label_is_told():
+    good, bad = torch.zeros(2, 2, dtype=torch.int64), torch.tensor([[7]])
+    for call in (
+        lambda: label_map_targets([good, bad], 5),
+        lambda: foreground_targets([good, bad]),
+        lambda: check_segments([good, good], [torch.tensor([1]), torch.tensor([9])], 5),
+        lambda: check_segments([good, bad], [torch.tensor([1])] * 2, 5),
+    ):
+        with pytest.raises(WrongLabelError) as caught:
+            call()
+        assert caught.value.picture == 1
+    check_segments([good, good - 1], [torch.tensor([1]), torch.zeros(0, dtype=torch.int64)], 5)
+    check_segments([], [], 5)
+
+
+def test_a_single_class_is_label_one():
+    label_map = torch.tensor([[0, 1], [255, 1]])
+    first, second = foreground_targets([label_map, torch.zeros(1, 2, dtype=torch.int64)])
+    assert first.labels.tolist() == [0]
+    assert first.masks.int().tolist() == [[[0, 1], [0, 1]]]
+    assert (second.labels.shape, second.masks.shape) == ((0,), (0, 1, 2))
 
 
 def test_overlapping_instances_keep_their_areas():
@@ -97,7 +144,7 @@ def test_a_map_with_a_foreign_index_is_refused(wrong):
     segment_map = torch.tensor([[0, 1], [2, wrong]])
     lowest, highest = min(wrong, 0), max(wrong, 2)
     with pytest.raises(ValueError, match=f'{lowest} to {highest}; .* of its 3 labels and -1'):
-        segment_target(segment_map, torch.tensor([5, 6, 7]))
+        check_segments([segment_map], [torch.tensor([5, 6, 7])], 8)
 
 
 def test_padding_belongs_to_no_mask():

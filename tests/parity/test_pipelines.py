@@ -25,7 +25,7 @@ from mmengine.registry import DATASETS, MODELS
 from mmseg_m2f.adapters.data import PackSegments
 from mmseg_m2f.adapters.data.photometric import PhotoMetricDistortion
 from mmseg_m2f.adapters.data.segments import PixelGrid, SegmentMap
-from mmseg_m2f.adapters.samples import target_of
+from mmseg_m2f.adapters.samples import targets_of
 from mmseg_m2f.adapters.transforms import ResizeShortestEdge
 from tests.configs.rows import DETECTOR_ROWS, REPOSITORY, SEMANTIC_ROWS, load, parse
 
@@ -260,7 +260,7 @@ def segment_masks(pixels: np.ndarray, segments: list[dict[str, Any]]) -> np.ndar
 def packed_masks(packed: Record, num_classes: int) -> np.ndarray:
     is_thing = torch.ones(num_classes, dtype=torch.bool)
     size = tuple(packed['inputs'].shape[1:])
-    return target_of(packed['data_samples'], is_thing, size).masks.numpy()
+    return targets_of([packed['data_samples']], is_thing, size)[0].masks.numpy()
 
 
 # Enlarged, shrunk, flipped and not.

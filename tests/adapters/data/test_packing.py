@@ -13,7 +13,7 @@ from mmseg_m2f.adapters.data import (
     PanopticDataset,
 )
 from mmseg_m2f.adapters.data.packing import mask_boxes
-from mmseg_m2f.adapters.samples import target_of
+from mmseg_m2f.adapters.samples import targets_of
 from mmseg_m2f.registry import TRANSFORMS
 
 pytest.importorskip('mmdet')
@@ -99,10 +99,10 @@ def test_mmdet_draws_and_pads_the_segments(tmp_path):
         # Void is left as it is, but for the names of its neighbours.
         assert is_changed[18:30].max() < 0.5
     preprocessor = DetDataPreprocessor(pad_mask=True, pad_seg=True, pad_size_divisor=32)
-    before = target_of(sample, torch.ones(6, dtype=torch.bool), (64, 64))
+    before = targets_of([sample], torch.ones(6, dtype=torch.bool), (64, 64))[0]
     data = {'inputs': [torch.zeros(3, 48, 64, dtype=torch.uint8)], 'data_samples': [sample]}
     [moved] = preprocessor(data, training=True)['data_samples']
-    after = target_of(moved, torch.ones(6, dtype=torch.bool), (64, 64))
+    after = targets_of([moved], torch.ones(6, dtype=torch.bool), (64, 64))[0]
     assert after.labels.tolist() == before.labels.tolist() == [2, 4, 1, 0]
     assert torch.equal(after.masks, before.masks)
     assert after.masks.sum((1, 2)).tolist() == [48 * 16, 0, 48 * 16, 48 * 16]
