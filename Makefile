@@ -5,6 +5,8 @@
 #   PYTHON  the interpreter that creates the environment, 3.10 to 3.13
 # and make demo for the
 #   TASK    panoptic (one model for all three questions), instance or semantic
+# and make test for
+#   JOBS    processes side by side, 2 unless given; 0: in this one
 # and make bench, the benchmarks on the CPU in less than half an hour, for
 #   BENCH_THREADS  of each process
 #   BENCH_OUT      the folder of the tables
@@ -13,6 +15,7 @@ TORCH ?=
 PYTHON ?= python3
 TASK ?= panoptic
 PYTEST_ARGS ?=
+JOBS ?= 2
 BENCH_THREADS ?= 2
 BENCH_OUT ?= work_dirs/benchmarks
 
@@ -35,8 +38,9 @@ check-task:
 demo: check-task setup
 	@$(RUN) tools/demo.py --task '$(TASK)'
 
+# A process for each core, and each with one thread: small tensors gain nothing from more.
 test: setup
-	@$(RUN) -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 test-long: setup
 	@$(RUN) -m pytest -m long $(PYTEST_ARGS)

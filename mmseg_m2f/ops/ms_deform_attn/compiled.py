@@ -57,7 +57,7 @@ def ms_deform_attn_compiled(
 ) -> Float[Tensor, 'B Q C']:
     """See ``ops.ms_deform_attn``. The backward pass gives the same bits in every run."""
     sides = [side for shape in level_shapes for side in shape]
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
         sides = [int(side) for side in sides]  # tensors there, which an operator's list cannot hold
     return _forward(value, sides, reference_points, offsets, logits)
 
