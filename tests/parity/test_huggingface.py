@@ -115,7 +115,7 @@ def _targets(size: tuple[int, int], generator: torch.Generator) -> list[core.Mas
     coarse = torch.randint(NUM_CLASSES, (2, size[0] // 8, size[1] // 8), generator=generator)
     coarse[1] %= 3
     maps = coarse.repeat_interleave(8, 1).repeat_interleave(8, 2)
-    return core.label_map_targets(maps, NUM_CLASSES)
+    return core.label_map_targets(list(maps), NUM_CLASSES)
 
 
 def oracle_logits(pair: Pair, pictures: Tensor) -> Logits:

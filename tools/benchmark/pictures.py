@@ -17,8 +17,10 @@ PANOPTIC_SIZE, PANOPTIC_FILE_SIZE = (800, 1333), (384, 640)
 
 def semantic_batch(size: int, number: int) -> dict[str, Any]:
     """Crops through mmseg's own transforms, not yet normalised, with their label maps."""
+    from mmengine.registry import init_default_scope
     from mmseg.registry import TRANSFORMS
 
+    init_default_scope('mmseg')
     pipeline = [
         {'type': 'LoadImageFromFile'},
         {'type': 'LoadAnnotations'},
