@@ -10,9 +10,9 @@ _STATUS, _CLEAR = Path('/proc/self/status'), Path('/proc/self/clear_refs')
 class PeakMemory:
     """The peak of the process, and how far it rises above what is resident when this is made.
 
-    ``ru_maxrss`` cannot tell a peak while the model was built from one of a step, and starts at that
-    of the parent. So Linux is asked to forget the peak of this program so far; where it refuses, the
-    rise is at most understated.
+    ``ru_maxrss`` cannot tell a peak while the model was built from one of a step, and starts at
+    that of the parent. So Linux is asked to forget the peak of this program so far; where it
+    refuses, the rise is at most understated.
     """
 
     def __init__(self) -> None:
