@@ -88,14 +88,9 @@ def compare(
 
 
 def draw(shape: str, dtype: torch.dtype, device: torch.device) -> ops.Problem:
-    """The problem of ``ops``, its samples a tenth of a pixel away from where gradients jump."""
+    """The problem of ``ops``."""
     drawn = ops.draw(shape, differentiable=False)
     value, levels, points, offsets, logits = drawn.args
-    extent = torch.tensor([(width, height) for height, width in levels])[:, None]
-    centre = points[:, None, None, None] * extent - 0.5
-    generator = torch.Generator().manual_seed(1)
-    share = 0.1 + 0.8 * torch.rand(offsets.shape, generator=generator)
-    offsets = (centre + offsets).floor() + share - centre
     moved = [tensor.to(device, dtype) for tensor in (value, offsets, logits)]
     for leaf in moved:
         leaf.requires_grad_()

@@ -91,7 +91,10 @@ def disagreement(case: str, names: Sequence[str]) -> dict[str, harness.Agreement
 
 
 def draw(shape: str, *, differentiable: bool) -> Problem:
-    """Every pixel of three levels asks, as in the encoder; samples lie a few pixels away."""
+    """Every pixel of three levels asks, as in the encoder; samples lie a few pixels away.
+
+    None lies within a tenth of a pixel of where gradients jump.
+    """
     height, width, batch = SHAPES[shape]
     levels = [(height // stride, width // stride) for stride in (32, 16, 8)]
     generator = torch.Generator().manual_seed(0)
@@ -104,12 +107,15 @@ def draw(shape: str, *, differentiable: bool) -> Problem:
         torch.stack(torch.meshgrid(_centres(w), _centres(h), indexing='xy'), -1).flatten(0, 1)
         for h, w in levels
     ]
+    points = torch.cat(centres)
+    offsets = 2 * normal(batch, tokens, HEADS, LEVELS, POINTS, 2)
+    share = 0.1 + 0.8 * torch.rand(offsets.shape, generator=generator)
     problem = Problem(
         (
             normal(batch, tokens, HEADS, HEAD_DIM),
             levels,
-            torch.cat(centres),
-            2 * normal(batch, tokens, HEADS, LEVELS, POINTS, 2),
+            points,
+            within_pixels(levels, points, offsets, share),
             normal(batch, tokens, HEADS, LEVELS, POINTS),
         ),
         normal(batch, tokens, HEADS * HEAD_DIM),
@@ -117,6 +123,18 @@ def draw(shape: str, *, differentiable: bool) -> Problem:
     for leaf in problem.leaves:
         leaf.requires_grad_(differentiable)
     return problem
+
+
+def within_pixels(
+    levels: list[tuple[int, int]], points: Tensor, offsets: Tensor, share: Tensor
+) -> Tensor:
+    """Offsets to the same pixels, ``share`` of the way to the next.
+
+    On the line between two pixels the gradient of an offset jumps, and rounding decides the side.
+    """
+    extent = torch.tensor([(width, height) for height, width in levels])[:, None]
+    centre = points[:, None, None, None] * extent - 0.5
+    return (centre + offsets).floor() + share - centre
 
 
 def _centres(size: int) -> Tensor:
