@@ -25,7 +25,7 @@ def targets_of(
     Raises:
         ValueError: a label outside the classes, or a sample without masks; with the file.
     """
-    ours = [sample for sample in samples if 'segment_idx' in sample.get('gt_panoptic_seg', ())]
+    ours = [sample for sample in samples if _has_segment_map(sample)]
     maps = [_segment_map(sample) for sample in ours]
     try:
         core.check_segments(maps, [sample.gt_segments.labels for sample in ours], len(is_thing))
@@ -34,13 +34,17 @@ def targets_of(
     return [_target_of(sample, is_thing, size) for sample in samples]
 
 
+def _has_segment_map(sample: Any) -> bool:
+    return 'segment_idx' in sample.get('gt_panoptic_seg', ())
+
+
 def _segment_map(sample: Any) -> Tensor:
     return sample.gt_panoptic_seg.segment_idx.squeeze(0)
 
 
 def _target_of(sample: Any, is_thing: Tensor, size: tuple[int, int]) -> core.MaskTarget:
     try:
-        if 'segment_idx' in sample.get('gt_panoptic_seg', ()):
+        if _has_segment_map(sample):
             target = core.segment_target(_segment_map(sample), sample.gt_segments.labels)
             return core.pad_target(target, size)
         return _stock_target(sample, is_thing, size)

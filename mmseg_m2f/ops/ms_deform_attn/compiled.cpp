@@ -2,7 +2,6 @@
 //
 // Compiled on first use and called through a C interface, so that it needs no header of PyTorch
 // and builds in seconds. T is the type computed in (float or double), V the type value is kept in.
-// DIM is the head dimension where it is one the compiler may unroll, else 0: known at run time.
 
 #include <algorithm>
 #include <cmath>
@@ -73,7 +72,6 @@ inline T total_of(const V& lanes) {
 struct Sizes {
   int64_t batch, tokens, queries, heads, levels, points, head_dim;
   int64_t samples() const { return levels * points; }
-  int64_t channels() const { return heads * head_dim; }
 };
 
 // e^x for x <= 0 within two units in the last place, written so that the compiler can do many at
