@@ -32,7 +32,7 @@ PEERS = {'r50': ('hf', 'mmseg'), 'r18': ('hf', 'mmseg'), 'swin-l': ('mmseg',)}
 
 # Share of the outputs' range that float32 may differ by: one attention mask whose logit rounds to
 # the other side of 0 moves its query a little. bfloat16 flips many of them.
-TOLERANCE = {'': 1e-4, 'tuned': 1e-4, 'compiled': 1e-4, 'bf16': 1.0}
+TOLERANCE = {'': 1e-3, 'tuned': 1e-3, 'compiled': 1e-3, 'bf16': 1.0}
 
 
 def main() -> None:
