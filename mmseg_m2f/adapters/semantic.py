@@ -1,4 +1,4 @@
-"""Mask2Former as a decode head of MMSegmentation's ``EncoderDecoder``.
+"""Mask2Former as a decode head of MMSegmentation's ``EncoderDecoder``, and our form of that.
 
 The head keeps mmseg's protocol without inheriting from mmseg or mmdet: the segmentor calls
 ``loss``, ``predict`` and ``forward`` and reads ``num_classes``, ``out_channels``,
@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmseg_m2f import core
 from mmseg_m2f.adapters.assembly import HeadConfig, compat_config
 from mmseg_m2f.adapters.heads import MaskHead, reject_unknown
+from mmseg_m2f.adapters.kernels import MissingOperatorsError
 from mmseg_m2f.adapters.parts import PartConfig
 from mmseg_m2f.registry import MODELS
 
@@ -105,12 +106,12 @@ class Mask2FormerHead(MaskHead):
         size = _input_size(batch_img_metas[0], test_cfg)
         resize = partial(core.resize_masks, size=size)
         class_logits, mask_logits = self(inputs)
-        return torch.stack(
-            [
-                core.semantic_scores(logits, masks, resize)
-                for logits, masks in zip(class_logits, mask_logits, strict=True)
-            ]
-        )
+        scores = [
+            core.semantic_scores(logits, masks, resize)
+            for logits, masks in zip(class_logits, mask_logits, strict=True)
+        ]
+        # Stacking a single picture would copy it.
+        return torch.stack(scores) if len(scores) > 1 else scores[0][None]
 
     def _targets(self, samples: Sequence[Any]) -> list[core.MaskTarget]:
         label_maps = [sample.gt_sem_seg.data.squeeze(0) for sample in samples]
@@ -122,6 +123,28 @@ class Mask2FormerHead(MaskHead):
             metainfo = samples[error.picture].metainfo
             source = metainfo.get('seg_map_path', 'an annotation without seg_map_path')
             raise ValueError(f'{source}: {error}') from None
+
+
+@MODELS.register_module(name='SemanticSegmentor')
+def build_segmentor(**keys: Any) -> nn.Module:
+    """The segmentor; its module imports mmseg, which the head does without.
+
+    Raises:
+        ImportError: mmseg is not there, with what to install.
+        MissingOperatorsError: mmseg is there and lacks mmcv's operators.
+    """
+    try:
+        from mmseg_m2f.adapters.segmentor import SemanticSegmentor
+    except (ImportError, AssertionError) as error:  # mmseg asserts the version of mmcv
+        if isinstance(error, ImportError) and '_ext' in str(error):
+            raise MissingOperatorsError('MMSegmentation', error) from error
+        raise ImportError(
+            f'mmseg_m2f.SemanticSegmentor is a segmentor of MMSegmentation, which cannot be '
+            f'imported ({error}). Install it: pip install onedl-mmsegmentation (onedl stack) or '
+            'pip install mmsegmentation (upstream); mmseg_m2f.Mask2Former of MMDetection does '
+            'without.'
+        ) from error
+    return SemanticSegmentor(**keys)
 
 
 def _warn_of_ignored(compat: core.CompatConfig) -> None:

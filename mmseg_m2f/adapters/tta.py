@@ -29,6 +29,11 @@ class SemanticTTAModel(BaseTTAModel):
     Source: official ``mask2former/test_time_augmentation.py``.
     """
 
+    def __init__(self, module: Any, **options: Any) -> None:
+        super().__init__(module, **options)
+        if hasattr(self.module, 'keep_score_maps'):
+            self.module.keep_score_maps()
+
     def test_step(self, data: dict | Sequence) -> list[BaseDataElement]:
         """Predict from the collated output of ``TestTimeAug``.
 

@@ -33,6 +33,7 @@ from mmseg_m2f.core.postprocess import (
     restore_rows,
     restore_scores,
     semantic_labels,
+    semantic_only_labels,
     semantic_scores,
 )
 from mmseg_m2f.core.postprocess_instance import Instances, instances
@@ -107,6 +108,7 @@ __all__ = [
     'restore_scores',
     'segment_target',
     'semantic_labels',
+    'semantic_only_labels',
     'semantic_scores',
     'without_empty',
 ]

@@ -119,7 +119,7 @@ class MaskedAttentionDecoder(nn.Module):
         state = self.norm(x)
         embed = state
         for linear in self.mask_embed[:-1]:
-            embed = F.relu(linear(embed))
+            embed = F.relu(linear(embed), inplace=True)
         return state, self.mask_embed[-1](embed)
 
     def _memory(self, memory: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -145,7 +145,8 @@ class MaskedAttentionDecoder(nn.Module):
     @torch.no_grad()
     def _pool(self, features: PixelFeatures) -> list[Tensor]:
         """Mask features resized to each level once, in float32: they serve attention masks only."""
-        exact = at_least_float32(features.mask_features)
+        # Resizing would make the channels of each level contiguous for itself.
+        exact = at_least_float32(features.mask_features).contiguous()
         return [
             F.interpolate(exact, size=x.shape[-2:], mode='bilinear', align_corners=False)
             for x in features.memory

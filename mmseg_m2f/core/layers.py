@@ -75,7 +75,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, '*batch C']) -> Float[Tensor, '*batch C']:
         """Position-wise: ``x`` and the result have shape ``(..., C)``."""
-        return self.linear2(F.relu(self.linear1(x)))
+        # In place: what a ReLU keeps for its gradient is its result.
+        return self.linear2(F.relu(self.linear1(x), inplace=True))
 
 
 class ConvNorm(nn.Module):
@@ -101,7 +102,7 @@ class ConvNorm(nn.Module):
     def forward(self, x: Float[Tensor, 'B C h w']) -> Float[Tensor, 'B C2 h w']:
         """Map ``(B, in_channels, h, w)`` to ``(B, channels, h, w)``."""
         x = self.norm(self.conv(x))
-        return F.relu(x) if self.activate else x
+        return F.relu(x, inplace=True) if self.activate else x
 
 
 def sine_encoding(

@@ -159,6 +159,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     def _pyramid(self, features: Sequence[Tensor], finest: Tensor) -> Tensor:
         """Add the maps finer than the encoder's levels top-down; project to mask features."""
+        # It is a view of tokens, channels last: resizing it so would write every map twice.
+        finest = finest.contiguous()
         for index in reversed(range(len(self.lateral))):
             lateral = self.lateral[index](features[index])
             finest = lateral + F.interpolate(

@@ -18,6 +18,7 @@ from mmseg_m2f.core.postprocess import (
     restore_scores,
     restored_size,
     semantic_labels,
+    semantic_only_labels,
     semantic_scores,
 )
 from mmseg_m2f.core.structures import ImageGeometry
@@ -257,10 +258,25 @@ def test_labels_are_those_of_the_highest_scores(monkeypatch, geometry):
     torch.testing.assert_close(chosen, scores.amax(0), rtol=0, atol=1e-4)
 
 
-def test_labels_hold_only_a_band_at_full_size(monkeypatch):
+@pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
+def test_labels_of_a_semantic_only_model_are_those_of_its_scores(monkeypatch, geometry):
+    monkeypatch.setattr(postprocess, 'MAX_FLOATS', 6000)  # bands of a few rows
+    class_logits = torch.randn(30, 6)
+    mask_logits = 5 * torch.randn(30, geometry.padded[0] // 4, geometry.padded[1] // 4)
+    labels = semantic_only_labels(class_logits, mask_logits, geometry)
+    scores = semantic_scores(class_logits, mask_logits, at(*geometry.padded))
+    scores = restore_scores(scores, geometry)
+    assert labels.shape == geometry.original
+    chosen = scores.gather(0, labels[None])[0]
+    torch.testing.assert_close(chosen, scores.amax(0), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('of', [semantic_labels, semantic_only_labels])
+@pytest.mark.parametrize('original', [(300, 300), (16, 16)], ids=str)
+def test_labels_hold_only_a_band_at_full_size(monkeypatch, of, original):
     monkeypatch.setattr(postprocess, 'MAX_FLOATS', 20_000)
-    geometry = ImageGeometry((64, 64), (64, 64), (300, 300))
+    geometry = ImageGeometry((64, 64), (64, 64), original)
     with Watch() as watch:
-        semantic_labels(torch.randn(20, 11), torch.randn(20, 16, 16), geometry)
+        of(torch.randn(20, 11), torch.randn(20, 16, 16), geometry)
     assert watch.largest <= 20_000
     assert not watch.waits

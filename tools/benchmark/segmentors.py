@@ -132,6 +132,7 @@ def freeze_batch_norms(model: nn.Module) -> None:
 def _put_ours(model: ConfigDict, spec: Spec, settings: Mapping[str, Any]) -> None:
     common = {'num_classes': spec.num_classes, 'num_queries': spec.num_queries, **settings}
     if spec.package == 'mmseg':
+        model.type = 'mmseg_m2f.SemanticSegmentor'
         in_channels = model.decode_head.in_channels
         model.decode_head = {
             'type': 'mmseg_m2f.Mask2FormerHead',

@@ -1,5 +1,5 @@
 model = dict(
-    type='EncoderDecoder',
+    type='mmseg_m2f.SemanticSegmentor',
     data_preprocessor=dict(
         type='SegDataPreProcessor',
         mean=[123.675, 116.28, 103.53],
