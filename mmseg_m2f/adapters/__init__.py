@@ -9,6 +9,7 @@ import it earlier, by ``custom_imports``.
 from mmseg_m2f.adapters import (
     accelerate,
     amp,
+    channels_last,
     class_check,
     data,
     hooks,
@@ -17,6 +18,7 @@ from mmseg_m2f.adapters import (
     optim,
     parts,
     prediction_files,
+    prepare_inference,
     result_files,
     semantic,
     transforms,
@@ -35,6 +37,7 @@ watch_for_heads()
 __all__ = [
     'accelerate',
     'amp',
+    'channels_last',
     'class_check',
     'data',
     'hooks',
@@ -43,6 +46,7 @@ __all__ = [
     'optim',
     'parts',
     'prediction_files',
+    'prepare_inference',
     'result_files',
     'semantic',
     'transforms',

@@ -1,0 +1,75 @@
+"""Weights in the order of memory that convolutions like best; the hook for training."""
+
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mmseg_m2f.registry import HOOKS
+
+
+def with_backbone(model: nn.Module) -> Any:
+    """The segmentor or detector inside of wrappers (DDP, test-time augmentation), or None."""
+    while True:
+        if isinstance(getattr(model, 'backbone', None), nn.Module):
+            return model
+        inner = getattr(model, 'module', None)
+        if not isinstance(inner, nn.Module):
+            return None
+        model = inner
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """Bring the 4-d weights below into channels-last order; the parameters stay the same objects.
+
+    ``Module.to`` would do so, too, and stop at weights of 3-d convolutions.
+    """
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = _channels_last(parameter.data)
+
+
+@HOOKS.register_module()
+class ChannelsLastHook(Hook):
+    """Trains with the backbone's 4-d weights in channels-last order, on the CPU and on a GPU.
+
+    The numbers stay what they are up to rounding, and so do the parameters, their names and the
+    optimiser that holds them. A checkpoint has the usual order and goes on without this hook.
+
+    Raises:
+        ValueError: before the training, a model without backbone.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """After a checkpoint was loaded or the run resumed."""
+        model = with_backbone(runner.model)
+        if model is None:
+            raise ValueError(
+                f'ChannelsLastHook: {type(runner.model).__name__} has no backbone; it takes '
+                'segmentors of mmseg and detectors of mmdet. Take it out of custom_hooks.'
+            )
+        to_channels_last(model.backbone)
+        # What a resumed run brought along is in the usual order, and a fused optimiser walks
+        # through weights and state side by side as they lie in memory.
+        state = runner.optim_wrapper.optimizer.state
+        for parameter in model.backbone.parameters():
+            if parameter.dim() == 4 and parameter in state:
+                state[parameter] = _map_4d(state[parameter], _channels_last)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """In the usual order, for the same reason: the next run may be without this hook."""
+        for name in {'state_dict', 'optimizer'} & checkpoint.keys():
+            checkpoint[name] = _map_4d(checkpoint[name], Tensor.contiguous)
+
+
+def _channels_last(value: Tensor) -> Tensor:
+    return value.contiguous(memory_format=torch.channels_last)
+
+
+def _map_4d(node: Any, change: Any) -> Any:
+    """Nested dicts with ``change`` applied to the 4-d tensors; the given ones are left alone."""
+    if isinstance(node, dict):
+        return {key: _map_4d(value, change) for key, value in node.items()}
+    return change(node) if isinstance(node, Tensor) and node.dim() == 4 else node

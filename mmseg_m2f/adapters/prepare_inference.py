@@ -1,0 +1,254 @@
+"""Built segmentors and detectors of OpenMMLab, made ready for fast predictions; the hook for it."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn import fuse_conv_bn
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmseg_m2f.acceleration import Twin
+from mmseg_m2f.adapters.amp import DTYPES
+from mmseg_m2f.adapters.channels_last import to_channels_last, with_backbone
+from mmseg_m2f.adapters.heads import MaskHead
+from mmseg_m2f.checkpoints import HEADS
+from mmseg_m2f.registry import HOOKS
+
+# Of the picture that shows whether fusing keeps a backbone's maps, and what share of their range
+# they may move by: a wrong norm moves them by all of it, TF32 convolutions by 1e-3.
+_SIDE, _TOLERANCE = 64, 1e-2
+_SMALLEST = torch.finfo(torch.float32).tiny
+_WITHOUT = 'Set fuse_norms=False to leave the norms as they are.'
+
+
+class CannotPrepareError(ValueError):
+    """What of a model or of the settings cannot be prepared, what can, and the way out."""
+
+
+def prepare_openmmlab(
+    model: nn.Module,
+    *,
+    channels_last: bool = True,
+    fuse_norms: bool = True,
+    dtype: str | torch.dtype | None = None,
+    compile: bool = False,  # noqa: A002 - as torch calls it
+) -> None:
+    """``mmseg_m2f.prepare_inference``, which has the documentation.
+
+    Raises:
+        CannotPrepareError: what cannot be prepared; the model is as it was.
+    """
+    inner = _checked_model(model)
+    checked_dtype = _checked_dtype(dtype, inner)
+    head = _compilable_head(inner) if compile else None
+    if fuse_norms:
+        _fuse_norms(inner.backbone)
+    if channels_last:
+        to_channels_last(inner)
+    _set_autocast(inner, checked_dtype)
+    for part in (inner.backbone, getattr(inner, 'neck', None), head) if compile else ():
+        if part is not None:
+            part.compile()
+
+
+@HOOKS.register_module()
+class PrepareInferenceHook(Hook):
+    """``mmseg_m2f.prepare_inference`` on the model of a run before it is tested, weights loaded.
+
+    Validation within a training is left alone: a prepared model cannot be trained on.
+
+    Args:
+        channels_last, fuse_norms, dtype, compile: as in ``mmseg_m2f.prepare_inference``.
+
+    Raises:
+        CannotPrepareError: before the test, what cannot be prepared; before a training, that the
+            model was prepared for a test.
+    """
+
+    # After the hooks that change the model for the test.
+    priority = 'VERY_LOW'
+
+    def __init__(
+        self,
+        channels_last: bool = True,
+        fuse_norms: bool = True,
+        dtype: str | torch.dtype | None = None,
+        compile: bool = False,  # noqa: A002 - as torch calls it
+    ) -> None:
+        self.settings: dict[str, Any] = {
+            'channels_last': channels_last,
+            'fuse_norms': fuse_norms,
+            'dtype': dtype,
+            'compile': compile,
+        }
+        self._fused = False
+
+    def before_test(self, runner: Runner) -> None:
+        """The runner has loaded the checkpoint by now."""
+        fuses = self.settings['fuse_norms'] and _has_norms(runner.model)
+        if fuses and any(isinstance(hook, EMAHook) for hook in runner.hooks):
+            raise CannotPrepareError(
+                'PrepareInferenceHook: EMAHook exchanges all weights around a test, one by one, '
+                f'which fusing would mix up. {_WITHOUT} Or take EMAHook out of the test: '
+                "checkpoints hold the averaged weights as the model's own."
+            )
+        runner.model.eval()  # the loop does so only after this
+        prepare_openmmlab(runner.model, **self.settings)
+        self._fused |= fuses
+
+    def before_train(self, runner: Runner) -> None:
+        """Nothing to train is left of fused norms, and checkpoints would lack them."""
+        if self._fused:
+            raise CannotPrepareError(
+                'PrepareInferenceHook: the test before has fused the norms of this model into its '
+                'convolutions. Train first, or in a runner of its own.'
+            )
+
+
+def _checked_model(model: nn.Module) -> Any:
+    inner = with_backbone(model)
+    if inner is None or not hasattr(inner, 'predict'):
+        raise CannotPrepareError(
+            f'prepare_inference: {type(model).__name__} is no segmentor of mmseg or detector of '
+            'mmdet, which have a backbone and predict. Any other model takes '
+            'model.to(memory_format=torch.channels_last) and torch.autocast around its call.'
+        )
+    if inner.training:
+        raise CannotPrepareError(
+            'prepare_inference: the model is in training mode, and is to be in evaluation mode: '
+            'call model.eval() first'
+        )
+    return inner
+
+
+def _checked_dtype(dtype: str | torch.dtype | None, model: nn.Module) -> torch.dtype | None:
+    name = 'float32' if dtype is None else str(dtype).removeprefix('torch.')
+    if name not in DTYPES:
+        raise CannotPrepareError(
+            f'prepare_inference: dtype must be None or one of {list(DTYPES)}, got {dtype!r}'
+        )
+    if name == 'float16' and _device_of(model).type == 'cpu':
+        raise CannotPrepareError(
+            'prepare_inference: float16 needs an accelerator, and the model is on the CPU: '
+            "dtype='bfloat16' works there, or move the model first"
+        )
+    return None if name == 'float32' else DTYPES[name]
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _compilable_head(model: nn.Module) -> nn.Module:
+    """Whose ``forward`` is the network, without post-processing or the names of files.
+
+    A stock head is given the data samples, too: each picture would be compiled anew.
+    """
+    for name in HEADS:
+        head = getattr(model, name, None)
+        if isinstance(head, MaskHead):
+            return head
+        twin = getattr(getattr(getattr(head, 'forward', None), '__self__', None), 'twin', None)
+        if isinstance(twin, Twin):
+            return twin.ours
+    raise CannotPrepareError(
+        f'prepare_inference: compile=True takes heads of mmseg_m2f, and {type(model).__name__} has '
+        'none. A stock Mask2Former: call mmseg_m2f.accelerate(model) first. Any other: '
+        'compile=False, and model.backbone.compile() for the backbone alone.'
+    )
+
+
+def _fuse_norms(backbone: nn.Module) -> None:
+    """By mmcv, which goes by the order of definition: a copy is to show first that it is right."""
+    norms = _norms(backbone)
+    if not norms:
+        return
+    for name, norm in norms.items():
+        if objection := _objection(norm):
+            raise CannotPrepareError(
+                f'prepare_inference: backbone.{name} ({type(norm).__name__}) {objection}. '
+                f'{_WITHOUT}'
+            )
+    try:
+        moved = _moved_by_fusing(copy.deepcopy(backbone).float())
+    except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise CannotPrepareError(
+            f'prepare_inference: {type(backbone).__name__} cannot be fused and tried on a picture '
+            f'of {_SIDE} x {_SIDE}: {type(error).__name__}: {error}. {_WITHOUT}'
+        ) from error
+    # Written so that NaN fails.
+    if not moved <= _TOLERANCE:
+        raise CannotPrepareError(
+            f'prepare_inference: {type(backbone).__name__} gives other maps once its norms are '
+            f'fused (by {moved:.2g} of their range): its norms do not follow their convolutions '
+            f'directly. {_WITHOUT}'
+        )
+    fuse_conv_bn(backbone)
+
+
+def _has_norms(model: nn.Module) -> bool:
+    inner = with_backbone(model)
+    return inner is not None and bool(_norms(inner.backbone))
+
+
+def _norms(backbone: nn.Module) -> dict[str, nn.Module]:
+    """What mmcv fuses, SyncBatchNorm of torch included; other norms are left alone."""
+    named = backbone.named_modules()
+    return {name: module for name, module in named if isinstance(module, _BatchNorm)}
+
+
+def _objection(norm: Any) -> str | None:
+    if norm.training:
+        return 'is in training mode: call model.eval() first'
+    if norm.running_mean is None or norm.running_var is None:
+        return 'keeps no running statistics, which would become weights'
+    if norm.weight is None or norm.bias is None:
+        return 'has no weight and bias (affine=False), which mmcv asks for'
+    return None
+
+
+@torch.no_grad()
+def _moved_by_fusing(backbone: nn.Module) -> float:
+    """Fuse, and see by which share of their range the maps of a picture of noise move."""
+    convolutions = (part for part in backbone.modules() if isinstance(part, nn.Conv2d))
+    channels = next((part.in_channels for part in convolutions), 3)
+    # A generator of its own leaves the run's random numbers alone.
+    noise = torch.randn(1, channels, _SIDE, _SIDE, generator=torch.Generator())
+    noise = noise.to(_device_of(backbone))
+    with torch.autocast(noise.device.type, enabled=False):
+        before = _maps(backbone(noise))
+        after = _maps(fuse_conv_bn(backbone)(noise))
+    shares = [
+        (new - old).abs().max() / (old.max() - old.min()).clamp(min=_SMALLEST)
+        for old, new in zip(before, after, strict=True)
+    ]
+    return float(torch.stack(shares).max())
+
+
+def _maps(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+class _UnderAutocast:
+    """``predict`` of a model under autocast of its device, wherever that is by then."""
+
+    def __init__(self, model: nn.Module, original: Any, dtype: torch.dtype) -> None:
+        self.model, self.original, self.dtype = model, original, dtype
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As the model's own."""
+        with torch.autocast(_device_of(self.model).type, self.dtype):
+            return self.original(*args, **kwargs)
+
+
+def _set_autocast(model: Any, dtype: torch.dtype | None) -> None:
+    owner = getattr(model.predict, '__self__', None)
+    if isinstance(owner, _UnderAutocast):  # of an earlier call
+        model.predict = owner.original
+    if dtype is not None:
+        # A bound method of a plain object survives copy.deepcopy and torch.save with the model.
+        model.predict = _UnderAutocast(model, model.predict, dtype).predict
