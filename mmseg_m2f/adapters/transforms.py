@@ -6,6 +6,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from mmseg_m2f.adapters.data.geometry import checked_backend, resize
+from mmseg_m2f.adapters.data.segments import gather
 from mmseg_m2f.registry import TRANSFORMS
 
 
@@ -21,14 +22,19 @@ class ResizeShortestEdge(BaseTransform):
         scale: length of the short side in pixels. ``RandomChoiceResize`` sets it anew each time.
         max_size: limit of the long side in pixels; where it is reached the short side shrinks.
         backend: of the picture's filter, ``'pillow'`` or, without smoothing, ``'cv2'``.
+        deferred: resize no more than the next transform, a crop, will keep: the same pixels
+            sooner. MMSegmentation's ``RandomCrop`` is one.
 
     Source: detectron2 data/transforms/augmentation_impl.py, ``ResizeShortestEdge``.
     """
 
-    def __init__(self, scale: int, max_size: int, backend: str = 'pillow') -> None:
+    def __init__(
+        self, scale: int, max_size: int, backend: str = 'pillow', deferred: bool = False
+    ) -> None:
         self.scale = scale
         self.max_size = max_size
-        self.backend = checked_backend(backend)
+        self.backend = checked_backend(backend, deferred)
+        self.deferred = deferred
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Resizes ``img`` (uint8), every label map named in ``seg_fields``, and ``gt_segments``."""
@@ -36,12 +42,12 @@ class ResizeShortestEdge(BaseTransform):
         new_height, new_width = shortest_edge_size(height, width, self.scale, self.max_size)
         for key in results.get('seg_fields', []):
             results[key] = _resize_labels(results[key], (new_height, new_width))
-        return resize(results, (new_height, new_width), self.backend)
+        return resize(results, (new_height, new_width), self.backend, self.deferred)
 
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(scale={self.scale}, max_size={self.max_size}, '
-            f'backend={self.backend!r})'
+            f'backend={self.backend!r}, deferred={self.deferred})'
         )
 
 
@@ -50,7 +56,7 @@ def _resize_labels(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     rows, columns = (
         np.arange(new) * old // new for old, new in zip(label_map.shape[:2], size, strict=True)
     )
-    return label_map.take(rows, axis=0).take(columns, axis=1)
+    return gather(label_map, rows, columns)
 
 
 def shortest_edge_size(height: int, width: int, scale: int, max_size: int) -> tuple[int, int]:

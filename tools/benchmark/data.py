@@ -147,6 +147,8 @@ def without_draws(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if step['type'] in ('Pad', 'mmseg_m2f.PadToSize'):
             continue
         fixed = {'ratio_range': (1, 1), 'min_scale': 1, 'max_scale': 1, 'scales': [512]}
+        # Nothing is left that cuts the picture.
+        fixed['deferred'] = False
         kept.append({**step, **{key: value for key, value in fixed.items() if key in step}})
     return kept
 

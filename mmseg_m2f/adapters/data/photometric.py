@@ -13,6 +13,8 @@ CONTRAST = SATURATION = (0.5, 1.5)
 # OpenCV's hues of 8 bits go from 0 to 179.
 HUE = 18
 NUM_HUES = 180
+# Every step maps a byte to a byte, so it is worked out once for each of them, not for each pixel.
+LEVELS = np.arange(256, dtype=np.uint8)
 
 
 @TRANSFORMS.register_module()
@@ -28,13 +30,13 @@ class PhotoMetricDistortion(BaseTransform):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Changes ``img`` (uint8, BGR)."""
-        img = _linear(results['img'], beta=_drawn(-BRIGHTNESS, BRIGHTNESS, neutral=0))
+        table = _linear(LEVELS, beta=_drawn(-BRIGHTNESS, BRIGHTNESS, neutral=0))
         contrast_first = _coin()
         if contrast_first:
-            img = _linear(img, alpha=_drawn(*CONTRAST, neutral=1))
-        img = _change_hsv(img)
+            table = _linear(table, alpha=_drawn(*CONTRAST, neutral=1))
+        img = _change_hsv(_looked_up(results['img'], table))
         if not contrast_first:
-            img = _linear(img, alpha=_drawn(*CONTRAST, neutral=1))
+            img = _looked_up(img, _linear(LEVELS, alpha=_drawn(*CONTRAST, neutral=1)))
         results['img'] = img
         return results
 
@@ -63,11 +65,19 @@ def _change_hsv(img: np.ndarray) -> np.ndarray:
     hue = int(np.random.randint(-HUE, HUE + 1)) if _coin() else 0
     # As there, one way to HSV and back for each: on the way back colours are rounded.
     if saturation != 1:
-        hsv = cv2.cvtColor(img, cv2.COLOR_BGR2HSV)
-        hsv[..., 1] = _linear(hsv[..., 1], alpha=saturation)
-        img = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+        img = _with_channel_changed(img, 1, _linear(LEVELS, alpha=saturation))
     if hue != 0:
-        hsv = cv2.cvtColor(img, cv2.COLOR_BGR2HSV)
-        hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % NUM_HUES
-        img = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+        turned = (LEVELS.astype(int) + hue) % NUM_HUES
+        img = _with_channel_changed(img, 0, turned.astype(np.uint8))
     return img
+
+
+def _with_channel_changed(img: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+    """Of hue, saturation and value the one of this index, looked up in the table."""
+    hsv = cv2.cvtColor(img, cv2.COLOR_BGR2HSV)
+    changed = cv2.LUT(cv2.extractChannel(hsv, channel), table)
+    return cv2.cvtColor(cv2.insertChannel(changed, hsv, channel), cv2.COLOR_HSV2BGR)
+
+
+def _looked_up(img: np.ndarray, table: np.ndarray) -> np.ndarray:
+    return img if table is LEVELS else cv2.LUT(img, table)

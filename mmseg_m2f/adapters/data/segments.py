@@ -5,6 +5,7 @@ Both kinds have ``labels (N,)``, ``size`` (height, width), ``is_flipped``, and t
 until the packing asks for it: one drawing at the final size, however many steps led there.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -55,10 +56,21 @@ class PixelGrid(NamedTuple):
 
     def take(self, source: np.ndarray, fill: int) -> np.ndarray:
         """The pixels of ``source`` that are shown, ``fill`` where none is."""
-        shown = source[self.rows][:, self.columns]
+        shown = gather(source, self.rows, self.columns)
         shown[self.rows < 0] = fill
         shown[:, self.columns < 0] = fill
         return shown
+
+
+def gather(source: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """``source[rows][:, columns]``.
+
+    Of a row all pixels are copied at once, of a column one by one: columns come first where rows
+    are to become more.
+    """
+    if len(rows) > len(source):
+        return source.take(columns, axis=1).take(rows, axis=0)
+    return source.take(rows, axis=0).take(columns, axis=1)
 
 
 def _nearest(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -126,6 +138,38 @@ class SegmentMap:
         return np.repeat(index.astype(np.int32), lengths).reshape(ids.shape)
 
 
+class Patch(NamedTuple):
+    """One instance in the rectangle where it lies.
+
+    Args:
+        x, y: the rectangle's left and upper edge in pixels of the picture.
+        pixels: (height, width) bool of the rectangle; everything outside is False.
+    """
+
+    x: int
+    y: int
+    pixels: np.ndarray
+
+    def box(self) -> tuple[int, int, int, int]:
+        """``x1 y1 x2 y2`` of the pixels that are True, right and bottom exclusive; 0 if none is."""
+        columns, rows = (np.flatnonzero(self.pixels.any(axis=axis)) for axis in (0, 1))
+        if not len(rows):
+            return 0, 0, 0, 0
+        x1, x2 = int(columns[0]) + self.x, int(columns[-1]) + self.x + 1
+        return x1, int(rows[0]) + self.y, x2, int(rows[-1]) + self.y + 1
+
+
+NO_PATCH = Patch(0, 0, np.zeros((0, 0), bool))
+
+
+def paste(patches: Sequence[Patch], size: tuple[int, int]) -> np.ndarray:
+    """(N, height, width) bool."""
+    masks = np.zeros((len(patches), *size), bool)
+    for mask, (x, y, pixels) in zip(masks, patches, strict=True):
+        mask[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+    return masks
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InstanceShapes:
     """Instances, which may overlap: polygons stay coordinates, run-length encodings stay pixels.
@@ -172,38 +216,52 @@ class InstanceShapes:
 
     def masks(self) -> np.ndarray:
         """(N, height, width) bool."""
-        masks = np.zeros((len(self.labels), *self.size), bool)
-        for index, outlines in self.outlines.items():
-            _draw(masks[index], [self.vertices[start:stop] for start, stop in outlines])
-        # A polygon goes on beyond the edge where a crop cut it off: not into the padding.
-        masks[:, self.grid.rows < 0] = False
-        masks[:, :, self.grid.columns < 0] = False
-        for index, encoded in self.bitmaps.items():
-            self._copy(masks[index], encoded)
-        return masks
+        return paste(self.patches(), self.size)
 
-    def _copy(self, mask: np.ndarray, encoded: Rle) -> None:
+    def patches(self) -> list[Patch]:
+        """Each instance; most fill but a small part of the picture."""
+        patches = [NO_PATCH] * len(self.labels)
+        for index, outlines in self.outlines.items():
+            polygons = [self.vertices[start:stop] for start, stop in outlines]
+            patches[index] = self._drawn(polygons)
+        for index, encoded in self.bitmaps.items():
+            patches[index] = self._copied(encoded)
+        return patches
+
+    def _drawn(self, polygons: list[np.ndarray]) -> Patch:
+        patch = _draw(polygons, self.size)
+        height, width = patch.pixels.shape
+        # A polygon goes on beyond the edge where a crop cut it off: not into the padding.
+        patch.pixels[self.grid.rows[patch.y : patch.y + height] < 0] = False
+        patch.pixels[:, self.grid.columns[patch.x : patch.x + width] < 0] = False
+        return patch
+
+    def _copied(self, encoded: Rle) -> Patch:
         coco_mask = import_coco_mask()
         # Most of a large file is outside of the instance's box.
         x, y, width, height = coco_mask.toBbox(encoded).astype(int).tolist()
-        rows, columns = self.grid
-        in_box = (rows >= y) & (rows < y + height), (columns >= x) & (columns < x + width)
-        if not all(side.any() for side in in_box):
-            return
-        bitmap = coco_mask.decode(encoded)
-        mask[np.ix_(*in_box)] = bitmap[np.ix_(rows[in_box[0]], columns[in_box[1]])]
+        rows, columns = (
+            np.flatnonzero((side >= start) & (side < start + length))
+            for side, start, length in zip(self.grid, (y, x), (height, width), strict=True)
+        )
+        if not len(rows) or not len(columns):
+            return NO_PATCH
+        box = coco_mask.decode(encoded)[y : y + height, x : x + width].view(bool)
+        # No transform changes the order of rows or columns: those of the box lie together.
+        pixels = gather(box, self.grid.rows[rows] - y, self.grid.columns[columns] - x)
+        return Patch(int(columns[0]), int(rows[0]), pixels)
 
 
-def _draw(mask: np.ndarray, polygons: list[np.ndarray]) -> None:
-    """Fills the polygons by pycocotools' rule, in the part of the mask where they lie."""
+def _draw(polygons: list[np.ndarray], size: tuple[int, int]) -> Patch:
+    """The polygons filled by pycocotools' rule, as far as they lie in a picture of this size."""
     vertices = np.concatenate(polygons)
-    x1, y1 = np.maximum(np.floor(vertices.min(axis=0)), 0).astype(int)
-    x2, y2 = np.minimum(np.ceil(vertices.max(axis=0)) + 1, mask.shape[::-1]).astype(int)
+    x1, y1 = np.maximum(np.floor(vertices.min(axis=0)), 0).astype(int).tolist()
+    x2, y2 = np.minimum(np.ceil(vertices.max(axis=0)) + 1, size[::-1]).astype(int).tolist()
     if x1 >= x2 or y1 >= y2:
-        return
+        return NO_PATCH
     coco_mask = import_coco_mask()
     # From the origin on: coordinates of tenths, which are common, lie on the border between two
     # of pycocotools' fifths, and moved by a rounding error they would fall to the other side.
     flat = [polygon.ravel().tolist() for polygon in polygons]
     drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, y2, x2)))
-    mask[y1:y2, x1:x2] = drawn[y1:, x1:]
+    return Patch(x1, y1, drawn[y1:, x1:].view(bool))

@@ -225,6 +225,16 @@ def test_the_seed_decides(name):
     assert (first['gt_segments'].masks() == second['gt_segments'].masks()).all()
 
 
+@pytest.mark.parametrize('dtype', [np.uint8, np.float32, np.int64])
+@pytest.mark.parametrize('shape', [(3, 4), (3, 4, 1), (3, 4, 3), (1, 1, 3)])
+def test_pictures_of_any_type_are_mirrored(dtype, shape):
+    img = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    mirrored = RandomFlip(prob=1).transform({'img': img})['img']
+    assert (mirrored.dtype, mirrored.shape) == (dtype, shape)
+    assert (mirrored == img[:, ::-1]).all()
+    assert mirrored.flags.c_contiguous
+
+
 def test_random_choice_resize_moves_segments():
     choice = TRANSFORMS.build(
         {
@@ -246,6 +256,16 @@ def test_random_choice_resize_moves_segments():
         (
             {'type': 'ResizeShortestEdge', 'scale': 2, 'max_size': 9, 'backend': 'opencv'},
             r"backend must be one of \('pillow', 'cv2'\), got 'opencv'",
+        ),
+        (
+            {
+                'type': 'ResizeShortestEdge',
+                'scale': 2,
+                'max_size': 9,
+                'backend': 'cv2',
+                'deferred': True,
+            },
+            "deferred=True requires backend='pillow', got 'cv2'",
         ),
         ({'type': 'ResizeScale', 'min_scale': 1, 'max_scale': 1, 'target_size': 8}, r'\(height, w'),
         ({'type': 'FixedSizeCrop', 'crop_size': (8, 8), 'offsets': 'both'}, "'shared' or 'indep"),

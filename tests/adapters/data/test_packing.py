@@ -12,7 +12,7 @@ from mmseg_m2f.adapters.data import (
     PackSegments,
     PanopticDataset,
 )
-from mmseg_m2f.adapters.data.packing import mask_boxes
+from mmseg_m2f.adapters.data.packing import channels_first, mask_boxes
 from mmseg_m2f.adapters.samples import targets_of
 from mmseg_m2f.registry import TRANSFORMS
 
@@ -178,6 +178,26 @@ def test_a_picture_that_lost_its_instances_stays():
     results = instance_record([(7, 7, 9, 9)])
     sample = PackSegments(keep_empty=False).transform(results)['data_samples']
     assert len(sample.gt_instances) == 0
+
+
+def test_boxes_of_instances_enclose_their_masks():
+    results = instance_record([(1, 2, 4, 5), (0, 0, 8, 6), (7, 5, 8, 6), (20, 20, 24, 24)])
+    instances = PackSegments().transform(results)['data_samples'].gt_instances
+    assert instances.bboxes.dtype == torch.float32
+    assert instances.bboxes.tolist() == mask_boxes(instances.masks.masks != 0).tolist()
+    assert instances.bboxes.tolist() == [[1, 2, 4, 5], [0, 0, 8, 6], [7, 5, 8, 6], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.float32, np.int64])
+@pytest.mark.parametrize('shape', [(5, 7, 3), (1, 7, 3), (5, 1, 3), (5, 7, 1), (1, 1, 4)])
+def test_channels_come_first(dtype, shape):
+    img = np.arange(2 * np.prod(shape)).reshape(2 * shape[0], *shape[1:]).astype(dtype)
+    # The second is a crop, whose rows do not follow each other in memory.
+    for picture in (img, img[1:, : max(shape[1] - 2, 1)]):
+        planes = channels_first(picture)
+        assert planes.dtype == dtype
+        assert planes.flags.c_contiguous
+        assert (planes == picture.transpose(2, 0, 1)).all()
 
 
 def test_boxes_enclose_masks():

@@ -1,5 +1,8 @@
 """Single colours by hand, with the draws written down."""
 
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 
@@ -72,6 +75,52 @@ def test_hue_goes_round(draws):
     # Back by as much it passes 0 and turns towards violet.
     draws([0, 1, 0, 0, 1, -18], [])
     assert distorted((0, 0, 200)) == [[120, 0, 200]]
+
+
+def in_full(img):
+    """Every step on every pixel, the draws in the same order."""
+
+    def coin():
+        return bool(np.random.randint(2))
+
+    def linear(values, alpha, beta):
+        changed = values.astype(np.float32) * np.float32(alpha) + np.float32(beta)
+        return changed.clip(0, 255).astype(np.uint8)
+
+    def contrast(img):
+        return linear(img, np.random.uniform(0.5, 1.5), 0) if coin() else img
+
+    if coin():
+        img = linear(img, 1, np.random.uniform(-32, 32))
+    contrast_first = coin()
+    if contrast_first:
+        img = contrast(img)
+    saturation = np.random.uniform(0.5, 1.5) if coin() else None
+    hue = np.random.randint(-18, 19) if coin() else 0
+    if saturation is not None:
+        hsv = cv2.cvtColor(img, cv2.COLOR_BGR2HSV)
+        hsv[..., 1] = linear(hsv[..., 1], saturation, 0)
+        img = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+    if hue:
+        hsv = cv2.cvtColor(img, cv2.COLOR_BGR2HSV)
+        hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % 180
+        img = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+    return img if contrast_first else contrast(img)
+
+
+def test_tables_give_what_arithmetic_on_every_pixel_gives():
+    photo = Path(__file__).parents[3] / 'data/tiny/coco/img/train/000000000030.jpg'
+    # A crop, whose rows do not follow each other in memory.
+    img = cv2.imread(str(photo))[20:150, 30:200]
+    before = img.copy()
+    for seed in range(64):
+        np.random.seed(seed)
+        expected, state = in_full(img), np.random.uniform()
+        np.random.seed(seed)
+        result = PhotoMetricDistortion().transform({'img': img})['img']
+        assert (result == expected).all()
+        assert np.random.uniform() == state
+    assert (img == before).all()
 
 
 def test_a_sixteenth_stays_and_the_seed_decides():

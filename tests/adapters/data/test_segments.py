@@ -9,7 +9,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from mmseg_m2f.adapters.data.loading import LoadSegments
-from mmseg_m2f.adapters.data.segments import InstanceShapes, PixelGrid, SegmentMap
+from mmseg_m2f.adapters.data.segments import (
+    InstanceShapes,
+    Patch,
+    PixelGrid,
+    SegmentMap,
+    gather,
+    paste,
+)
 from mmseg_m2f.evaluation.panoptic_map import read_ids
 
 TINY = Path(__file__).parents[3] / 'data/tiny'
@@ -145,6 +152,24 @@ def filled(size, x1, y1, x2, y2):
     mask = np.zeros(size, bool)
     mask[y1:y2, x1:x2] = True
     return mask
+
+
+@pytest.mark.parametrize('size', [(3, 4), (9, 11), (20, 5), (5, 20)])
+def test_gathered_pixels_are_those_of_the_indices(size):
+    generator = np.random.default_rng(0)
+    source = generator.integers(0, 9999, (9, 11), np.int32)
+    # As numpy has it, -1 is the last.
+    rows, columns = (generator.integers(-1, b, a) for a, b in zip(size, source.shape, strict=True))
+    assert (gather(source, rows, columns) == source[np.ix_(rows, columns)]).all()
+
+
+def test_a_patch_is_pasted_where_it_lies():
+    patch = Patch(4, 1, np.array([[0, 1, 0], [0, 1, 1]], bool))
+    masks = paste([patch, Patch(0, 0, np.zeros((2, 2), bool))], (4, 8))
+    assert np.argwhere(masks).tolist() == [[0, 1, 5], [0, 2, 5], [0, 2, 6]]
+    assert patch.box() == (5, 1, 7, 3)
+    assert Patch(4, 1, np.zeros((2, 3), bool)).box() == (0, 0, 0, 0)
+    assert paste([], (4, 8)).shape == (0, 4, 8)
 
 
 def test_a_square_enlarged_and_mirrored():
