@@ -27,7 +27,9 @@ class PixelDecoderConfig:
     ``num_levels`` feature maps, from the coarsest, go through the encoder; the finer ones are
     added by a feature pyramid. ``ffn_dim`` is 1024 in the official code whatever its yaml says.
     ``checkpointing`` keeps only the input of each encoder layer for the backward pass and computes
-    the layer again there: less memory, more time, the same gradients.
+    the layer again there: less memory, more time, the same gradients. ``mixed_precision`` lets an
+    autocast reach the pixel decoder, which the official code computes in float32 throughout; the
+    residual stream and the sampling locations stay in float32 even so.
     """
 
     channels: int = 256
@@ -38,6 +40,7 @@ class PixelDecoderConfig:
     ffn_dim: int = 1024
     norm_groups: int = 32
     checkpointing: bool = False
+    mixed_precision: bool = False
 
     def __post_init__(self) -> None:
         for name in ('channels', 'num_heads', 'num_points', 'num_levels', 'ffn_dim', 'norm_groups'):
@@ -53,6 +56,7 @@ class PixelDecoderConfig:
             f'of norm_groups ({self.norm_groups}), got {self.channels}',
         )
         _require_switch(self.checkpointing, 'pixel_decoder.checkpointing')
+        _require_switch(self.mixed_precision, 'pixel_decoder.mixed_precision')
         _require(self.channels % 4 == 0, f'channels must be a multiple of 4, got {self.channels}')
 
 

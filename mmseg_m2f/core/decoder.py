@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmseg_m2f.core.config import DecoderConfig
-from mmseg_m2f.core.layers import Attention, FeedForward, run_layer, sine_encoding
+from mmseg_m2f.core.layers import (
+    Attention,
+    FeedForward,
+    resize_maps,
+    run_layer,
+    sine_encoding,
+)
 from mmseg_m2f.core.structures import (
     MaskPrediction,
     PixelFeatures,
@@ -145,9 +151,5 @@ class MaskedAttentionDecoder(nn.Module):
     @torch.no_grad()
     def _pool(self, features: PixelFeatures) -> list[Tensor]:
         """Mask features resized to each level once, in float32: they serve attention masks only."""
-        # Resizing would make the channels of each level contiguous for itself.
-        exact = at_least_float32(features.mask_features).contiguous()
-        return [
-            F.interpolate(exact, size=x.shape[-2:], mode='bilinear', align_corners=False)
-            for x in features.memory
-        ]
+        exact = at_least_float32(features.mask_features)
+        return [resize_maps(exact, (x.shape[-2], x.shape[-1])) for x in features.memory]

@@ -105,6 +105,21 @@ class ConvNorm(nn.Module):
         return F.relu(x, inplace=True) if self.activate else x
 
 
+def resize_maps(
+    maps: Float[Tensor, 'B C h w'], size: tuple[int, int]
+) -> Float[Tensor, 'B C H W']:
+    """Bilinearly to ``size``, ``align_corners=False``; channels-last maps stay so.
+
+    On several threads PyTorch brings maps of many channels into the channels-last order and the
+    result back, which takes longer than the resizing; of pictures with one channel it does not.
+    """
+    if not maps.is_contiguous():
+        return F.interpolate(maps, size=size, mode='bilinear', align_corners=False)
+    pictures = maps.flatten(0, 1)[:, None]
+    resized = F.interpolate(pictures, size=size, mode='bilinear', align_corners=False)
+    return resized.view(*maps.shape[:2], *size)
+
+
 def sine_encoding(
     size: tuple[int, int], channels: int, *, device: torch.device, dtype: torch.dtype
 ) -> Float[Tensor, 'C h w']:

@@ -5,11 +5,17 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmseg_m2f.core.config import PixelDecoderConfig
 from mmseg_m2f.core.deform_attn import LevelShapes, MSDeformAttn, pixel_centres
-from mmseg_m2f.core.layers import ConvNorm, FeedForward, init_c2_xavier, run_layer, sine_encoding
+from mmseg_m2f.core.layers import (
+    ConvNorm,
+    FeedForward,
+    init_c2_xavier,
+    resize_maps,
+    run_layer,
+    sine_encoding,
+)
 from mmseg_m2f.core.structures import PixelFeatures, at_least_float32
 
 AttentionFactory = Callable[[], nn.Module]
@@ -41,8 +47,8 @@ class EncoderLayer(nn.Module):
 class MSDeformAttnPixelDecoder(nn.Module):
     """Deformable encoder over the coarse maps, feature pyramid down to stride 4.
 
-    The whole forward pass runs in float32 whatever the autocast, as in the official code: sampling
-    locations lose up to a quarter pixel in bfloat16.
+    The whole forward pass runs in float32 whatever the autocast, as in the official code, unless
+    ``config.mixed_precision`` says otherwise.
 
     Args:
         in_channels: channels of the backbone's maps, finest (stride 4) first.
@@ -128,16 +134,23 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 f'the pixel decoder was built for {len(self.in_channels)} feature maps '
                 f'(in_channels {list(self.in_channels)}), got {len(features)}'
             )
+        if self.config.mixed_precision:
+            return self._decode(features)
         with torch.autocast(features[0].device.type, enabled=False):
-            exact = [at_least_float32(feature) for feature in features]
-            coarse_first = exact[::-1]
-            memory = self._encode(coarse_first[: self.config.num_levels])
-            return PixelFeatures(self._pyramid(exact, memory[-1]), tuple(memory))
+            return self._decode([at_least_float32(feature) for feature in features])
+
+    def _decode(self, features: Sequence[Tensor]) -> PixelFeatures:
+        memory = self._encode(features[::-1][: self.config.num_levels])
+        mask_features = self._pyramid(features, memory[-1])
+        return PixelFeatures(at_least_float32(mask_features), tuple(memory))
 
     def _encode(self, features: Sequence[Tensor]) -> list[Tensor]:
         maps = [project(x) for project, x in zip(self.input_proj, features, strict=True)]
         level_shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)  # (B, S, C)
+        # The residual stream and, by its type, the locations: in bfloat16 these lose up to a
+        # quarter of a pixel.
+        tokens = at_least_float32(tokens)
         position = torch.cat(
             [
                 self._position(shape, tokens).flatten(1).T + embed
@@ -159,14 +172,12 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     def _pyramid(self, features: Sequence[Tensor], finest: Tensor) -> Tensor:
         """Add the maps finer than the encoder's levels top-down; project to mask features."""
-        # It is a view of tokens, channels last: resizing it so would write every map twice.
+        # It is a view of tokens, the channels last; the lateral maps are in another order.
         finest = finest.contiguous()
         for index in reversed(range(len(self.lateral))):
             lateral = self.lateral[index](features[index])
-            finest = lateral + F.interpolate(
-                finest, size=lateral.shape[-2:], mode='bilinear', align_corners=False
-            )
-            finest = self.output[index](finest)
+            size = (lateral.shape[-2], lateral.shape[-1])
+            finest = self.output[index](lateral + resize_maps(finest, size))
         return self.mask_proj(finest)
 
 

@@ -137,6 +137,7 @@ def test_every_size_and_weight_arrives():
         'ffn_dim': 48,
         'norm_groups': 8,
         'checkpointing': False,
+        'mixed_precision': False,
     }
     part = head['decoder']
     assert (part['channels'], part['num_layers'], part['num_heads']) == (64, 3, 4)

@@ -21,6 +21,7 @@ def test_defaults_are_the_papers():
         'ffn_dim': 1024,
         'norm_groups': 32,
         'checkpointing': False,
+        'mixed_precision': False,
     }
     assert dataclasses.asdict(DecoderConfig(num_classes=150)) == {
         'num_classes': 150,

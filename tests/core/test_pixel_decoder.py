@@ -15,7 +15,7 @@ CHANNELS = (4, 6, 8, 10)
 
 
 def make_decoder(
-    num_levels=3, num_layers=1, in_channels=CHANNELS, attention=None, checkpointing=False
+    num_levels=3, num_layers=1, in_channels=CHANNELS, attention=None, **switches
 ):
     config = PixelDecoderConfig(
         channels=16,
@@ -25,7 +25,7 @@ def make_decoder(
         num_levels=num_levels,
         ffn_dim=24,
         norm_groups=4,
-        checkpointing=checkpointing,
+        **switches,
     )
     return MSDeformAttnPixelDecoder(in_channels, config, attention)
 
@@ -62,7 +62,8 @@ def test_pyramid_adds_the_finer_maps_from_coarse_to_fine():
     stride_8 = decoder.lateral[1](maps[1]) + enlarge(features.memory[-1], maps[1])
     stride_8 = decoder.output[1](stride_8)
     stride_4 = decoder.output[0](decoder.lateral[0](maps[0]) + enlarge(stride_8, maps[0]))
-    assert torch.equal(features.mask_features, decoder.mask_proj(stride_4))
+    expected = decoder.mask_proj(stride_4)
+    torch.testing.assert_close(features.mask_features, expected, rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
@@ -142,6 +143,42 @@ def test_the_whole_pass_is_float32_under_autocast():
         assert torch.equal(one, other)
     assert from_half.mask_features.dtype == torch.float32
     assert {x.dtype for x in from_half.memory} == {torch.float32}
+
+
+def exact_and_mixed():
+    exact, mixed = make_decoder(), make_decoder(mixed_precision=True)
+    mixed.load_state_dict(exact.state_dict())
+    return exact, mixed
+
+
+@torch.no_grad()
+def test_mixed_precision_changes_nothing_without_autocast():
+    exact, mixed = exact_and_mixed()
+    maps = make_maps(9, 14)
+    expected, got = exact(maps), mixed(maps)
+    assert torch.equal(got.mask_features, expected.mask_features)
+    for one, other in zip(got.memory, expected.memory, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_mixed_precision_rounds_and_keeps_the_locations():
+    exact, mixed = exact_and_mixed()
+    maps, seen = make_maps(9, 14), []
+    mixed.layers[0].attn.register_forward_pre_hook(lambda _, args: seen.append(args))
+    expected = exact(maps)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        got = mixed([x.bfloat16() for x in maps])
+    query, value, reference_points, _ = seen[0]
+    assert {x.dtype for x in (query, value, reference_points)} == {torch.float32}
+    for one, other in zip(
+        [got.mask_features, *got.memory], [expected.mask_features, *expected.memory], strict=True
+    ):
+        assert one.dtype == torch.float32
+        assert not torch.equal(one, other)
+        # Group and layer norms keep the values near one: bfloat16 has eight bits of them.
+        assert (one - other).abs().mean() < 0.02 * other.abs().mean().clamp(min=1)
+    got.mask_features.sum().backward()
+    assert all(parameter.grad is not None for parameter in mixed.output.parameters())
 
 
 @torch.no_grad()
