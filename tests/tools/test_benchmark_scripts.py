@@ -55,8 +55,12 @@ def verdicts(module: ModuleType, case: str, names: Sequence[str]) -> Mapping[str
         (data, 'lsj', ('ours', 'mmdet')),
         (data, 'semantic', ('ours', 'mmseg')),
         (scaling, 'small_64', ('ours', 'mmseg')),
-        (train_step, 'r18_64', ('ours', 'hf', 'mmseg')),
-        (inference, 'r18_128', ('ours', 'ours-tuned', 'hf', 'mmseg')),
+        (train_step, 'r18_64', ('ours', 'hf-accelerated', 'hf', 'mmseg-accelerated', 'mmseg')),
+        (
+            inference,
+            'r18_128',
+            ('ours', 'ours-tuned', 'hf-accelerated', 'hf', 'mmseg-accelerated', 'mmseg'),
+        ),
     ],
 )
 def test_outputs_agree(module: ModuleType, case: str, names: Sequence[str]) -> None:
@@ -64,6 +68,29 @@ def test_outputs_agree(module: ModuleType, case: str, names: Sequence[str]) -> N
         assert isinstance(agreement, harness.Agreement), f'{name}: {agreement}'
         assert agreement.difference <= agreement.limit, name
         assert math.isnan(agreement.argmax) or agreement.argmax > 0.99, name
+
+
+def test_the_accelerated_detector_is_ours() -> None:
+    """The stock path, to which a hook on its head would lead, has no rounding of its own."""
+    [agreement] = verdicts(inference, 'panoptic_200x333', ['mmdet-accelerated']).values()
+    assert isinstance(agreement, harness.Agreement)
+    assert 0 < agreement.difference <= agreement.limit
+    assert agreement.argmax > 0.99
+
+
+@pytest.mark.parametrize('module', [inference, train_step])
+def test_accelerated_peers_run_where_they_are_named(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered: list[harness.Benchmark] = []
+    monkeypatch.setattr(harness, 'main', offered.append)
+    module.main()
+    [benchmark] = offered
+    usual = harness._parse(benchmark, []).implementations
+    named = ['--implementations', 'hf-accelerated', 'mmseg-accelerated']
+    assert 'mmseg' in usual
+    assert not [name for name in usual if name.endswith('-accelerated')]
+    assert harness._parse(benchmark, named).implementations == named[1:]
 
 
 def test_what_cannot_run_says_why() -> None:

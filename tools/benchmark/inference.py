@@ -4,10 +4,12 @@
 
 One real picture, the same random weights, post-processing included. ``-tuned`` is without a change
 to anybody's code: batch norms fused, channels last, inference mode, the best number of threads up
-to ``--threads``. ``-bf16`` is that under autocast, ``-compiled`` that with ``torch.compile``, which
-takes minutes and runs where it is named. Before any timing the scores (semantic) or logits
-(panoptic) are compared; the labels are those of the finished maps. Hugging Face forms its masks at
-384 x 384 whatever the picture, so that its labels differ while its logits do not.
+to ``--threads``; ours by ``mmseg_m2f.prepare_inference``. ``-bf16`` is that under autocast,
+``-compiled`` that with ``torch.compile``, which takes minutes. ``-accelerated`` is the stock peer
+after ``mmseg_m2f.accelerate`` and nothing else; these two run where they are named. Before any
+timing the scores (semantic) or logits (panoptic) are compared; the labels are those of the finished
+maps. Hugging Face forms its masks at 384 x 384 whatever the picture, so that its labels differ
+while its logits do not.
 """
 
 import functools
@@ -17,10 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+import mmseg_m2f
 from mmseg_m2f import core
 from tools.benchmark import harness, segmentors
 from tools.benchmark.pictures import panoptic_batch, semantic_batch
-from tools.benchmark.tuning import in_bfloat16, tuned, with_best_threads
+from tools.benchmark.tuning import in_bfloat16, our_parts, tuned, with_best_threads
 
 SIDES = {'r50_512': 512, 'r50_256': 256, 'swin-l_640': 640, 'r18_128': 128}
 SCALES = {'panoptic_800x1333': 1.0, 'panoptic_200x333': 0.25}
@@ -28,11 +31,12 @@ SCALES = {'panoptic_800x1333': 1.0, 'panoptic_200x333': 0.25}
 Calling = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 VARIANTS = ('-compiled', '-bf16', '-tuned', '')
+ACCELERATED = 'accelerated'
 PEERS = {'r50': ('hf', 'mmseg'), 'r18': ('hf', 'mmseg'), 'swin-l': ('mmseg',)}
 
 # Share of the outputs' range that float32 may differ by: one attention mask whose logit rounds to
 # the other side of 0 moves its query a little. bfloat16 flips many of them.
-TOLERANCE = {'': 1e-3, 'tuned': 1e-3, 'compiled': 1e-3, 'bf16': 1.0}
+TOLERANCE = {'': 1e-3, ACCELERATED: 1e-3, 'tuned': 1e-3, 'compiled': 1e-3, 'bf16': 1.0}
 
 
 def main() -> None:
@@ -49,6 +53,7 @@ def main() -> None:
                 'r18_128',
                 'panoptic_200x333',
                 *(f'{name}-compiled' for name in ('ours', 'hf', 'mmseg', 'mmdet')),
+                *(f'{name}-{ACCELERATED}' for name in ('hf', 'mmseg', 'mmdet')),
             ],
         )
     )
@@ -56,9 +61,11 @@ def main() -> None:
 
 def implementations(case: str) -> list[str]:
     """Ours first, the stock peer last: the baseline."""
-    names = ['ours', *peers_of(case)]
     # mmdet's own way to bfloat16 is the one that is asked of mmseg.
-    return [f'{name}{variant}' for name in names for variant in VARIANTS]
+    names = [f'ours{variant}' for variant in VARIANTS]
+    for peer in peers_of(case):
+        names += [f'{peer}-{ACCELERATED}', *(f'{peer}{variant}' for variant in VARIANTS)]
+    return names
 
 
 def peers_of(case: str) -> tuple[str, ...]:
@@ -71,7 +78,7 @@ def prepare(case: str, implementation: str) -> harness.Step:
     batch = load(case)
     model, calling = load_variant(case, implementation)
     step = calling(functools.partial(run, model, batch))
-    if '-' in implementation:
+    if implementation.partition('-')[2] not in ('', ACCELERATED):
         return with_best_threads(step, f'{case}-{implementation}')
     return step
 
@@ -88,12 +95,17 @@ def load_variant(case: str, implementation: str) -> tuple[Any, Calling]:
     name = case.split('_')[0]
     layout, _, variant = implementation.partition('-')
     model = segmentors.build_shared(segmentors.SPECS[name], name, layout).eval()
-    if not variant:
+    if variant == ACCELERATED:
+        mmseg_m2f.accelerate(model)
+    if variant in ('', ACCELERATED):
         return model, lambda step: step
-    model = tuned(model, fuse=layout != 'hf')
+    if layout == 'ours':
+        mmseg_m2f.prepare_inference(model, dtype='bfloat16' if variant == 'bf16' else None)
+    else:
+        model = tuned(model, fuse=layout != 'hf')
     if variant == 'compiled':
         model.compile()
-    if variant == 'bf16':
+    if variant == 'bf16' and layout != 'ours':
         return model, lambda step: in_bfloat16(torch.inference_mode()(step))
     return model, torch.inference_mode()
 
@@ -170,8 +182,14 @@ def outputs(case: str, implementation: str) -> Outputs:
         return _panoptic_outputs(model, batch, calling)
     if is_hugging_face(model):
         return _hf_outputs(model, batch, calling)
-    [sample] = calling(functools.partial(run, model, batch))()
-    return Outputs(sample.seg_logits.data.float(), sample.pred_sem_seg.data[0])
+    step = calling(functools.partial(run, model, batch))
+    [sample] = step()
+    labels = sample.pred_sem_seg.data[0]
+    if hasattr(model, 'keep_score_maps'):
+        # The labels are of what is timed, which has no scores.
+        model.keep_score_maps()
+        [sample] = step()
+    return Outputs(sample.seg_logits.data.float(), labels)
 
 
 def _hf_outputs(model: Any, batch: dict[str, Any], calling: Calling) -> Outputs:
@@ -185,7 +203,8 @@ def _hf_outputs(model: Any, batch: dict[str, Any], calling: Calling) -> Outputs:
 
 
 def _panoptic_outputs(model: Any, batch: dict[str, Any], calling: Calling) -> Outputs:
-    head, noted = model.panoptic_head, []
+    # A hook on an accelerated head would send to the stock path.
+    head, noted = our_parts(model.panoptic_head) or model.panoptic_head, []
     hook = head.register_forward_hook(lambda _, __, output: noted.append(output))
     [sample] = calling(functools.partial(run, model, batch))()
     hook.remove()

@@ -5,9 +5,10 @@
 Two real pictures with their label maps, the same random weights: forward, losses, backward,
 gradients clipped to 0.01, a step of AdamW. ``-tuned`` is channels last and the best number of
 threads; ``-checkpointed`` computes activations again in the backward pass, in the backbone and, of
-ours, in both decoders. Our matcher draws its points once per picture (its default), the others for
-every prediction. Before any timing all losses and the norm of the gradient are compared, on equal
-points.
+ours, in both decoders; ``-accelerated``, which runs where it is named, is the stock peer after
+``mmseg_m2f.accelerate`` and nothing else. Our matcher draws its points once per picture (its
+default, also where it accelerates), the others for every prediction. Before any timing all losses
+and the norm of the gradient are compared, on equal points.
 """
 
 import dataclasses
@@ -20,11 +21,12 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+import mmseg_m2f
 from mmseg_m2f import core
 from tools.benchmark import harness, segmentors
-from tools.benchmark.inference import is_hugging_face, normalised
+from tools.benchmark.inference import ACCELERATED, is_hugging_face, normalised
 from tools.benchmark.pictures import class_masks, semantic_batch
-from tools.benchmark.tuning import with_best_threads
+from tools.benchmark.tuning import our_parts, with_best_threads
 
 SIDES = {'r50_512': 512, 'r50_256': 256, 'r18_64': 64}
 PEERS = ('hf', 'mmseg')
@@ -43,14 +45,17 @@ def main() -> None:
             implementations(''),
             prepare,
             disagreement,
-            optional=['r50_256', 'r18_64'],
+            optional=['r50_256', 'r18_64', *(f'{name}-{ACCELERATED}' for name in PEERS)],
         )
     )
 
 
 def implementations(case: str) -> list[str]:
     """Ours first, the stock peer last: the baseline."""
-    return [f'{name}{variant}' for name in ('ours', *PEERS) for variant in VARIANTS]
+    names = [f'ours{variant}' for variant in VARIANTS]
+    for peer in PEERS:
+        names += [f'{peer}-{ACCELERATED}', *(f'{peer}{variant}' for variant in VARIANTS)]
+    return names
 
 
 def prepare(case: str, implementation: str) -> harness.Step:
@@ -76,7 +81,7 @@ def load_model(case: str, implementation: str) -> Any:
         segmentors.freeze_batch_norms(model)
     if variant == 'tuned':
         model = model.to(memory_format=torch.channels_last)
-    return model
+    return mmseg_m2f.accelerate(model) if variant == ACCELERATED else model
 
 
 def train_step(model: Any, batch: dict[str, Any], optimiser: torch.optim.Optimizer) -> None:
@@ -95,7 +100,7 @@ def gradients(model: Any, batch: dict[str, Any]) -> None:
 def losses(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
     """The weighted losses of all predictions, by the names mmseg gives them."""
     if is_hugging_face(model):
-        return _hf_losses(model, batch)
+        return (_accelerated_hf_losses if our_parts(model) else _hf_losses)(model, batch)
     found = model(**model.data_preprocessor(batch, training=True), mode='loss')
     # mmdet keeps an axis of length 1 on the mask losses.
     return {name: value.squeeze() for name, value in found.items()}
@@ -103,9 +108,6 @@ def losses(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
 
 def _hf_losses(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
     """Hugging Face gives the sum alone; the terms are noted on the way."""
-    pixels = normalised(batch)
-    targets = [class_masks(sample.gt_sem_seg.data[0]) for sample in batch['data_samples']]
-    labels, masks = (list(part) for part in zip(*targets, strict=True))
     noted: dict[str, Tensor] = {}
     original = model.get_loss_dict
 
@@ -114,8 +116,30 @@ def _hf_losses(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         return noted
 
     with mock.patch.object(model, 'get_loss_dict', get_loss_dict):
-        model(pixels, mask_labels=masks, class_labels=labels)
+        _run_hf(model, batch)
     return {_mmseg_name(name): value for name, value in noted.items()}
+
+
+def _accelerated_hf_losses(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Of ours behind its ``forward``."""
+    noted: list[core.LossTerms] = []
+    note = our_parts(model).criterion.register_forward_hook(
+        lambda _, __, terms: noted.extend(terms)
+    )
+    _run_hf(model, batch)
+    note.remove()
+    prefixes = [*(f'decode.d{layer}.' for layer in range(len(noted) - 1)), 'decode.']
+    return {
+        f'{prefix}loss_{name}': value
+        for prefix, terms in zip(prefixes, noted, strict=True)
+        for name, value in terms._asdict().items()
+    }
+
+
+def _run_hf(model: Any, batch: dict[str, Any]) -> None:
+    targets = [class_masks(sample.gt_sem_seg.data[0]) for sample in batch['data_samples']]
+    labels, masks = (list(part) for part in zip(*targets, strict=True))
+    model(normalised(batch), mask_labels=masks, class_labels=labels)
 
 
 def _mmseg_name(name: str) -> str:
