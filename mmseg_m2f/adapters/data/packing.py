@@ -177,12 +177,12 @@ def _no_instances() -> InstanceData:
 
 
 def _instance_data(masks: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> InstanceData:
-    from mmdet.structures.mask import BitmapMasks
+    from mmseg_m2f.adapters.data.patched_masks import PatchedMasks
 
     return InstanceData(
         bboxes=torch.from_numpy(boxes),
         labels=torch.from_numpy(labels),
-        masks=BitmapMasks(masks.view(np.uint8), *masks.shape[1:]),
+        masks=PatchedMasks(masks.view(np.uint8), *masks.shape[1:]),
     )
 
 

@@ -1,5 +1,7 @@
 """What the detectors get: by hand, and as MMDetection's own head reads it."""
 
+import pickle
+
 import numpy as np
 import pytest
 import scenes
@@ -17,6 +19,8 @@ from mmseg_m2f.adapters.samples import targets_of
 from mmseg_m2f.registry import TRANSFORMS
 
 pytest.importorskip('mmdet')
+
+from mmseg_m2f.adapters.data.patched_masks import PatchedMasks
 
 
 def panoptic_record(tmp_path, id_map, segments, size=None):
@@ -178,6 +182,25 @@ def test_a_picture_that_lost_its_instances_stays():
     results = instance_record([(7, 7, 9, 9)])
     sample = PackSegments(keep_empty=False).transform(results)['data_samples']
     assert len(sample.gt_instances) == 0
+
+
+def test_masks_arrive_from_a_worker_as_they_were():
+    generator = np.random.default_rng(0)
+    masks = np.zeros((6, 40, 50), np.uint8)
+    for index, (y, x) in enumerate(generator.integers(0, 30, (5, 2))):
+        masks[index, y : y + 9, x : x + 2 * index + 1] = generator.integers(0, 2, (9, 1))
+    masks[4] = 1
+    for sent in (masks, masks[:0], masks[:, :0]):
+        arrived = pickle.loads(pickle.dumps(PatchedMasks(sent, *sent.shape[1:])))
+        assert isinstance(arrived, PatchedMasks)
+        assert (arrived.height, arrived.width) == sent.shape[1:]
+        assert arrived.masks.dtype == np.uint8
+        assert arrived.masks.shape == sent.shape
+        assert (arrived.masks == sent).all()
+    # A pixel in the corner takes a byte, not 250,000.
+    corner = np.zeros((1, 500, 500), np.uint8)
+    corner[0, -1, -1] = 1
+    assert len(pickle.dumps(PatchedMasks(corner, 500, 500))) < 1000
 
 
 def test_boxes_of_instances_enclose_their_masks():
