@@ -53,8 +53,8 @@ def prepare_inference(
         fuse_norms: fuses the backbone's batch norms into the convolutions before them, by mmcv.
             The same up to rounding, which is tried on a copy first.
         dtype: ``torch.bfloat16``, ``torch.float16`` (not on a CPU) or its name: ``predict`` runs
-            under autocast. Other numbers. The weights stay in float32, and so does our pixel decoder
-            unless it is built with ``mixed_precision=True``.
+            under autocast. Other numbers. The weights stay in float32, and so does our pixel
+            decoder unless it is built with ``mixed_precision=True``.
         compile: ``torch.compile`` on backbone, neck and head, not on the post-processing. It takes
             minutes at the first pictures.
 
