@@ -26,6 +26,7 @@ costs = [
     dict(type='mmdet.DiceCost', weight=5.0, pred_act=True, eps=1.0),
 ]
 model = dict(
+    type='EncoderDecoder',
     decode_head=dict(
         _delete_=True,
         type='mmseg.Mask2FormerHead',

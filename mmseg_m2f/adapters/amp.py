@@ -1,5 +1,6 @@
 """Mixed precision that also runs where there is no accelerator."""
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ class AmpOptimWrapper(OptimWrapper):
     ``dtype``           accelerator                    CPU
     ==================  =============================  ==============
     None, ``float16``   float16, gradients scaled      float32
+    ``auto``            float16, gradients scaled      bfloat16 if it has instructions for it
     ``bfloat16``        bfloat16                       bfloat16
     ``float32``         float32                        float32
     ==================  =============================  ==============
@@ -55,7 +57,8 @@ class AmpOptimWrapper(OptimWrapper):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._asked_dtype = _checked_dtype(dtype)
+        self._native = dtype == 'auto'
+        self._asked_dtype = _checked_dtype(None if self._native else dtype)
         self._scaler_args = _checked_scaler_args(loss_scale)
         # A fixed scale is written back after every step, else the scaler would let it grow.
         self._fixed_scale = None if isinstance(loss_scale, str | dict) else float(loss_scale)
@@ -122,22 +125,34 @@ class AmpOptimWrapper(OptimWrapper):
         if self._device is not None:
             return
         self._device = self.optimizer.param_groups[0]['params'][0].device
-        self.cast_dtype = _dtype_on(self._device, self._asked_dtype)
+        self.cast_dtype = _dtype_on(self._device, self._asked_dtype, self._native)
         if self.cast_dtype is torch.float16:
             self._scaler = torch.amp.GradScaler(self._device.type, **self._scaler_args)
         chosen = str(self.cast_dtype).removeprefix('torch.')
-        hint = '' if self.cast_dtype is self._asked_dtype else _FALLBACK
+        hint = '' if self._native or self.cast_dtype is self._asked_dtype else _FALLBACK
         _log(f'AmpOptimWrapper: {chosen} on {self._device.type}{hint}')
 
 
-def _dtype_on(device: torch.device, asked: torch.dtype) -> torch.dtype:
-    return torch.float32 if device.type == 'cpu' and asked is torch.float16 else asked
+def _dtype_on(device: torch.device, asked: torch.dtype, native: bool) -> torch.dtype:
+    if device.type != 'cpu' or asked is not torch.float16:
+        return asked
+    return torch.bfloat16 if native and has_bfloat16() else torch.float32
+
+
+@functools.cache
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 by itself (AVX512-BF16 or AMX): else it is slower."""
+    if hasattr(torch.cpu, 'get_capabilities'):
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ('avx512_bf16', 'amx_bf16'))
+    # Older versions of PyTorch.
+    return bool(getattr(torch.cpu, '_is_avx512_bf16_supported', bool)())
 
 
 def _checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     name = 'float16' if dtype is None else str(dtype).removeprefix('torch.')
     if name not in DTYPES:
-        raise ValueError(f'dtype must be None or one of {list(DTYPES)}, got {dtype!r}')
+        raise ValueError(f"dtype must be None, 'auto' or one of {list(DTYPES)}, got {dtype!r}")
     return DTYPES[name]
 
 

@@ -22,9 +22,9 @@ class SemanticSegmentor(EncoderDecoder):
     ``align_corners``, flipped pictures) the score maps exist and are given.
     """
 
-    def predict(
-        self, inputs: Tensor, data_samples: Sequence[Any] | None = None
-    ) -> Sequence[Any]:
+    test_cfg: Any  # mmseg leaves it without a type
+
+    def predict(self, inputs: Tensor, data_samples: Sequence[Any] | None = None) -> Sequence[Any]:
         """The samples with ``pred_sem_seg`` (1, H, W) int64 at the pictures' original size.
 
         Args:
@@ -34,17 +34,15 @@ class SemanticSegmentor(EncoderDecoder):
         geometries = self._geometries(inputs, data_samples)
         if geometries is None or data_samples is None:
             return super().predict(inputs, data_samples)
-        predictions = self.decode_head(self.extract_feat(inputs))
-        for sample, geometry, *prediction in zip(
-            data_samples, geometries, *predictions, strict=True
-        ):
-            labels = core.semantic_only_labels(*prediction, geometry)
+        class_logits, mask_logits = self.decode_head(self.extract_feat(inputs))
+        for index, (sample, geometry) in enumerate(zip(data_samples, geometries, strict=True)):
+            labels = core.semantic_only_labels(class_logits[index], mask_logits[index], geometry)
             sample.set_data({'pred_sem_seg': PixelData(data=labels[None])})
         return data_samples
 
     def keep_score_maps(self) -> None:
         """Give ``seg_logits`` from now on, too."""
-        self.test_cfg = ConfigDict(self.test_cfg or {}, score_maps=True)
+        self.test_cfg = ConfigDict({**(self.test_cfg or {}), 'score_maps': True})
 
     def slide_inference(self, inputs: Tensor, batch_img_metas: Sequence[dict]) -> Tensor:
         """As mmseg's, to the bit; each window is added where it lies, not as a whole picture."""
@@ -76,7 +74,8 @@ class SemanticSegmentor(EncoderDecoder):
             return None
         size = (inputs.shape[-2], inputs.shape[-1])
         geometries = [_geometry(sample.metainfo, size) for sample in data_samples]
-        return None if None in geometries else geometries
+        known = [geometry for geometry in geometries if geometry is not None]
+        return known if len(known) == len(geometries) else None
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:

@@ -105,9 +105,7 @@ class ConvNorm(nn.Module):
         return F.relu(x, inplace=True) if self.activate else x
 
 
-def resize_maps(
-    maps: Float[Tensor, 'B C h w'], size: tuple[int, int]
-) -> Float[Tensor, 'B C H W']:
+def resize_maps(maps: Float[Tensor, 'B C h w'], size: tuple[int, int]) -> Float[Tensor, 'B C H W']:
     """Bilinearly to ``size``, ``align_corners=False``; channels-last maps stay so.
 
     On several threads PyTorch brings maps of many channels into the channels-last order and the

@@ -50,6 +50,17 @@ def test_dtype_on_the_cpu(asked: object, expected: torch.dtype) -> None:
     assert model.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize(('native', 'expected'), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_what_the_processor_multiplies_by_itself(
+    monkeypatch: pytest.MonkeyPatch, native: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr('mmseg_m2f.adapters.amp.has_bfloat16', lambda: native)
+    model = linear()
+    wrapper = build(model, dtype='auto')
+    assert update(wrapper, model).dtype == expected
+    assert wrapper.loss_scaler is None
+
+
 def test_float32_fallback_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = []
     monkeypatch.setattr(
@@ -97,7 +108,7 @@ def test_state_of_other_wrappers_loads() -> None:
 
 @pytest.mark.parametrize('dtype', ['fp16', 'float64', torch.int8])
 def test_wrong_dtype(dtype: object) -> None:
-    with pytest.raises(ValueError, match=r'dtype must be None or one of .*bfloat16.*'):
+    with pytest.raises(ValueError, match=r"dtype must be None, 'auto' or one of .*bfloat16.*"):
         build(linear(), dtype=dtype)
 
 

@@ -8,12 +8,12 @@ import torch
 from mmengine import ConfigDict
 
 pytest.importorskip('mmseg')
-from mmseg.registry import MODELS  # noqa: E402
-from test_semantic import SMALL, batch, build_segmentor  # noqa: E402
+from mmseg.registry import MODELS
+from test_semantic import SMALL, batch, build_segmentor
 
-from mmseg_m2f.adapters import semantic  # noqa: E402
-from mmseg_m2f.core import postprocess  # noqa: E402
-from tests.core.watching import Watch  # noqa: E402
+from mmseg_m2f.adapters import semantic
+from mmseg_m2f.core import postprocess
+from tests.core.watching import Watch
 
 
 def of_ours(stock, test_cfg=None):

@@ -14,9 +14,7 @@ from tests.core.watching import gradients_and_saved_bytes
 CHANNELS = (4, 6, 8, 10)
 
 
-def make_decoder(
-    num_levels=3, num_layers=1, in_channels=CHANNELS, attention=None, **switches
-):
+def make_decoder(num_levels=3, num_layers=1, in_channels=CHANNELS, attention=None, **switches):
     config = PixelDecoderConfig(
         channels=16,
         num_layers=num_layers,
