@@ -25,6 +25,9 @@ costs = [
     dict(type='mmdet.CrossEntropyLossCost', weight=5.0, use_sigmoid=True),
     dict(type='mmdet.DiceCost', weight=5.0, pred_act=True, eps=1.0),
 ]
+# As its users train on a CPU: in float32, MMEngine's own AMP refuses one.
+optim_wrapper = dict(dtype='float16')
+custom_hooks = [hook for hook in _base_.custom_hooks if 'ChannelsLast' not in hook.type]
 model = dict(
     type='EncoderDecoder',
     decode_head=dict(
@@ -76,7 +79,7 @@ model = dict(
             assigner=dict(type='mmdet.HungarianAssigner', match_costs=costs),
             sampler=dict(type='mmdet.MaskPseudoSampler'),
         ),
-    )
+    ),
 )
 del head, channels, num_heads, attention, encoder_layer, decoder_layer
 del position, cross_entropy, costs

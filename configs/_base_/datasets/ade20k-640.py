@@ -10,6 +10,7 @@ train_pipeline = [
         scales=[short_side * i // 10 for i in range(5, 21)],
         resize_type='mmseg_m2f.ResizeShortestEdge',
         max_size=4 * short_side,
+        deferred=True,
     ),
     dict(type='RandomCrop', crop_size=crop_size),
     dict(type='mmseg_m2f.PhotoMetricDistortion'),

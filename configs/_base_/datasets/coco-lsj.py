@@ -6,7 +6,13 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='mmseg_m2f.LoadSegments'),
     dict(type='mmseg_m2f.RandomFlip', prob=0.5),
-    dict(type='mmseg_m2f.ResizeScale', min_scale=0.1, max_scale=2.0, target_size=crop_size),
+    dict(
+        type='mmseg_m2f.ResizeScale',
+        min_scale=0.1,
+        max_scale=2.0,
+        target_size=crop_size,
+        deferred=True,
+    ),
     # One draw for both offsets, as the official code has it.
     dict(type='mmseg_m2f.FixedSizeCrop', crop_size=crop_size, pad_value=128, offsets='shared'),
     dict(type='mmseg_m2f.PackSegments'),

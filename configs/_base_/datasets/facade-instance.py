@@ -10,6 +10,7 @@ train_pipeline = [
         scales=[192, 224, 256, 288, 320, 352, 384],
         resize_type='mmseg_m2f.ResizeShortestEdge',
         max_size=1024,
+        deferred=True,
     ),
     dict(type='mmseg_m2f.RandomCrop', crop_size=crop_size),
     dict(type='mmseg_m2f.RandomFlip', prob=0.5),

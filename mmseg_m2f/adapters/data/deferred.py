@@ -37,6 +37,12 @@ class DeferredResize:
         )
         return resized_part(self.source, self.size, (x1, y1, max(x1, x2), max(y1, y2)))
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f'{name}: this picture waits for the crop that says which part of it to resize '
+            '(deferred=True of the resizing). Put the crop right after it, or leave deferred out.'
+        )
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:, :], dtype)
 
