@@ -8,7 +8,6 @@ The head keeps mmseg's protocol without inheriting from mmseg or mmdet: the segm
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -104,10 +103,9 @@ class Mask2FormerHead(MaskHead):
         The scores are sums of probabilities in ``[0, Q]``, not logits: no softmax belongs on them.
         """
         size = _input_size(batch_img_metas[0], test_cfg)
-        resize = partial(core.resize_masks, size=size)
         class_logits, mask_logits = self(inputs)
         scores = [
-            core.semantic_scores(logits, masks, resize)
+            core.input_scores(logits, masks, size)
             for logits, masks in zip(class_logits, mask_logits, strict=True)
         ]
         # Stacking a single picture would copy it.

@@ -28,6 +28,7 @@ from mmseg_m2f.core.pixel_decoder import MSDeformAttnPixelDecoder
 from mmseg_m2f.core.points import PointSampler
 from mmseg_m2f.core.postprocess import (
     MaskRestorer,
+    input_scores,
     resize_masks,
     restore_masks,
     restore_rows,
@@ -96,6 +97,7 @@ __all__ = [
     'count_targets',
     'foreground_targets',
     'init_xavier_normal',
+    'input_scores',
     'instance_target',
     'instances',
     'label_map_targets',

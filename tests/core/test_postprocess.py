@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mmseg_m2f.core import postprocess
 from mmseg_m2f.core.postprocess import (
+    input_scores,
     mask_areas,
     query_chunks,
     resize_masks,
@@ -243,6 +244,14 @@ def test_any_rows_equal_those_of_the_whole(geometry):
             got = restore_rows(mask_logits, geometry, rows)
             # Positions are computed in float32 there and in another order here.
             torch.testing.assert_close(got, whole[:, start:stop], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize('size', [(16, 24), (61, 33), (7, 5)], ids=str)
+def test_scores_by_rows_are_those_of_the_whole(monkeypatch, size):
+    monkeypatch.setattr(postprocess, 'MAX_FLOATS', 2000)  # bands of a few rows
+    prediction = torch.randn(30, 6), 5 * torch.randn(30, 16, 24)
+    got = input_scores(*prediction, size)
+    torch.testing.assert_close(got, semantic_scores(*prediction, at(*size)), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)

@@ -4,12 +4,13 @@
 
 One real picture, the same random weights, post-processing included. ``-tuned`` is without a change
 to anybody's code: batch norms fused, channels last, inference mode, the best number of threads up
-to ``--threads``; ours by ``mmseg_m2f.prepare_inference``. ``-bf16`` is that under autocast,
-``-compiled`` that with ``torch.compile``, which takes minutes. ``-accelerated`` is the stock peer
-after ``mmseg_m2f.accelerate`` and nothing else; these two run where they are named. Before any
-timing the scores (semantic) or logits (panoptic) are compared; the labels are those of the finished
-maps. Hugging Face forms its masks at 384 x 384 whatever the picture, so that its labels differ
-while its logits do not.
+to ``--threads``; ours by ``mmseg_m2f.prepare_inference``. ``-bf16`` is that under autocast (ours
+``-bf16-mixed`` with ``mixed_precision`` of the pixel decoder), ``-compiled`` that with
+``torch.compile``, which takes minutes. ``-accelerated`` is the stock peer after
+``mmseg_m2f.accelerate`` and nothing else; these two run where they are named. Before any timing the
+scores (semantic) or logits (panoptic) are compared; the labels are those of the finished maps.
+Hugging Face forms its masks at 384 x 384 whatever the picture, so that its labels differ while its
+logits do not.
 """
 
 import functools
@@ -32,11 +33,13 @@ Calling = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 VARIANTS = ('-compiled', '-bf16', '-tuned', '')
 ACCELERATED = 'accelerated'
+# Ours in bfloat16 with the pixel decoder, which '-bf16' leaves in float32.
+MIXED = 'bf16-mixed'
 PEERS = {'r50': ('hf', 'mmseg'), 'r18': ('hf', 'mmseg'), 'swin-l': ('mmseg',)}
 
 # Share of the outputs' range that float32 may differ by: one attention mask whose logit rounds to
 # the other side of 0 moves its query a little. bfloat16 flips many of them.
-TOLERANCE = {'': 1e-3, ACCELERATED: 1e-3, 'tuned': 1e-3, 'compiled': 1e-3, 'bf16': 1.0}
+TOLERANCE = {'': 1e-3, ACCELERATED: 1e-3, 'tuned': 1e-3, 'compiled': 1e-3, 'bf16': 1.0, MIXED: 1.0}
 
 
 def main() -> None:
@@ -62,7 +65,7 @@ def main() -> None:
 def implementations(case: str) -> list[str]:
     """Ours first, the stock peer last: the baseline."""
     # mmdet's own way to bfloat16 is the one that is asked of mmseg.
-    names = [f'ours{variant}' for variant in VARIANTS]
+    names = [f'ours-{MIXED}', *(f'ours{variant}' for variant in VARIANTS)]
     for peer in peers_of(case):
         names += [f'{peer}-{ACCELERATED}', *(f'{peer}{variant}' for variant in VARIANTS)]
     return names
@@ -94,13 +97,15 @@ def load_variant(case: str, implementation: str) -> tuple[Any, Calling]:
     """A model in test mode with the weights that all share, and how it is to be called."""
     name = case.split('_')[0]
     layout, _, variant = implementation.partition('-')
-    model = segmentors.build_shared(segmentors.SPECS[name], name, layout).eval()
+    switches = {'mixed_precision': True} if variant == MIXED else {}
+    model = segmentors.build_shared(segmentors.SPECS[name], name, layout, **switches).eval()
     if variant == ACCELERATED:
         mmseg_m2f.accelerate(model)
     if variant in ('', ACCELERATED):
         return model, lambda step: step
     if layout == 'ours':
-        mmseg_m2f.prepare_inference(model, dtype='bfloat16' if variant == 'bf16' else None)
+        dtype = 'bfloat16' if variant in ('bf16', MIXED) else None
+        mmseg_m2f.prepare_inference(model, dtype=dtype)
     else:
         model = tuned(model, fuse=layout != 'hf')
     if variant == 'compiled':

@@ -56,18 +56,20 @@ def build_mmseg(depth: int, num_classes: int, num_queries: int = 100) -> nn.Modu
     return build(Spec('mmseg', MMSEG_R50, num_classes, depth, num_queries), 'mmseg')
 
 
-def build(spec: Spec, implementation: str, *, checkpointing: bool = False) -> Any:
+def build(
+    spec: Spec, implementation: str, *, checkpointing: bool = False, mixed_precision: bool = False
+) -> Any:
     """A model with the weights it is born with.
 
-    With ``checkpointing`` its backbone and, of ours, its decoders keep fewer activations.
+    With ``checkpointing`` its backbone and, of ours, its decoders keep fewer activations;
+    ``mixed_precision`` is that of our pixel decoder.
     """
     model = _mmdet_model(spec) if spec.package == 'mmdet' else _mmseg_model(spec)
     model.backbone.with_cp = checkpointing
     if implementation == 'ours':
-        switch = {'checkpointing': True}
-        _put_ours(
-            model, spec, {'pixel_decoder': switch, 'decoder': switch} if checkpointing else {}
-        )
+        switch = {'checkpointing': checkpointing}
+        pixel_decoder = {**switch, 'mixed_precision': mixed_precision}
+        _put_ours(model, spec, {'pixel_decoder': pixel_decoder, 'decoder': switch})
     elif implementation != spec.package:
         raise ValueError(f'{implementation} has no model of {spec}')
     # The peers' parts are registered in each package's own registry.
@@ -98,12 +100,12 @@ def share_weights(spec: Spec, name: str, peers: Sequence[str], batch: dict[str, 
             _file(name, peer).with_suffix('.settings').write_text(settings)
 
 
-def build_shared(spec: Spec, name: str, implementation: str, *, checkpointing: bool = False) -> Any:
-    """A model with the weights that ``share_weights`` left."""
+def build_shared(spec: Spec, name: str, implementation: str, **switches: bool) -> Any:
+    """A model with the weights that ``share_weights`` left; the switches are those of ``build``."""
     if implementation == 'hf':
         model = _build_hf(_file(name, 'hf').with_suffix('.settings'))
     else:
-        model = build(spec, implementation, checkpointing=checkpointing)
+        model = build(spec, implementation, **switches)
     load_weights(_file(name, implementation), model)
     return model
 
