@@ -152,18 +152,21 @@ def test_no_query_has_a_size_too():
 
 
 @pytest.mark.parametrize(
-    ('stride_4', 'size', 'step'),
+    ('stride_4', 'size', 'step', 'on_cpu'),
     [
-        ((200, 272), (480, 640), 25),
-        ((256, 512), (1024, 2048), 25),
-        ((200, 256), (4000, 5000), 3),
-        ((512, 1024), (600, 1200), 8),  # the padded picture is the larger one
-        ((200, 256), (10000, 10000), 1),
+        ((200, 272), (480, 640), 25, 4),  # 2^22 floats hold 4 times 800 x 1088
+        ((256, 512), (1024, 2048), 25, 2),
+        ((200, 256), (4000, 5000), 3, 1),
+        ((512, 1024), (600, 1200), 8, 1),  # the padded picture is the larger one
+        ((200, 256), (10000, 10000), 1, 1),
+        ((16, 16), (64, 64), 25, 25),
     ],
 )
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
 @pytest.mark.parametrize('num_queries', [0, 1, 100])
-def test_queries_at_a_time_follow_from_the_sizes(stride_4, size, step, num_queries):
-    mask_logits = torch.zeros(1, 1, 1).expand(num_queries, *stride_4)
+def test_queries_at_a_time_follow_from_the_sizes(stride_4, size, step, on_cpu, device, num_queries):
+    step = on_cpu if device == 'cpu' else step
+    mask_logits = torch.zeros(1, 1, 1, device=device).expand(num_queries, *stride_4)
     chunks = list(query_chunks(mask_logits, size))
     assert [chunk.start for chunk in chunks] == list(range(0, num_queries, step))
     covered = [query for chunk in chunks for query in range(num_queries)[chunk]]
