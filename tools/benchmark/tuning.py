@@ -32,9 +32,9 @@ def in_bfloat16(step: Callable[..., Any]) -> Callable[..., Any]:
     """The step under autocast on the CPU."""
 
     @functools.wraps(step)
-    def run(*args: Any) -> Any:
+    def run(*args: Any, **options: Any) -> Any:
         with torch.autocast('cpu', torch.bfloat16):
-            return step(*args)
+            return step(*args, **options)
 
     return run
 
