@@ -34,7 +34,7 @@ ALONE = {
     'Mask2FormerUniversalHead': (MODELS, {**SIZES, 'thing_ids': [2, 0]}),
 }
 # They wrap other models, and have tests of their own.
-WRAPPERS = {'Mask2Former', 'SemanticTTAModel'}
+WRAPPERS = {'Mask2Former', 'SemanticSegmentor', 'SemanticTTAModel'}
 
 
 def features():

@@ -123,6 +123,9 @@ def test_the_other_head_is_as_large_and_sees_the_same(task, tasks):
     counts = [sum(p.numel() for p in model.parameters()) for model in (ours, theirs)]
     assert counts[0] == counts[1]
     assert ours.panoptic_head.num_queries == theirs.panoptic_head.num_queries
+    # Ours is in bfloat16 where the CPU has it; theirs as MMEngine's AMP would be.
+    dtypes = [config.optim_wrapper.pop('dtype') for config in configs]
+    assert dtypes == ['auto', 'float16']
     for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'test_dataloader', 'randomness'):
         assert configs[0][key] == configs[1][key], key
     loaders = [config.train_dataloader.to_dict() for config in configs]

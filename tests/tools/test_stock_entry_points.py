@@ -23,9 +23,13 @@ def test_inference_api(trained: Trained, photo):
 
     model = init_model(str(trained.config), str(trained.checkpoint), device='cpu')
     assert len(model.dataset_meta['classes']) == 150
+    labels = inference_model(model, photo).pred_sem_seg.data
+    assert labels.shape == (1, 72, 96)
+    model.keep_score_maps()
     result = inference_model(model, photo)
     assert result.seg_logits.data.shape == (150, 72, 96)
     assert torch.equal(result.pred_sem_seg.data, result.seg_logits.data.argmax(0, keepdim=True))
+    assert (result.pred_sem_seg.data == labels).float().mean() > 0.99
 
 
 @pytest.mark.filterwarnings('ignore:Failed to add <class')
