@@ -28,6 +28,13 @@ class MissingOperatorsError(RuntimeError):
         )
 
 
+def import_failure(framework: str, error: Exception, advice: str) -> Exception:
+    """What to raise where a framework's import failed: the operators of mmcv, or the advice."""
+    if isinstance(error, ImportError) and '_ext' in str(error):
+        return MissingOperatorsError(framework, error)
+    return ImportError(advice)
+
+
 @functools.cache
 def _failure_on(device: torch.device) -> str | None:
     """Why the operator does not run on this GPU: mmcv may be built without CUDA, or for another."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmseg_m2f import core
 from mmseg_m2f.adapters.assembly import HeadConfig, compat_config
 from mmseg_m2f.adapters.heads import MaskHead, reject_unknown
-from mmseg_m2f.adapters.kernels import MissingOperatorsError
+from mmseg_m2f.adapters.kernels import import_failure
 from mmseg_m2f.adapters.parts import PartConfig
 from mmseg_m2f.registry import MODELS
 
@@ -134,13 +134,13 @@ def build_segmentor(**keys: Any) -> nn.Module:
     try:
         from mmseg_m2f.adapters.segmentor import SemanticSegmentor
     except (ImportError, AssertionError) as error:  # mmseg asserts the version of mmcv
-        if isinstance(error, ImportError) and '_ext' in str(error):
-            raise MissingOperatorsError('MMSegmentation', error) from error
-        raise ImportError(
+        raise import_failure(
+            'MMSegmentation',
+            error,
             f'mmseg_m2f.SemanticSegmentor is a segmentor of MMSegmentation, which cannot be '
             f'imported ({error}). Install it: pip install onedl-mmsegmentation (onedl stack) or '
             'pip install mmsegmentation (upstream); mmseg_m2f.Mask2Former of MMDetection does '
-            'without.'
+            'without.',
         ) from error
     return SemanticSegmentor(**keys)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmseg_m2f import core
 from mmseg_m2f.adapters.assembly import HeadConfig, compat_config
 from mmseg_m2f.adapters.heads import MaskHead, reject_unknown
-from mmseg_m2f.adapters.kernels import MissingOperatorsError
+from mmseg_m2f.adapters.kernels import import_failure
 from mmseg_m2f.adapters.parts import PartConfig
 from mmseg_m2f.adapters.samples import (
     encode_panoptic,
@@ -162,11 +162,11 @@ def build_detector(**keys: Any) -> nn.Module:
     try:
         from mmseg_m2f.adapters.detector import Mask2Former
     except (ImportError, AssertionError) as error:  # mmdet asserts the version of mmcv
-        if isinstance(error, ImportError) and '_ext' in str(error):
-            raise MissingOperatorsError('MMDetection', error) from error
-        raise ImportError(
+        raise import_failure(
+            'MMDetection',
+            error,
             f'mmseg_m2f.Mask2Former is a detector of MMDetection, which cannot be imported '
             f'({error}). Install it: pip install onedl-mmdetection (onedl stack) or pip install '
-            'mmdet (upstream); semantic models of MMSegmentation do without.'
+            'mmdet (upstream); semantic models of MMSegmentation do without.',
         ) from error
     return Mask2Former(**keys)
