@@ -1,4 +1,4 @@
-"""Weights in the order of memory that convolutions like best; the hook for training."""
+"""Weights in the order of memory that convolutions like best; the hook for training and tests."""
 
 from typing import Any
 
@@ -33,35 +33,51 @@ def to_channels_last(module: nn.Module) -> None:
 
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
-    """Trains with the backbone's 4-d weights in channels-last order, on the CPU and on a GPU.
+    """Trains and tests with the backbone's 4-d weights in channels-last order, on CPU and GPU.
 
-    The numbers stay what they are up to rounding, and so do the parameters, their names and the
-    optimiser that holds them. A checkpoint has the usual order and goes on without this hook.
+    The numbers stay what they are up to rounding, which is why a test has the order of the training
+    it follows: it gives what the validation gave, to the digit. Parameters, their names and the
+    optimiser that holds them stay, too. A checkpoint has the usual order and goes on without this
+    hook.
 
     Raises:
-        ValueError: before the training, a model without backbone.
+        ValueError: before the training or test, a model without backbone.
     """
 
     def before_train(self, runner: Runner) -> None:
         """After a checkpoint was loaded or the run resumed."""
-        model = with_backbone(runner.model)
-        if model is None:
-            raise ValueError(
-                f'ChannelsLastHook: {type(runner.model).__name__} has no backbone; it takes '
-                'segmentors of mmseg and detectors of mmdet. Take it out of custom_hooks.'
-            )
-        to_channels_last(model.backbone)
+        backbone = _backbone(runner)
+        to_channels_last(backbone)
         # What a resumed run brought along is in the usual order, and a fused optimiser walks
         # through weights and state side by side as they lie in memory.
         state = runner.optim_wrapper.optimizer.state
-        for parameter in model.backbone.parameters():
+        for parameter in backbone.parameters():
             if parameter.dim() == 4 and parameter in state:
                 state[parameter] = _map_4d(state[parameter], _channels_last)
+
+    def before_val(self, runner: Runner) -> None:
+        """A validation of its own, too: within a training there is nothing left to do."""
+        to_channels_last(_backbone(runner))
+
+    def before_test(self, runner: Runner) -> None:
+        """After the checkpoint was loaded."""
+        to_channels_last(_backbone(runner))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """In the usual order, for the same reason: the next run may be without this hook."""
         for name in {'state_dict', 'optimizer'} & checkpoint.keys():
             checkpoint[name] = _map_4d(checkpoint[name], Tensor.contiguous)
+
+
+def _backbone(runner: Runner) -> nn.Module:
+    model = with_backbone(runner.model)
+    if model is None:
+        raise ValueError(
+            f'ChannelsLastHook: {type(runner.model).__name__} has no backbone; it takes segmentors '
+            'of mmseg and detectors of mmdet. Take it out of custom_hooks.'
+        )
+    backbone: nn.Module = model.backbone
+    return backbone
 
 
 def _channels_last(value: Tensor) -> Tensor:

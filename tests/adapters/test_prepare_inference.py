@@ -508,7 +508,17 @@ def test_a_resumed_run_goes_on_in_either_order(first: bool, second: bool) -> Non
     torch.testing.assert_close(weight, straight.model.backbone.weight, rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_without_backbone_has_nothing_to_train_in_channels_last() -> None:
+@pytest.mark.parametrize('before', ['before_train', 'before_val', 'before_test'])
+def test_a_model_without_backbone_has_nothing_in_channels_last(before: str) -> None:
     runner = SimpleNamespace(model=nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r'Linear has no backbone.*custom_hooks'):
-        ChannelsLastHook().before_train(runner)
+        getattr(ChannelsLastHook(), before)(runner)
+
+
+@pytest.mark.parametrize('before', ['before_val', 'before_test'])
+def test_a_test_has_the_order_of_the_training_it_follows(before: str) -> None:
+    training, runner = Convolution(with_hook=True), Convolution(with_hook=False)
+    getattr(ChannelsLastHook(), before)(runner)
+    weight = runner.model.backbone.weight
+    assert weight.stride() == training.model.backbone.weight.stride()
+    assert weight is runner.optim_wrapper.optimizer.param_groups[0]['params'][0]

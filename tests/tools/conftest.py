@@ -65,17 +65,6 @@ def metrics(output: str) -> dict[str, str]:
     return found
 
 
-def equal_but_for_a_pixel(found: str, expected: str) -> bool:
-    """Whether two outputs end in the same numbers, as far as rounding leaves a tie of two classes.
-
-    The process of a training may round a validation otherwise than that of a test.
-    """
-    one, other = metrics(found), metrics(expected)
-    return one.keys() == other.keys() and all(
-        abs(float(one[name]) - float(other[name])) < 0.01 for name in one
-    )
-
-
 def write_weights(config: Path, photo: Path, present: Sequence[int]) -> Path:
     """A checkpoint beside ``config`` that tells parts of ``photo`` apart, as classes ``present``.
 
