@@ -11,6 +11,7 @@ from mmseg_m2f import core
 from mmseg_m2f.acceleration.parts import check_modules, the_same
 from mmseg_m2f.acceleration.twin import CannotAccelerateError
 from mmseg_m2f.checkpoints import from_huggingface
+from mmseg_m2f.core.layers import Linear
 
 PIXEL_DECODER = 'model.pixel_level_module.decoder'
 DECODER = 'model.transformer_module'
@@ -54,7 +55,7 @@ class SplitAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            nn.Linear(channels, channels) for _ in range(4)
+            Linear(channels, channels) for _ in range(4)
         )
 
     def forward(

@@ -9,6 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mmseg_m2f.ops import linear
+
+# Float32 numbers of a hidden layer, 2 MiB, that the caches of a CPU hold between its two products.
+CACHED_HIDDEN = 2**19
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` through ``ops.linear``."""
+
+    def forward(self, x: Float[Tensor, '*batch C']) -> Float[Tensor, '*batch D']:
+        """``x @ weight.T + bias``."""
+        return linear(x, self.weight, self.bias)
+
 
 class Attention(nn.Module):
     """Multi-head attention whose boolean mask is shared by the heads.
@@ -23,7 +36,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
-        self.out_proj = nn.Linear(channels, channels)
+        self.out_proj = Linear(channels, channels)
         # The official code treats q, k, v as ONE 3C x C matrix: the Xavier bound uses fan-out 3C.
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.xavier_uniform_(self.out_proj.weight)
@@ -40,7 +53,7 @@ class Attention(nn.Module):
         weights = self.in_proj_weight.chunk(3)
         biases = self.in_proj_bias.chunk(3)
         q, k, v = (
-            self._split_heads(F.linear(x, weight, bias))
+            self._split_heads(linear(x, weight, bias))
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend)
@@ -68,13 +81,40 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(channels, hidden)
-        self.linear2 = nn.Linear(hidden, channels)
+        self.hidden = hidden
+        self.linear1 = Linear(channels, hidden)
+        self.linear2 = Linear(hidden, channels)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, x: Float[Tensor, '*batch C']) -> Float[Tensor, '*batch C']:
         """Position-wise: ``x`` and the result have shape ``(..., C)``."""
+        if not self._outgrows_caches(x):
+            return self._at_once(x)
+        tokens = x.flatten(end_dim=-2)
+        pieces = tokens.split(max(CACHED_HIDDEN // self.hidden, 1))
+        first = self._at_once(pieces[0])
+        out = first.new_empty(tokens.shape)
+        places = out.split(len(first))
+        places[0].copy_(first)
+        for piece, place in zip(pieces[1:], places[1:], strict=True):
+            place.copy_(self._at_once(piece))
+        return out.view(x.shape)
+
+    def _outgrows_caches(self, x: Tensor) -> bool:
+        """Whether the hidden layer, which nobody keeps, would go to the memory of a CPU and back.
+
+        What a compiler or an exporter sees is one piece.
+        """
+        return (
+            x.device.type == 'cpu'
+            and not torch.is_grad_enabled()
+            and x.shape[:-1].numel() * self.hidden > 2 * CACHED_HIDDEN
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+        )
+
+    def _at_once(self, x: Tensor) -> Tensor:
         # In place: what a ReLU keeps for its gradient is its result.
         return self.linear2(F.relu(self.linear1(x), inplace=True))
 

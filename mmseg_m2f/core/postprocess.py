@@ -243,6 +243,9 @@ def _bands(class_logits: Float[Tensor, 'Q K1'], geometry: ImageGeometry) -> Iter
     floats = num_maps * width * max(-(-geometry.resized[0] // height), 1)
     step = max(MAX_FLOATS // floats, 1)
     if class_logits.device.type == 'cpu':
-        step = min(step, max(CACHED_FLOATS // floats, MIN_BAND))
+        # A band that is resized once interpolates little beyond it: the nearer caches hold it.
+        once = geometry.resized == geometry.original
+        cached = CACHED_FLOATS // 4 if once else CACHED_FLOATS
+        step = min(step, max(cached // floats, MIN_BAND))
     for start in range(0, height, step):
         yield range(start, min(start + step, height))

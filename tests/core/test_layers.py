@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmseg_m2f.core.layers import (
+    CACHED_HIDDEN,
     Attention,
     ConvNorm,
     FeedForward,
@@ -173,3 +174,31 @@ def test_xavier_normal_leaves_deformable_attention_alone():
     before = [value.clone() for value in part.parameters()]
     init_xavier_normal(part)
     assert all(map(torch.equal, before, part.parameters()))
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('batch', [(), (2,)])
+def test_a_feed_forward_without_gradient_goes_through_the_tokens_in_pieces(batch, autocast):
+    ffn = FeedForward(8, 256)
+    num_tokens = 3 * CACHED_HIDDEN // 256 + 5
+    x = torch.randn(*batch, num_tokens, 8)
+    sizes = []
+    ffn.linear1.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
+    with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
+        expected = ffn(x)
+        with torch.no_grad():
+            got = ffn(x)
+    piece = CACHED_HIDDEN // 256
+    whole, rest = divmod(x.shape[:-1].numel(), piece)
+    assert sizes[1:] == [piece] * whole + [rest]
+    assert got.dtype == expected.dtype
+    torch.testing.assert_close(got, expected.detach())
+
+
+def test_a_feed_forward_that_fits_the_caches_is_one_piece():
+    ffn = FeedForward(8, 256)
+    sizes = []
+    ffn.linear1.register_forward_hook(lambda _, args, __: sizes.append(args[0].shape))
+    with torch.no_grad():
+        ffn(torch.randn(1, 100, 8))
+    assert sizes == [(1, 100, 8)]

@@ -18,6 +18,7 @@ pytest.importorskip('mmseg')
 pytest.importorskip('mmdet')
 
 from mmseg_m2f.core import deform_attn
+from mmseg_m2f.core.layers import Linear
 from tools.benchmark import counters, harness, segmentors
 from tools.benchmark.counting import Embeddings, count, sign_flips
 from tools.benchmark.pictures import semantic_batch
@@ -66,6 +67,15 @@ def test_counts_by_hand() -> None:
     assert found.aten_calls in (3, 4)  # product, sum, the scalar, which may be detached first
     assert found.saved_bytes == 3 * 4 * 4
     assert found.synchronisations == 1
+
+
+def test_the_product_of_a_linear_layer_counts_wherever_it_runs() -> None:
+    """5 tokens of 3 channels to 4, twice: with a graph and without."""
+    layer, x = Linear(3, 4), torch.ones(1, 5, 3)
+    with torch.no_grad():
+        without = count(lambda: layer(x))
+    assert without.flops == count(lambda: layer(x)).flops == 2 * 5 * 3 * 4
+    assert without.aten_calls == 1
 
 
 @pytest.mark.parametrize(

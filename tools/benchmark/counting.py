@@ -1,7 +1,7 @@
 """Counts of a piece of work that noise cannot touch."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
@@ -31,7 +31,10 @@ TRAINED_LOGITS = 10.0
 
 
 class Counts(NamedTuple):
-    """Of one step. FLOPs are of matrix products, attention and convolutions."""
+    """Of one step. FLOPs are of matrix products, attention and convolutions.
+
+    Calls are of ATen's operators, and of those of oneDNN that stand in for one.
+    """
 
     flops: int
     aten_calls: int
@@ -48,7 +51,7 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count, then call."""
-        if func.namespace == 'aten':
+        if func.namespace in ('aten', 'mkldnn'):
             self.calls += 1
         self.waits += _waits(func, args)
         return func(*args, **(kwargs or {}))
@@ -64,12 +67,19 @@ def _waits(func: Any, args: Any) -> bool:
 
 def count(step: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> Counts:
     """Of one call of ``step``; what is saved for backward is counted without ``parameters``."""
-    operators, flops = _Operators(), FlopCounterMode(display=False)
+    operators = _Operators()
+    # What stands in for aten::addmm, which the counter does not know.
+    formulas = {torch.ops.mkldnn._linear_pointwise: _linear_flops}
+    flops = FlopCounterMode(display=False, custom_mapping=formulas)
     with _saved_bytes(parameters) as saved, _copies_to_host() as copies, operators, flops:
         step()
     return Counts(
         flops.get_total_flops(), operators.calls, sum(saved.values()), operators.waits + len(copies)
     )
+
+
+def _linear_flops(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
 
 
 @contextmanager

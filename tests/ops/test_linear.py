@@ -1,0 +1,108 @@
+"""The affine map, on oneDNN where that may be and as PyTorch has it elsewhere."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmseg_m2f.ops import linear
+
+
+class Products(TorchDispatchMode):
+    """Notes the operators that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def onednn(self) -> bool:
+        return 'mkldnn::_linear_pointwise' in self.names
+
+
+def parts(*shape: int, dtype=torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(size, generator=generator, dtype=torch.float64)
+        for size in (shape, (5, shape[-1]), (5,))
+    )
+    return x.to(dtype), weight.to(dtype), bias.to(dtype)
+
+
+def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product = torch.einsum('...c,dc->...d', x.double(), weight.double())
+    return product if bias is None else product + bias.double()
+
+
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason='this PyTorch has no oneDNN'
+)
+
+
+@needs_onednn
+@pytest.mark.parametrize('shape', [(7,), (3, 7), (2, 3, 7), (2, 0, 7), (1, 900, 64)])
+@pytest.mark.parametrize('with_bias', [True, False])
+def test_without_gradient_onednn_gives_the_product(shape, with_bias):
+    x, weight, bias = parts(*shape)
+    with torch.no_grad(), Products() as products:
+        got = linear(x, weight, bias if with_bias else None)
+    assert products.onednn
+    expected = exact(x, weight, bias if with_bias else None)
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-5 * shape[-1] ** 0.5)
+
+
+@needs_onednn
+def test_strides_are_minded():
+    x, weight, bias = parts(4, 6, 6)
+    with torch.no_grad():
+        got = linear(x.transpose(1, 2)[:, ::2], weight.T.contiguous().T, bias)
+    expected = exact(x.transpose(1, 2)[:, ::2], weight, bias)
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-5)
+
+
+class Marked(Tensor):
+    """A weight of its own kind."""
+
+
+# PyTorch's switch speaks of other devices' types.
+@pytest.mark.filterwarnings('ignore:TF32 acceleration')
+@pytest.mark.parametrize('case', ['gradient', 'double', 'autocast', 'subclass', 'switched off'])
+def test_elsewhere_it_is_pytorchs(case):
+    x, weight, bias = parts(2, 3, 7, dtype=torch.float64 if case == 'double' else torch.float32)
+    if case == 'subclass':
+        weight = weight.as_subclass(Marked)
+    with (
+        torch.set_grad_enabled(case == 'gradient'),
+        torch.autocast('cpu', dtype=torch.bfloat16, enabled=case == 'autocast'),
+        torch.backends.mkldnn.flags(enabled=case != 'switched off'),
+    ):
+        expected = F.linear(x, weight, bias)
+        with Products() as products:
+            got = linear(x, weight, bias)
+    assert not products.onednn
+    assert got.dtype == expected.dtype
+    assert torch.equal(got, expected)
+
+
+def test_gradients_are_pytorchs():
+    x, weight, bias = (value.requires_grad_() for value in parts(2, 3, 7, dtype=torch.float64))
+    assert torch.autograd.gradcheck(linear, (x, weight, bias))
+
+
+def test_an_exporter_sees_pytorchs_operator():
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(parts(3, 7)[1])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return linear(x, self.weight, None)
+
+    with torch.no_grad():
+        program = torch.export.export(Layer(), (parts(3, 7)[0],))
+    assert 'mkldnn' not in str(program.graph)
