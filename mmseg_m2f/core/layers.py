@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mmseg_m2f.ops import linear
+from mmseg_m2f.ops.linear import is_captured, linear
 
 # Float32 numbers of a hidden layer, 2 MiB, that the caches of a CPU hold between its two products.
 CACHED_HIDDEN = 2**19
@@ -110,8 +110,7 @@ class FeedForward(nn.Module):
             x.device.type == 'cpu'
             and not torch.is_grad_enabled()
             and x.shape[:-1].numel() * self.hidden > 2 * CACHED_HIDDEN
-            and not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
+            and not is_captured()
         )
 
     def _at_once(self, x: Tensor) -> Tensor:

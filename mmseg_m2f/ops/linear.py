@@ -21,6 +21,12 @@ def linear(
     return F.linear(x, weight, bias)
 
 
+def is_captured() -> bool:
+    """Whether a compiler or an exporter takes down what runs."""
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return bool(torch.compiler.is_compiling() or tracing)
+
+
 def _runs_on_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         not torch.is_grad_enabled()
@@ -30,8 +36,7 @@ def _runs_on_onednn(x: Tensor, weight: Tensor) -> bool:
         and type(x) is Tensor
         and type(weight) in (Tensor, nn.Parameter)
         and not torch.is_autocast_enabled('cpu')
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not is_captured()
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
     )

@@ -18,11 +18,13 @@ from tools.benchmark import (
     inference,
     ops,
     postprocess,
+    products,
     scaling,
     train_step,
     tuning,
     weights,
 )
+from tools.benchmark.counting import count
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore:torch.meshgrid'),
@@ -132,3 +134,31 @@ def test_targets_of_the_growth() -> None:
         labels = scaling.grid(number, 64).unique()
         assert len(labels[labels != scaling.IGNORE]) == number
         assert labels.max() < scaling.NUM_CLASSES
+
+
+def test_products_alone_do_the_arithmetic_of_the_step() -> None:
+    case = 'train-r18_64'
+    assert set(products.disagreement(case, ['ours-products', 'mmseg'])) == {
+        'ours-products',
+        'mmseg',
+    }
+    step = products._prepare_whole(case, 'ours')
+    alone = products.replay(products.noted_products(step))
+    # Attention, which is no product of matrices to PyTorch, is among the FLOPs of the step.
+    assert 0.97 * count(step).flops < count(alone).flops <= count(step).flops
+
+
+def test_products_are_noted_with_their_strides() -> None:
+    layer, x = torch.nn.Conv2d(3, 4, 1), torch.ones(1, 3, 5, 5)
+    x = x.contiguous(memory_format=torch.channels_last)
+    given: list[torch.Tensor] = []
+
+    def step() -> None:
+        given.append(x)
+        layer(x)
+
+    [(func, args, _)] = products.noted_products(step)
+    assert func.name() == 'aten::convolution'
+    assert args[0].shape == x.shape
+    assert args[0].stride() == x.stride()
+    assert len(given) == 2
