@@ -244,8 +244,7 @@ def _bands(class_logits: Float[Tensor, 'Q K1'], geometry: ImageGeometry) -> Iter
     step = max(MAX_FLOATS // floats, 1)
     if class_logits.device.type == 'cpu':
         # A band that is resized once interpolates little beyond it: the nearer caches hold it.
-        once = geometry.resized == geometry.original
-        cached = CACHED_FLOATS // 4 if once else CACHED_FLOATS
+        cached = CACHED_FLOATS // (4 if geometry.resized == geometry.original else 1)
         step = min(step, max(cached // floats, MIN_BAND))
     for start in range(0, height, step):
         yield range(start, min(start + step, height))

@@ -38,5 +38,5 @@ def _runs_on_onednn(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled('cpu')
         and not is_captured()
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
     )
