@@ -18,7 +18,7 @@ CORE_ORDER = [
     {'layers', 'points'},
     {'deform_attn', 'losses', 'matching'},
     {'pixel_decoder', 'decoder', 'criterion', 'postprocess', 'targets'},
-    {'postprocess_instance', 'postprocess_panoptic'},
+    {'postprocess_instance', 'postprocess_panoptic', 'postprocess_semantic'},
     {'__init__'},
 ]
 MAY_IMPORT = {

@@ -1,5 +1,6 @@
 """Weights in the order of memory that convolutions like best; the hook for training and tests."""
 
+import copy
 from typing import Any
 
 import torch
@@ -87,5 +88,8 @@ def _channels_last(value: Tensor) -> Tensor:
 def _map_4d(node: Any, change: Any) -> Any:
     """Nested dicts with ``change`` applied to the 4-d tensors; the given ones are left alone."""
     if isinstance(node, dict):
-        return {key: _map_4d(value, change) for key, value in node.items()}
+        # A copy of its own kind: a state dict carries the versions of its modules.
+        changed = copy.copy(node)
+        changed.update((key, _map_4d(value, change)) for key, value in node.items())
+        return changed
     return change(node) if isinstance(node, Tensor) and node.dim() == 4 else node

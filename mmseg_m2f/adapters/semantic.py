@@ -5,6 +5,7 @@ The head keeps mmseg's protocol without inheriting from mmseg or mmdet: the segm
 ``align_corners`` and ``threshold``.
 """
 
+import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -105,7 +106,7 @@ class Mask2FormerHead(MaskHead):
         size = _input_size(batch_img_metas[0], test_cfg)
         class_logits, mask_logits = self(inputs)
         scores = [
-            core.input_scores(logits, masks, size)
+            _scores(logits, masks, size)
             for logits, masks in zip(class_logits, mask_logits, strict=True)
         ]
         # Stacking a single picture would copy it.
@@ -121,6 +122,13 @@ class Mask2FormerHead(MaskHead):
             metainfo = samples[error.picture].metainfo
             source = metainfo.get('seg_map_path', 'an annotation without seg_map_path')
             raise ValueError(f'{source}: {error}') from None
+
+
+def _scores(class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+    if torch.is_grad_enabled():  # asked for by attribution, distillation and the like
+        resize = functools.partial(core.resize_masks, size=size)
+        return core.semantic_scores(class_logits, mask_logits, resize)
+    return core.input_scores(class_logits, mask_logits, size)
 
 
 @MODELS.register_module(name='SemanticSegmentor')

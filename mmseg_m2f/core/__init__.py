@@ -28,17 +28,19 @@ from mmseg_m2f.core.pixel_decoder import MSDeformAttnPixelDecoder
 from mmseg_m2f.core.points import PointSampler
 from mmseg_m2f.core.postprocess import (
     MaskRestorer,
-    input_scores,
     resize_masks,
     restore_masks,
     restore_rows,
     restore_scores,
+)
+from mmseg_m2f.core.postprocess_instance import Instances, instances
+from mmseg_m2f.core.postprocess_panoptic import Panoptic, panoptic
+from mmseg_m2f.core.postprocess_semantic import (
+    input_scores,
     semantic_labels,
     semantic_only_labels,
     semantic_scores,
 )
-from mmseg_m2f.core.postprocess_instance import Instances, instances
-from mmseg_m2f.core.postprocess_panoptic import Panoptic, panoptic
 from mmseg_m2f.core.structures import (
     ImageGeometry,
     MaskPrediction,

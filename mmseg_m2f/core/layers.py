@@ -16,7 +16,7 @@ CACHED_HIDDEN = 2**19
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` through ``ops.linear``."""
+    """``nn.Linear`` through ``ops.linear``: the same parameters, names and initialisation."""
 
     def forward(self, x: Float[Tensor, '*batch C']) -> Float[Tensor, '*batch D']:
         """``x @ weight.T + bias``."""
@@ -88,7 +88,11 @@ class FeedForward(nn.Module):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, x: Float[Tensor, '*batch C']) -> Float[Tensor, '*batch C']:
-        """Position-wise: ``x`` and the result have shape ``(..., C)``."""
+        """Position-wise: ``x`` and the result have shape ``(..., C)``.
+
+        Without gradient on a CPU many tokens go through the layers in pieces: so hooks of
+        ``linear1`` and ``linear2`` see them.
+        """
         if not self._outgrows_caches(x):
             return self._at_once(x)
         tokens = x.flatten(end_dim=-2)

@@ -1,9 +1,10 @@
-"""From mask logits to full size, and the semantic result, in the official order of operations.
+"""From mask logits to full size, in the official order of operations.
 
-All of post-processing treats one picture and the last prediction. Full size is reached through a
-``MaskRestorer``, for a few queries at a time; which one is given fixes the order of operations:
+All of post-processing treats one picture and the last prediction. Full size is reached for a few
+queries at a time through a ``MaskRestorer``, or for a few rows of all queries. The order of
+operations is that of the model:
 
-* semantic-only model: ``resize_masks`` to the network input, ``semantic_scores``, then
+* semantic-only model: ``resize_masks`` to the network input, the semantic scores, then
   ``restore_scores`` (or the framework's own resizing) to the original size;
 * any other model: ``restore_masks`` to the original size, then whatever is asked for.
 """
@@ -61,13 +62,13 @@ def restore_rows(
     height, width = geometry.resized
     every_line = range(mask_logits.shape[1])
     if geometry.resized == geometry.original:
-        return _some_rows(mask_logits, every_line, every_line, geometry.padded, rows)[:, :, :width]
-    read = _read_rows(geometry, rows)
-    picture = _some_rows(mask_logits, every_line, every_line, geometry.padded, read)[:, :, :width]
-    return _some_rows(picture, read, range(height), geometry.original, rows)
+        return some_rows(mask_logits, every_line, every_line, geometry.padded, rows)[:, :, :width]
+    read = read_rows(geometry, rows)
+    picture = some_rows(mask_logits, every_line, every_line, geometry.padded, read)[:, :, :width]
+    return some_rows(picture, read, range(height), geometry.original, rows)
 
 
-def _read_rows(geometry: ImageGeometry, rows: range) -> range:
+def read_rows(geometry: ImageGeometry, rows: range) -> range:
     """Of the resized picture, what resizing reads for ``rows`` of the original.
 
     And one more on each side for rounding.
@@ -79,14 +80,14 @@ def _read_rows(geometry: ImageGeometry, rows: range) -> range:
     return range(first, last + 1)
 
 
-def _some_rows(
+def some_rows(
     maps: Float[Tensor, 'n lines w'], held: range, whole: range, size: tuple[int, int], rows: range
 ) -> Float[Tensor, 'n rows W']:
     """Of maps of the lines ``whole``, of which only ``held`` are given, resized: the ``rows``."""
-    centre = torch.arange(rows.start, rows.stop, device=maps.device) + 0.5
+    centre = torch.arange(rows.start, rows.stop, device=maps.device, dtype=maps.dtype) + 0.5
     position = (centre * (len(whole) / size[0]) - 0.5).clamp(min=0)
     above = position.long()
-    share = (position - above)[:, None].to(maps.dtype)
+    share = (position - above)[:, None]
     below = (above + 1).clamp(max=whole.stop - 1)
     lines = torch.lerp(maps[:, above - held.start], maps[:, below - held.start], share)
     return resize_masks(lines, (len(rows), size[1]))  # in width alone: the height is reached
@@ -130,113 +131,11 @@ def query_chunks(
         yield slice(start, start + step)
 
 
-def mask_areas(masks: Bool[Tensor, 'q H W'], spare: Float[Tensor, 'q H W']) -> Int[Tensor, 'q']:
-    """Pixels of each mask, counted in ``spare``, which is overwritten.
+def row_bands(class_logits: Float[Tensor, 'Q K1'], geometry: ImageGeometry) -> Iterator[range]:
+    """Runs of rows of the original picture of which a map of each query and class may exist.
 
-    Summing the masks themselves would copy them to eight bytes a pixel. A row's sum is exact in
-    float32, a picture's need not be.
+    A few rows at a time, all queries of them stay in a CPU's caches.
     """
-    return spare.copy_(masks).sum(2).long().sum(1)
-
-
-def semantic_scores(
-    class_logits: Float[Tensor, 'Q K1'],
-    mask_logits: Float[Tensor, 'Q h w'],
-    restore: MaskRestorer,
-) -> Float[Tensor, 'K H W']:
-    """``sum_q softmax(class_logits)[q, c] sigmoid(restore(mask_logits)[q])``.
-
-    No-object takes part in the softmax and is dropped after it. The scores lie in ``[0, Q]``; they
-    are neither logits nor a distribution over the classes. Computed in float32 at least.
-
-    Source: official ``maskformer_model.py``, ``semantic_inference``.
-    """
-    class_probs, mask_logits = _exact(class_logits, mask_logits)
-    size = restored_size(mask_logits, restore)
-    scores = mask_logits.new_zeros(class_probs.shape[1], size[0] * size[1])
-    for rows in query_chunks(mask_logits, size):
-        scores.addmm_(class_probs[rows].T, restore(mask_logits[rows]).sigmoid_().flatten(1))
-    return scores.unflatten(1, size)
-
-
-@torch.no_grad()
-def input_scores(
-    class_logits: Float[Tensor, 'Q K1'],
-    mask_logits: Float[Tensor, 'Q h w'],
-    size: tuple[int, int],
-) -> Float[Tensor, 'K H W']:
-    """``semantic_scores`` with ``resize_masks`` to ``size``, up to rounding and in less time.
-
-    A few rows of pixels at a time: of all queries they stay in a CPU's caches.
-    """
-    class_probs, mask_logits = _exact(class_logits, mask_logits)
-    geometry = ImageGeometry(size, size, size)
-    scores = mask_logits.new_empty(class_probs.shape[1], *size)
-    for rows in _bands(class_logits, geometry):
-        probs = restore_rows(mask_logits, geometry, rows).sigmoid_()
-        band = class_probs.T @ probs.flatten(1)
-        scores[:, rows.start : rows.stop] = band.view(-1, len(rows), size[1])
-    return scores
-
-
-@torch.no_grad()
-def semantic_labels(
-    class_logits: Float[Tensor, 'Q K1'],
-    mask_logits: Float[Tensor, 'Q h w'],
-    geometry: ImageGeometry,
-) -> Int[Tensor, 'H W']:
-    """The class of the highest of ``semantic_scores`` with ``restore_masks``, for every pixel.
-
-    A few rows of pixels at a time: the scores of a large picture never exist together.
-    """
-    class_probs, mask_logits = _exact(class_logits, mask_logits)
-
-    def labels(rows: range) -> Int[Tensor, 'rows W']:
-        probs = restore_rows(mask_logits, geometry, rows).sigmoid_()
-        # Pixel by pixel: the best of neighbours in memory is found three times as fast.
-        return (probs.flatten(1).T @ class_probs).argmax(1).view(len(rows), -1)
-
-    return _by_bands(labels, class_logits, geometry)
-
-
-@torch.no_grad()
-def semantic_only_labels(
-    class_logits: Float[Tensor, 'Q K1'],
-    mask_logits: Float[Tensor, 'Q h w'],
-    geometry: ImageGeometry,
-) -> Int[Tensor, 'H W']:
-    """The same by a semantic-only model: the highest after ``restore_scores``."""
-    if geometry.resized == geometry.original:
-        return semantic_labels(class_logits, mask_logits, geometry)  # the scores are not resized
-    class_probs, mask_logits = _exact(class_logits, mask_logits)
-    height, width = geometry.resized
-    every_line = range(mask_logits.shape[1])
-
-    def labels(rows: range) -> Int[Tensor, 'rows W']:
-        read = _read_rows(geometry, rows)
-        masks = _some_rows(mask_logits, every_line, every_line, geometry.padded, read)[:, :, :width]
-        scores = torch.einsum('qc,qhw->chw', class_probs, masks.sigmoid_())
-        return _some_rows(scores, read, range(height), geometry.original, rows).argmax(0)
-
-    return _by_bands(labels, class_logits, geometry)
-
-
-def _exact(class_logits: Tensor, mask_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Class probabilities without no-object and mask logits, in float32 at least."""
-    return at_least_float32(class_logits).softmax(-1)[:, :-1], at_least_float32(mask_logits)
-
-
-def _by_bands(
-    labels: Callable[[range], Tensor], class_logits: Float[Tensor, 'Q K1'], geometry: ImageGeometry
-) -> Int[Tensor, 'H W']:
-    whole = class_logits.new_empty(geometry.original, dtype=torch.int64)
-    for rows in _bands(class_logits, geometry):
-        whole[rows.start : rows.stop] = labels(rows)
-    return whole
-
-
-def _bands(class_logits: Float[Tensor, 'Q K1'], geometry: ImageGeometry) -> Iterator[range]:
-    """Runs of rows of the original picture of which a map of each query and class may exist."""
     num_maps, height = sum(class_logits.shape), geometry.original[0]
     width = max(geometry.original[1], geometry.padded[1])
     # Where the result is the smaller one, a row of it reads several.
@@ -248,3 +147,12 @@ def _bands(class_logits: Float[Tensor, 'Q K1'], geometry: ImageGeometry) -> Iter
         step = min(step, max(cached // floats, MIN_BAND))
     for start in range(0, height, step):
         yield range(start, min(start + step, height))
+
+
+def mask_areas(masks: Bool[Tensor, 'q H W'], spare: Float[Tensor, 'q H W']) -> Int[Tensor, 'q']:
+    """Pixels of each mask, counted in ``spare``, which is overwritten.
+
+    Summing the masks themselves would copy them to eight bytes a pixel. A row's sum is exact in
+    float32, a picture's need not be.
+    """
+    return spare.copy_(masks).sum(2).long().sum(1)

@@ -508,6 +508,15 @@ def test_a_resumed_run_goes_on_in_either_order(first: bool, second: bool) -> Non
     torch.testing.assert_close(weight, straight.model.backbone.weight, rtol=1e-4, atol=1e-5)
 
 
+def test_a_checkpoint_keeps_the_versions_of_its_modules() -> None:
+    training = Convolution(with_hook=True)
+    expected = training.model.state_dict()
+    saved = training.saved()['state_dict']
+    assert saved._metadata == expected._metadata
+    assert type(saved) is type(expected)
+    assert list(saved) == list(expected)
+
+
 @pytest.mark.parametrize('before', ['before_train', 'before_val', 'before_test'])
 def test_a_model_without_backbone_has_nothing_in_channels_last(before: str) -> None:
     runner = SimpleNamespace(model=nn.Linear(2, 2))

@@ -148,6 +148,19 @@ def test_whole_prediction_follows_the_official_order():
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
+def test_scores_carry_a_gradient_where_one_is_asked_for():
+    model = build_segmentor().eval()
+    inputs = model.data_preprocessor(batch(num_pictures=1), training=False)['inputs']
+    metas = [{'img_shape': (64, 96), 'pad_shape': (64, 96)}]
+    features = model.extract_feat(inputs.requires_grad_())
+    scores = model.decode_head.predict(features, metas, {})
+    scores.sum().backward()
+    assert inputs.grad.abs().sum() > 0
+    with torch.no_grad():
+        without = model.decode_head.predict([x.detach() for x in features], metas, {})
+    torch.testing.assert_close(without, scores.detach(), rtol=0, atol=1e-4)
+
+
 def test_a_wrong_label_names_the_file_and_the_value():
     model = build_segmentor()
     data = batch()

@@ -1,8 +1,11 @@
 """The affine map, on oneDNN where that may be and as PyTorch has it elsewhere."""
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -106,3 +109,30 @@ def test_an_exporter_sees_pytorchs_operator():
     with torch.no_grad():
         program = torch.export.export(Layer(), (parts(3, 7)[0],))
     assert 'mkldnn' not in str(program.graph)
+
+
+@pytest.mark.parametrize(
+    ('x', 'weight', 'bias', 'message'),
+    [
+        ((6, 5), (3, 4), (3,), 'cannot be multiplied'),
+        ((6, 4), (3, 4), (2,), 'expand|size'),
+    ],
+)
+def test_what_does_not_fit_is_reported_as_pytorch_does(x, weight, bias, message):
+    unchecked = inspect.unwrap(linear)  # tests check the shapes of annotations
+    with torch.no_grad(), pytest.raises(RuntimeError, match=message):
+        unchecked(torch.ones(x), torch.ones(weight), torch.ones(bias))
+
+
+def test_no_channels_at_all():
+    with torch.no_grad():
+        got = linear(torch.ones(2, 0), torch.ones(3, 0), torch.arange(3.0))
+    assert torch.equal(got, torch.arange(3.0).expand(2, 3))
+
+
+def test_a_forward_derivative_is_kept():
+    x, weight, bias = parts(2, 7)
+    tangent = torch.randn_like(x)
+    with torch.no_grad(), forward_ad.dual_level():
+        got = forward_ad.unpack_dual(linear(forward_ad.make_dual(x, tangent), weight, bias))
+    torch.testing.assert_close(got.tangent, tangent @ weight.T)

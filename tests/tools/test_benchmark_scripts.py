@@ -149,16 +149,30 @@ def test_products_alone_do_the_arithmetic_of_the_step() -> None:
 
 
 def test_products_are_noted_with_their_strides() -> None:
-    layer, x = torch.nn.Conv2d(3, 4, 1), torch.ones(1, 3, 5, 5)
-    x = x.contiguous(memory_format=torch.channels_last)
-    given: list[torch.Tensor] = []
+    layer, last = torch.nn.Conv2d(3, 4, 1), torch.channels_last
+    pictures = torch.ones(1, 3, 5, 5).contiguous(memory_format=last)[..., :4]
+    rows = torch.ones(1, 7).expand(6, 7)
 
     def step() -> None:
-        given.append(x)
-        layer(x)
+        layer(pictures)
+        torch.mm(rows, torch.ones(9, 7).T)
 
-    [(func, args, _)] = products.noted_products(step)
-    assert func.name() == 'aten::convolution'
-    assert args[0].shape == x.shape
-    assert args[0].stride() == x.stride()
-    assert len(given) == 2
+    first, second = products.noted_products(step)
+    assert first[0].name() == 'aten::convolution'
+    assert second[0].name() == 'aten::mm'
+    for noted, given in ((first[1][0], pictures), (second[1][0], rows)):
+        assert (noted.shape, noted.stride()) == (given.shape, given.stride())
+    assert count(products.replay([first, second])).flops == count(step).flops
+
+
+def test_products_of_attention_are_noted() -> None:
+    query = torch.ones(1, 2, 3, 8)
+    open_to_all = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+
+    def step() -> None:
+        attend = torch.nn.functional.scaled_dot_product_attention
+        attend(query, query, query, attn_mask=open_to_all)
+
+    [call] = products.noted_products(step)
+    assert 'attention' in call[0].name()
+    products.replay([call])()

@@ -2,12 +2,12 @@
 
     python -m tools.benchmark.products --threads 2 --csv docs/benchmarks/products_fp32_cpu.csv
 
-The operators a step spends its arithmetic on are noted in one run of it, with the sizes and strides
-of what they were given. ``-products`` is these operators again, one after the other on tensors that
-are there already, and nothing else: no norm, no activation, no deformable attention, no
-post-processing, no optimiser. What is left of a step's time is what better code could save; the
-stock peer's step over our products bounds how many times as fast any code with these operators
-can be.
+Matrix products, convolutions and attention, on which a step spends its arithmetic, are noted in one
+run of it, with the sizes and strides of what they were given. ``-products`` is these operators
+again, one after the other on tensors that are there already, and nothing else: no norm, no
+activation, no deformable attention, no post-processing, no optimiser. What is left of a step's time
+is what better code could save; the stock peer's step over our products bounds how many times as
+fast any code with these operators can be.
 """
 
 import functools
@@ -29,11 +29,14 @@ PRODUCTS = {
     'aten::convolution',
     'aten::convolution_backward',
     'aten::addmm',
+    'aten::addmm_',
     'aten::mm',
     'aten::bmm',
     'aten::baddbmm',
     'aten::linear',
     'mkldnn::_linear_pointwise',
+    'aten::_scaled_dot_product_flash_attention_for_cpu',
+    'aten::_scaled_dot_product_flash_attention_for_cpu_backward',
 }
 # What a call was given, of tensors without their values.
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
@@ -96,7 +99,9 @@ class _Noting(TorchDispatchMode):
 
 
 def _like(value: Any) -> Any:
-    return value.detach().to('meta') if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device='meta')
 
 
 def noted_products(step: Callable[[], Any]) -> list[Call]:
@@ -112,9 +117,10 @@ def replay(calls: Sequence[Call]) -> Callable[[], None]:
 
     @functools.cache
     def tensor(size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        value = torch.empty_strided(size, stride, dtype=dtype)
-        # Values of a scale that no sum of products takes out of a float's range.
-        return value.normal_() if 0 not in stride else torch.randn(size, dtype=dtype)
+        length = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        # Attention masks are open everywhere, which changes nothing in the arithmetic.
+        memory = torch.randn(length).to(dtype) if dtype.is_floating_point else torch.ones(length)
+        return memory.to(dtype).as_strided(size, stride)
 
     def real(value: Any) -> Any:
         if not isinstance(value, Tensor):
