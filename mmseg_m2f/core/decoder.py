@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmseg_m2f.core.config import DecoderConfig
 from mmseg_m2f.core.layers import (
     Attention,
     FeedForward,
+    relu,
     resize_maps,
     run_layer,
     sine_encoding,
@@ -125,7 +125,7 @@ class MaskedAttentionDecoder(nn.Module):
         state = self.norm(x)
         embed = state
         for linear in self.mask_embed[:-1]:
-            embed = F.relu(linear(embed), inplace=True)
+            embed = relu(linear(embed))
         return state, self.mask_embed[-1](embed)
 
     def _memory(self, memory: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

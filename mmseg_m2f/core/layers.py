@@ -73,6 +73,15 @@ def run_layer(layer: nn.Module, *args: Any, checkpointing: bool) -> Tensor:
     return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
 
 
+def relu(x: Float[Tensor, '*shape']) -> Float[Tensor, '*shape']:
+    """Of a linear layer's result, which is overwritten where that saves something.
+
+    With gradient it does not: the result is a view of a product, and the gradient of what happens
+    to a view in place is copied twice.
+    """
+    return F.relu(x, inplace=not torch.is_grad_enabled())
+
+
 class FeedForward(nn.Module):
     """Linear, ReLU, linear; the residual and the norm belong to the layer that owns it.
 
@@ -118,8 +127,7 @@ class FeedForward(nn.Module):
         )
 
     def _at_once(self, x: Tensor) -> Tensor:
-        # In place: what a ReLU keeps for its gradient is its result.
-        return self.linear2(F.relu(self.linear1(x), inplace=True))
+        return self.linear2(relu(self.linear1(x)))
 
 
 class ConvNorm(nn.Module):

@@ -202,3 +202,17 @@ def test_a_feed_forward_that_fits_the_caches_is_one_piece():
     with torch.no_grad():
         ffn(torch.randn(1, 100, 8))
     assert sizes == [(1, 100, 8)]
+
+
+def test_no_gradient_of_a_feed_forward_goes_through_a_view():
+    ffn, nodes = FeedForward(8, 16), []
+
+    def walk(node):
+        if node is not None:
+            nodes.append(node.name())
+            for following, _ in node.next_functions:
+                walk(following)
+
+    walk(ffn(torch.randn(2, 3, 8)).grad_fn)
+    assert any('Relu' in name for name in nodes)
+    assert not any('CopySlices' in name for name in nodes)

@@ -54,6 +54,7 @@ def verdicts(module: ModuleType, case: str, names: Sequence[str]) -> Mapping[str
         (postprocess, 'instance_64x80', ('ours', 'ours-rle', 'naive')),
         (postprocess, 'panoptic_64x80', ('ours', 'naive')),
         (postprocess, 'loss_30x128', ('ours', 'mmdet')),
+        (postprocess, 'loss_300x128', ('ours', 'mmdet')),
         (data, 'lsj', ('ours', 'mmdet')),
         (data, 'semantic', ('ours', 'mmseg')),
         (scaling, 'small_64', ('ours', 'mmseg')),
