@@ -57,7 +57,7 @@ def input_scores(
     scores = mask_logits.new_empty(class_probs.shape[1], *size)
     for rows in row_bands(class_logits, geometry):
         probs = restore_rows(mask_logits, geometry, rows).sigmoid_()
-        with _exactly(probs):
+        with _without_autocast(probs):
             band = class_probs.T @ probs.flatten(1)
         scores[:, rows.start : rows.stop] = band.view(-1, len(rows), size[1])
     return scores
@@ -77,7 +77,7 @@ def semantic_labels(
 
     def labels(rows: range) -> Int[Tensor, 'rows W']:
         probs = restore_rows(mask_logits, geometry, rows).sigmoid_()
-        with _exactly(probs):
+        with _without_autocast(probs):
             # Pixel by pixel: the best of neighbours in memory is found three times as fast.
             return (probs.flatten(1).T @ class_probs).argmax(1).view(len(rows), -1)
 
@@ -103,7 +103,7 @@ def semantic_only_labels(
     def labels(rows: range) -> Int[Tensor, 'rows W']:
         read = read_rows(geometry, rows)
         masks = some_rows(mask_logits, every_line, every_line, geometry.padded, read)[:, :, :width]
-        with _exactly(masks):
+        with _without_autocast(masks):
             scores = torch.einsum('qc,qhw->chw', class_probs, masks.sigmoid_())
         return some_rows(scores, read, range(height), geometry.original, rows).argmax(0)
 
@@ -115,7 +115,7 @@ def _exact(class_logits: Tensor, mask_logits: Tensor) -> tuple[Tensor, Tensor]:
     return at_least_float32(class_logits).softmax(-1)[:, :-1], at_least_float32(mask_logits)
 
 
-def _exactly(like: Tensor) -> torch.autocast:
+def _without_autocast(like: Tensor) -> torch.autocast:
     """An autocast would bring the products back to a half type, whose scores tie by hundreds."""
     return torch.autocast(like.device.type, enabled=False)
 

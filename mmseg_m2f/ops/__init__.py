@@ -1,4 +1,4 @@
-"""Operators: a contract, a readable reference and faster back ends for each."""
+"""Operators: a contract, and beside PyTorch's or a readable reference what is faster."""
 
 from mmseg_m2f.ops.assignment import linear_sum_assignment
 from mmseg_m2f.ops.linear import linear

@@ -15,15 +15,7 @@ import torch
 from mmengine.registry import DefaultScope
 
 from mmseg_m2f.adapters.loading import LAYOUT_NAMES
-from tests.tools.conftest import (
-    ROOT,
-    TOOLS,
-    Trained,
-    foreign_file,
-    metrics,
-    run,
-    run_tool,
-)
+from tests.tools.conftest import ROOT, TOOLS, Trained, foreign_file, metrics, run, run_tool
 
 TOOL = 'convert_checkpoint.py'
 

@@ -8,14 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools.conftest import (
-    ROOT,
-    TOOLS,
-    Trained,
-    foreign_file,
-    metrics,
-    run,
-)
+from tests.tools.conftest import ROOT, TOOLS, Trained, foreign_file, metrics, run
 
 
 def has_distribution(name: str) -> bool:
