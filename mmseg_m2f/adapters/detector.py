@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmseg_m2f import core
 from mmseg_m2f.adapters.assembly import check_keys
+from mmseg_m2f.adapters.backbones import speed_up
 from mmseg_m2f.adapters.heads import reject_unknown
 from mmseg_m2f.adapters.mmdet_gaps import fill_gaps
 from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
@@ -47,6 +48,7 @@ class Mask2Former(BaseDetector):
         self.neck = MODELS.build(neck) if neck is not None else None
         self.panoptic_head = MODELS.build(panoptic_head)
         self.test_cfg = test_cfg
+        speed_up(self.backbone)
         fill_gaps()
 
     @property

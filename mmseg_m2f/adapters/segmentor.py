@@ -9,6 +9,7 @@ from mmseg.models import EncoderDecoder
 from torch import Tensor
 
 from mmseg_m2f import core
+from mmseg_m2f.adapters.backbones import speed_up
 from mmseg_m2f.adapters.semantic import Mask2FormerHead
 
 
@@ -23,6 +24,10 @@ class SemanticSegmentor(EncoderDecoder):
     """
 
     test_cfg: Any  # mmseg leaves it without a type
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        speed_up(self.backbone)
 
     def predict(self, inputs: Tensor, data_samples: Sequence[Any] | None = None) -> Sequence[Any]:
         """The samples with ``pred_sem_seg`` (1, H, W) int64 at the pictures' original size.

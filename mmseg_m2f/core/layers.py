@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mmseg_m2f.ops.convolution import Window, convolve
 from mmseg_m2f.ops.linear import is_captured, linear
 
 # Float32 numbers of a hidden layer, 2 MiB, that the caches of a CPU hold between its two products.
@@ -18,9 +19,22 @@ CACHED_HIDDEN = 2**19
 class Linear(nn.Linear):
     """``nn.Linear`` through ``ops.linear``: the same parameters, names and initialisation."""
 
-    def forward(self, x: Float[Tensor, '*batch C']) -> Float[Tensor, '*batch D']:
-        """``x @ weight.T + bias``."""
-        return linear(x, self.weight, self.bias)
+    def forward(
+        self, x: Float[Tensor, '*batch C'], relu: bool = False
+    ) -> Float[Tensor, '*batch D']:
+        """``x @ weight.T + bias``, with ``relu`` without what is negative."""
+        return linear(x, self.weight, self.bias, relu=relu)
+
+
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d`` of one group and square windows through ``ops.convolution``."""
+
+    def forward(self, x: Float[Tensor, 'B C h w']) -> Float[Tensor, 'B C2 h2 w2']:
+        """On a CPU in float32 channels last."""
+        padding = self.padding[0]
+        assert isinstance(padding, int)
+        window = Window(self.stride[0], padding, self.dilation[0])
+        return convolve(x, self.weight, self.bias, window)
 
 
 class Attention(nn.Module):
@@ -127,7 +141,7 @@ class FeedForward(nn.Module):
         )
 
     def _at_once(self, x: Tensor) -> Tensor:
-        return self.linear2(relu(self.linear1(x)))
+        return self.linear2(self.linear1(x, relu=True))
 
 
 class ConvNorm(nn.Module):
@@ -144,9 +158,7 @@ class ConvNorm(nn.Module):
         activate: bool = False,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels, channels, kernel_size, padding=kernel_size // 2, bias=bias
-        )
+        self.conv = Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=bias)
         self.norm = nn.GroupNorm(norm_groups, channels)
         self.activate = activate
 
@@ -154,6 +166,13 @@ class ConvNorm(nn.Module):
         """Map ``(B, in_channels, h, w)`` to ``(B, channels, h, w)``."""
         x = self.norm(self.conv(x))
         return F.relu(x, inplace=True) if self.activate else x
+
+
+def order_of(maps: Float[Tensor, 'B C h w']) -> torch.memory_format:
+    """Channels last, or else the usual order."""
+    if maps.is_contiguous() or not maps.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def resize_maps(maps: Float[Tensor, 'B C h w'], size: tuple[int, int]) -> Float[Tensor, 'B C H W']:

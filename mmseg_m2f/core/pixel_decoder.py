@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from mmseg_m2f.core.config import PixelDecoderConfig
 from mmseg_m2f.core.deform_attn import LevelShapes, MSDeformAttn, pixel_centres
 from mmseg_m2f.core.layers import (
+    Conv2d,
     ConvNorm,
     FeedForward,
     init_c2_xavier,
+    order_of,
     resize_maps,
     run_layer,
     sine_encoding,
@@ -91,7 +93,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.output = nn.ModuleList(
             self._project(config.channels, kernel_size=3, activate=True) for _ in range(num_lateral)
         )
-        self.mask_proj = nn.Conv2d(config.channels, config.channels, 1)
+        self.mask_proj = Conv2d(config.channels, config.channels, 1)
         self._init_convolutions()
 
     def _project(
@@ -172,11 +174,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     def _pyramid(self, features: Sequence[Tensor], finest: Tensor) -> Tensor:
         """Add the maps finer than the encoder's levels top-down; project to mask features."""
-        # It is a view of tokens, the channels last; the lateral maps are in another order.
-        finest = finest.contiguous()
         for index in reversed(range(len(self.lateral))):
             lateral = self.lateral[index](features[index])
             size = (lateral.shape[-2], lateral.shape[-1])
+            # It is a view of tokens, the channels last; sums of two orders of memory are slow.
+            finest = finest.contiguous(memory_format=order_of(lateral))
             finest = self.output[index](lateral + resize_maps(finest, size))
         return self.mask_proj(finest)
 

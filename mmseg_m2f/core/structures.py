@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmseg_m2f.ops import linear
+
 
 class PixelFeatures(NamedTuple):
     """What a pixel decoder returns: ``mask_features (B, C, h, w)`` and the decoder's memory.
@@ -71,7 +73,12 @@ def mask_logits(
 
     Returns logits; their sigmoid is the probability that a pixel belongs to the query's segment.
     """
-    return torch.einsum('...qc,...chw->...qhw', mask_embed, mask_features)
+    pixels = mask_features.flatten(-2).transpose(-1, -2)  # (*batch, S, C)
+    if pixels.shape[:-2].numel() == 1:
+        logits = linear(mask_embed, pixels.reshape(pixels.shape[-2:]), None)
+    else:
+        logits = mask_embed @ pixels.transpose(-1, -2)
+    return logits.unflatten(-1, mask_features.shape[-2:])
 
 
 def at_least_float32(x: Float[Tensor, '*shape']) -> Float[Tensor, '*shape']:

@@ -74,13 +74,13 @@ class Marked(Tensor):
 
 # PyTorch's switch speaks of other devices' types.
 @pytest.mark.filterwarnings('ignore:TF32 acceleration')
-@pytest.mark.parametrize('case', ['gradient', 'double', 'autocast', 'subclass', 'switched off'])
+@pytest.mark.parametrize('case', ['double', 'autocast', 'subclass', 'switched off'])
 def test_elsewhere_it_is_pytorchs(case):
     x, weight, bias = parts(2, 3, 7, dtype=torch.float64 if case == 'double' else torch.float32)
     if case == 'subclass':
         weight = weight.as_subclass(Marked)
     with (
-        torch.set_grad_enabled(case == 'gradient'),
+        torch.no_grad(),
         torch.autocast('cpu', dtype=torch.bfloat16, enabled=case == 'autocast'),
         torch.backends.mkldnn.flags(enabled=case != 'switched off'),
     ):
@@ -95,6 +95,27 @@ def test_elsewhere_it_is_pytorchs(case):
 def test_gradients_are_pytorchs():
     x, weight, bias = (value.requires_grad_() for value in parts(2, 3, 7, dtype=torch.float64))
     assert torch.autograd.gradcheck(linear, (x, weight, bias))
+
+
+@needs_onednn
+@pytest.mark.parametrize('shape', [(7,), (2, 3, 7), (2, 0, 7), (1, 900, 64)])
+@pytest.mark.parametrize('relu', [True, False])
+@pytest.mark.parametrize('with_bias', [True, False])
+def test_gradients_on_onednn_are_those_of_float64(shape, relu, with_bias):
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        x, weight, bias = (value.requires_grad_() for value in parts(*shape, dtype=dtype))
+        with Products() as products:
+            y = linear(x, weight, bias if with_bias else None, relu=relu)
+            leaves = (x, weight, bias) if with_bias else (x, weight)
+            # Squared, so that the second derivative is one of all of them.
+            first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        assert products.onednn == (dtype == torch.float32)
+        second = torch.autograd.grad(sum(grad.square().sum() for grad in first), leaves)
+        found.append([y, *first, *second])
+    for value, expected in zip(*found, strict=True):
+        scale = float(expected.detach().abs().max()) if expected.numel() else 0
+        torch.testing.assert_close(value.double(), expected, rtol=0, atol=1e-5 * scale)
 
 
 def test_an_exporter_sees_pytorchs_operator():

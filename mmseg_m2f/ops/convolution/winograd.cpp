@@ -1,0 +1,377 @@
+// 3 x 3 convolution with stride 1 and padding 1 by Winograd's F(4 x 4, 3 x 3), forward and backward.
+//
+// A map is cut into tiles of 4 x 4 outputs, which 6 x 6 inputs determine. Both the inputs and the
+// weights are transformed (B^T d B, G g G^T), multiplied point by point, which over all channels is
+// one matrix product for each of the 36 points, and transformed back (A^T m A): 36 products a
+// channel for 16 outputs where the sum has 144. Source: Lavin and Gray, arXiv:1509.09308.
+//
+// Maps are in channels-last order. Tiles are worked on in batches whose transforms stay in the
+// caches. Every number is computed by one thread in an order that depends on the sizes only.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+
+namespace {
+
+using Index = std::int64_t;
+
+// The product of a strip of rows and a panel of columns stays in registers.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kRows = 14;
+#else
+constexpr int kLanes = 8, kRows = 6;
+#endif
+constexpr int kColumns = 2 * kLanes;
+constexpr int kPoints = 36;
+// Floats of a batch of tiles, inputs and outputs together: 16 MiB.
+constexpr Index kBatchFloats = Index{1} << 22;
+// Below this the products of a batch are too small for their panels.
+constexpr Index kFewestTiles = 8 * kRows;
+// Strips that one thread takes at once: their rows stay in its cache while the panels pass.
+constexpr Index kStripsAtOnce = 4;
+
+// May lie anywhere and alias floats.
+typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
+
+inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
+inline void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
+
+struct Free {
+  void operator()(float* memory) const { std::free(memory); }
+};
+using Buffer = std::unique_ptr<float, Free>;
+
+Index round_up(Index number, Index multiple) {
+  return (number + multiple - 1) / multiple * multiple;
+}
+
+Buffer make_buffer(Index floats) {
+  return Buffer(static_cast<float*>(std::aligned_alloc(64, round_up(floats * 4, 64))));
+}
+
+// Sizes of the maps (batch, height, width, channels in, channels out) and what follows from them.
+struct Sizes {
+  Index batch, height, width, in, out;
+
+  Index columns() const { return (width + 3) / 4; }
+  Index tiles_of_map() const { return (height + 3) / 4 * columns(); }
+  Index tiles() const { return batch * tiles_of_map(); }
+  Index panels() const { return (out + kColumns - 1) / kColumns; }
+  Index tiles_of_batch() const {
+    const Index fitting = kBatchFloats / (kPoints * (in + out));
+    return round_up(std::min(tiles(), std::max(fitting, kFewestTiles)), kRows);
+  }
+};
+
+// Where a tile of outputs lies: its map and its top left pixel.
+struct Place {
+  Index map, top, left;
+
+  Place(const Sizes& sizes, Index tile)
+      : map(tile / sizes.tiles_of_map()),
+        top(tile % sizes.tiles_of_map() / sizes.columns() * 4),
+        left(tile % sizes.columns() * 4) {}
+};
+
+// B^T d: 6 inputs to 6 points.
+template <class T>
+inline void transform_inputs(const T* d, T* out) {
+  const T even = d[4] - 4 * d[2], odd = d[3] - 4 * d[1];
+  const T near = d[4] - d[2], far = 2 * (d[3] - d[1]);
+  out[0] = 4 * d[0] - 5 * d[2] + d[4];
+  out[1] = even + odd;
+  out[2] = even - odd;
+  out[3] = near + far;
+  out[4] = near - far;
+  out[5] = 4 * d[1] - 5 * d[3] + d[5];
+}
+
+// A^T m: 6 points to 4 outputs.
+template <class T>
+inline void transform_outputs(const T* m, T* out) {
+  const T sum1 = m[1] + m[2], difference1 = m[1] - m[2];
+  const T sum2 = m[3] + m[4], difference2 = m[3] - m[4];
+  out[0] = m[0] + sum1 + sum2;
+  out[1] = difference1 + 2 * difference2;
+  out[2] = sum1 + 4 * sum2;
+  out[3] = difference1 + 8 * difference2 + m[5];
+}
+
+// A y: gradients of 4 outputs to those of 6 points.
+template <class T>
+inline void transform_gradients(const T* y, T* out) {
+  const T even1 = y[0] + y[2], odd1 = y[1] + y[3];
+  const T even2 = y[0] + 4 * y[2], odd2 = 2 * y[1] + 8 * y[3];
+  out[0] = y[0];
+  out[1] = even1 + odd1;
+  out[2] = even1 - odd1;
+  out[3] = even2 + odd2;
+  out[4] = even2 - odd2;
+  out[5] = y[3];
+}
+
+// G g: 3 weights to 6 points.
+template <class T>
+inline void transform_weights(const T* g, T* out) {
+  const T sum = g[0] + g[2], even = g[0] * (1 / 24.f) + g[2] * (1 / 6.f), odd = g[1] * (1 / 12.f);
+  out[0] = g[0] * (1 / 4.f);
+  out[1] = (sum + g[1]) * (-1 / 6.f);
+  out[2] = (sum - g[1]) * (-1 / 6.f);
+  out[3] = even + odd;
+  out[4] = even - odd;
+  out[5] = g[2];
+}
+
+// G^T u: gradients of 6 points to those of 3 weights.
+template <class T>
+inline void transform_back(const T* u, T* out) {
+  const T sum1 = u[1] + u[2], sum2 = u[3] + u[4];
+  out[0] = u[0] * (1 / 4.f) - sum1 * (1 / 6.f) + sum2 * (1 / 24.f);
+  out[1] = (u[2] - u[1]) * (1 / 6.f) + (u[3] - u[4]) * (1 / 12.f);
+  out[2] = (sum2 - sum1) * (1 / 6.f) + u[5];
+}
+
+// Columns first, then rows: (from x from) to (to x to), by a transform of one axis.
+template <int kFrom, int kTo, class T, class Transform>
+inline void transform_both(const T (&given)[kFrom][kFrom], T (&result)[kTo][kTo], Transform one) {
+  T half[kTo][kFrom];
+  for (int x = 0; x < kFrom; ++x) {
+    T column[kFrom], changed[kTo];
+    for (int y = 0; y < kFrom; ++y) column[y] = given[y][x];
+    one(column, changed);
+    for (int y = 0; y < kTo; ++y) half[y][x] = changed[y];
+  }
+  for (int y = 0; y < kTo; ++y) one(half[y], result[y]);
+}
+
+// A square of pixels whose top left is (top, left), zero outside of the map.
+template <int kSide>
+inline void gather(const float* map, const Sizes& sizes, Index channels, Index top, Index left,
+                   Vector (&square)[kSide][kSide]) {
+  for (int y = 0; y < kSide; ++y)
+    for (int x = 0; x < kSide; ++x) {
+      const Index row = top + y, column = left + x;
+      const bool inside = row >= 0 && row < sizes.height && column >= 0 && column < sizes.width;
+      square[y][x] = inside ? load(map + (row * sizes.width + column) * channels) : Vector{};
+    }
+}
+
+template <int kSide>
+inline void scatter_points(const Vector (&square)[kSide][kSide], float* to, Index plane) {
+  for (int y = 0; y < kSide; ++y)
+    for (int x = 0; x < kSide; ++x) store(to + (y * kSide + x) * plane, square[y][x]);
+}
+
+void inputs_of_tile(const float* x, const Sizes& sizes, Index tile, float* to, Index plane) {
+  const Place place(sizes, tile);
+  const float* map = x + place.map * sizes.height * sizes.width * sizes.in;
+  for (Index c = 0; c < sizes.in; c += kLanes) {
+    Vector pixels[6][6], points[6][6];
+    gather(map + c, sizes, sizes.in, place.top - 1, place.left - 1, pixels);
+    transform_both(pixels, points, transform_inputs<Vector>);
+    scatter_points(points, to + c, plane);
+  }
+}
+
+void gradients_of_tile(const float* grad, const Sizes& sizes, Index tile, float* to, Index plane) {
+  const Place place(sizes, tile);
+  const float* map = grad + place.map * sizes.height * sizes.width * sizes.out;
+  for (Index c = 0; c < sizes.out; c += kLanes) {
+    Vector pixels[4][4], points[6][6];
+    gather(map + c, sizes, sizes.out, place.top, place.left, pixels);
+    transform_both(pixels, points, transform_gradients<Vector>);
+    scatter_points(points, to + c, plane);
+  }
+}
+
+void outputs_of_tile(const float* from, Index plane, const float* bias, bool relu,
+                     const Sizes& sizes, Index tile, float* y) {
+  const Place place(sizes, tile);
+  float* map = y + place.map * sizes.height * sizes.width * sizes.out;
+  for (Index c = 0; c < sizes.out; c += kLanes) {
+    Vector points[6][6], pixels[4][4];
+    for (int point = 0; point < kPoints; ++point)
+      points[point / 6][point % 6] = load(from + point * plane + c);
+    transform_both(points, pixels, transform_outputs<Vector>);
+    const Vector shift = bias ? load(bias + c) : Vector{};
+    for (Index row = 0; row < std::min<Index>(4, sizes.height - place.top); ++row)
+      for (Index column = 0; column < std::min<Index>(4, sizes.width - place.left); ++column) {
+        Vector value = pixels[row][column] + shift;
+        // Written so that NaN stays.
+        if (relu) value = value < Vector{} ? Vector{} : value;
+        store(map + ((place.top + row) * sizes.width + place.left + column) * sizes.out + c, value);
+      }
+  }
+}
+
+// to (+)= a b: kRows rows of a, whose step along the sum and from row to row are given, times
+// kColumns columns of b.
+template <bool kRowsContiguous>
+inline void multiply(Index depth, const float* a, Index stride, const float* b, Index next,
+                     float* to, Index leading, bool add) {
+  Vector sum[kRows][2];
+  for (int i = 0; i < kRows; ++i) {
+    sum[i][0] = add ? load(to + i * leading) : Vector{};
+    sum[i][1] = add ? load(to + i * leading + kLanes) : Vector{};
+  }
+  for (Index k = 0; k < depth; ++k) {
+    const Vector left = load(b), right = load(b + kLanes);
+#pragma GCC unroll 14
+    for (int i = 0; i < kRows; ++i) {
+      const float factor = kRowsContiguous ? a[i] : a[i * stride];
+      sum[i][0] += factor * left;
+      sum[i][1] += factor * right;
+    }
+    a += kRowsContiguous ? stride : 1;
+    b += next;
+  }
+  for (int i = 0; i < kRows; ++i) {
+    store(to + i * leading, sum[i][0]);
+    store(to + i * leading + kLanes, sum[i][1]);
+  }
+}
+
+// The weights (out, in, 3, 3) at these strides, in floats; the spatial ones may be negative.
+struct Weights {
+  const float* at;
+  Index out, in, row, column;
+};
+
+// The 9 taps of kLanes channels out for some channels in, lane by lane; what is beyond is zero.
+constexpr Index kTapsAtOnce = 16;
+inline void taps_of_lanes(const Weights& weights, const Sizes& sizes, Index first, Index start,
+                          float (&taps)[kTapsAtOnce][9][kLanes]) {
+  const Index number = std::min(kTapsAtOnce, sizes.in - start);
+  for (Index k = 0; k < std::min<Index>(kLanes, sizes.out - first); ++k)
+    for (Index c = 0; c < number; ++c) {
+      const float* from = weights.at + (first + k) * weights.out + (start + c) * weights.in;
+      for (int tap = 0; tap < 9; ++tap)
+        taps[c][tap][k] = from[tap / 3 * weights.row + tap % 3 * weights.column];
+    }
+}
+
+// kLanes columns of (point, panel, in, column of the panel).
+void weights_of_lanes(const Weights& weights, const Sizes& sizes, Index first, float* to) {
+  const Index panel = first / kColumns, column = first % kColumns;
+  float taps[kTapsAtOnce][9][kLanes] = {};
+  for (Index start = 0; start < sizes.in; start += kTapsAtOnce) {
+    taps_of_lanes(weights, sizes, first, start, taps);
+    for (Index c = 0; c < std::min(kTapsAtOnce, sizes.in - start); ++c) {
+      Vector given[3][3], points[6][6];
+      for (int tap = 0; tap < 9; ++tap) given[tap / 3][tap % 3] = load(taps[c][tap]);
+      transform_both(given, points, transform_weights<Vector>);
+      scatter_points(points, to + (panel * sizes.in + start + c) * kColumns + column,
+                     sizes.panels() * sizes.in * kColumns);
+    }
+  }
+}
+
+// Gradients of the points (point, in, out) to those of the weights (out, in, 3, 3), for kLanes
+// channels out.
+void gradients_of_weights(const float* points, Index plane, Index leading, Index first,
+                          const Sizes& sizes, float* to) {
+  for (Index c = 0; c < sizes.in; ++c) {
+    Vector square[6][6], back[3][3];
+    for (int point = 0; point < kPoints; ++point)
+      square[point / 6][point % 6] = load(points + point * plane + c * leading + first);
+    transform_both(square, back, transform_back<Vector>);
+    for (int tap = 0; tap < 9; ++tap)
+      for (int k = 0; k < kLanes; ++k)
+        to[((first + k) * sizes.in + c) * 9 + tap] = back[tap / 3][tap % 3][k];
+  }
+}
+
+Sizes read_sizes(const Index* sizes) {
+  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+}
+
+}  // namespace
+
+extern "C" {
+
+// Channels that both kinds of maps must have a multiple of.
+int lanes() { return kLanes; }
+
+// y (batch, height, width, out) of x (batch, height, width, in); bias (out) may be null.
+void forward(const Index* dims, const float* x, const float* weight, const Index* strides,
+             const float* bias, bool relu, float* y, int threads) {
+  const Sizes sizes = read_sizes(dims);
+  const Weights weights{weight, strides[0], strides[1], strides[2], strides[3]};
+  const Index tiles = sizes.tiles(), batch = sizes.tiles_of_batch(), panels = sizes.panels();
+  // A vector more than the channels: rows at a power of two would share the sets of the cache.
+  const Index in_row = sizes.in + kLanes, out_row = panels * kColumns + kLanes;
+  const Index in_plane = batch * in_row, out_plane = batch * out_row;
+  const Index panel_size = sizes.in * kColumns;
+  const Buffer factors = make_buffer(kPoints * panels * panel_size);
+  const Buffer inputs = make_buffer(kPoints * in_plane), outputs = make_buffer(kPoints * out_plane);
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (Index first = 0; first < panels * kColumns; first += kLanes)
+      weights_of_lanes(weights, sizes, first, factors.get());
+    for (Index start = 0; start < tiles; start += batch) {
+      const Index number = std::min(batch, tiles - start), strips = (number + kRows - 1) / kRows;
+      const Index groups = (strips + kStripsAtOnce - 1) / kStripsAtOnce;
+#pragma omp for schedule(static)
+      for (Index t = 0; t < number; ++t)
+        inputs_of_tile(x, sizes, start + t, inputs.get() + t * in_row, in_plane);
+#pragma omp for schedule(static) collapse(2)
+      for (Index point = 0; point < kPoints; ++point)
+        for (Index group = 0; group < groups; ++group)
+          for (Index panel = 0; panel < panels; ++panel)
+            for (Index strip = group * kStripsAtOnce;
+                 strip < std::min(strips, (group + 1) * kStripsAtOnce); ++strip)
+              multiply<false>(sizes.in, inputs.get() + point * in_plane + strip * kRows * in_row,
+                              in_row, factors.get() + (point * panels + panel) * panel_size,
+                              kColumns,
+                              outputs.get() + point * out_plane + strip * kRows * out_row +
+                                  panel * kColumns,
+                              out_row, false);
+#pragma omp for schedule(static)
+      for (Index t = 0; t < number; ++t)
+        outputs_of_tile(outputs.get() + t * out_row, out_plane, bias, relu, sizes, start + t, y);
+    }
+  }
+}
+
+// The gradient (out, in, 3, 3) of the weights, from x and the gradient of y.
+void backward_weight(const Index* dims, const float* x, const float* grad, float* grad_weight,
+                     int threads) {
+  const Sizes sizes = read_sizes(dims);
+  const Index tiles = sizes.tiles(), batch = sizes.tiles_of_batch();
+  const Index in_padded = round_up(sizes.in, kRows), out_padded = sizes.panels() * kColumns;
+  const Index in_row = round_up(in_padded, kLanes) + kLanes, out_row = out_padded + kLanes;
+  const Index in_plane = batch * in_row, out_plane = batch * out_row;
+  const Index plane = in_padded * out_padded;
+  const Buffer inputs = make_buffer(kPoints * in_plane), outputs = make_buffer(kPoints * out_plane);
+  const Buffer points = make_buffer(kPoints * plane);
+  // What pads the rows is multiplied, too.
+  std::fill_n(inputs.get(), kPoints * in_plane, 0.f);
+  std::fill_n(outputs.get(), kPoints * out_plane, 0.f);
+#pragma omp parallel num_threads(threads)
+  {
+    for (Index start = 0; start < tiles; start += batch) {
+      const Index number = std::min(batch, tiles - start);
+#pragma omp for schedule(static)
+      for (Index t = 0; t < number; ++t) {
+        inputs_of_tile(x, sizes, start + t, inputs.get() + t * in_row, in_plane);
+        gradients_of_tile(grad, sizes, start + t, outputs.get() + t * out_row, out_plane);
+      }
+#pragma omp for schedule(static) collapse(2)
+      for (Index point = 0; point < kPoints; ++point)
+        for (Index c = 0; c < in_padded; c += kRows)
+          for (Index k = 0; k < out_padded; k += kColumns)
+            multiply<true>(number, inputs.get() + point * in_plane + c, in_row,
+                           outputs.get() + point * out_plane + k, out_row,
+                           points.get() + point * plane + c * out_padded + k, out_padded,
+                           start > 0);
+    }
+#pragma omp for schedule(static)
+    for (Index k = 0; k < sizes.out; k += kLanes)
+      gradients_of_weights(points.get(), plane, out_padded, k, sizes, grad_weight);
+  }
+}
+
+}  // extern "C"
