@@ -27,6 +27,7 @@ from mmseg_m2f.adapters.accelerate_methods import (
     postprocess_config,
 )
 from mmseg_m2f.adapters.accelerate_stock import KNOWN, NETWORK, loss_settings, network_settings
+from mmseg_m2f.adapters.backbones import faster_forwards
 from mmseg_m2f.adapters.heads import MaskHead
 from mmseg_m2f.adapters.semantic import Mask2FormerHead
 from mmseg_m2f.adapters.universal import Mask2FormerUniversalHead
@@ -64,6 +65,8 @@ def accelerate_openmmlab(model: nn.Module, points: str = 'shared') -> None:
         _say(f'accelerate: the losses and the matching stay the stock ones, {why_stock_losses}')
     detector = None if is_semantic else _detector_methods(model, head, twin)
     replace_methods(head, **replaced, resolved_config=ours.resolved_config)
+    for module, forward in faster_forwards(model.backbone):
+        replace_methods(module, forward=forward)
     if detector is not None:
         replace_methods(model, predict=detector.predict)
 

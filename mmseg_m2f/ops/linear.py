@@ -81,14 +81,18 @@ def _runs_on_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 class _Linear(torch.autograd.Function):
+    """The product on oneDNN; with ReLU its result tells where the gradient passes."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+        """The product."""
         y = onednn_linear(x, weight, bias, 'relu' if relu else 'none')
         ctx.save_for_backward(x, weight, y if relu else None)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Of ``x``, the weight and the bias; the products are differentiable again."""
         x, weight, y = ctx.saved_tensors
         if y is not None:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)

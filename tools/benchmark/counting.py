@@ -26,6 +26,7 @@ _WAITING = (
 )
 _INDEXING = ('index', 'index_put', 'index_put_', '_index_put_impl_')
 _TO_HOST = ('cpu', 'tolist')
+_CONVOLUTION = 'mmseg_m2f::convolve'
 # Deviation of the mask logits of a trained model.
 TRAINED_LOGITS = 10.0
 
@@ -33,7 +34,7 @@ TRAINED_LOGITS = 10.0
 class Counts(NamedTuple):
     """Of one step. FLOPs are of matrix products, attention and convolutions.
 
-    Calls are of ATen's operators, and of those of oneDNN that stand in for one.
+    Calls are of ATen's operators, and of those that stand in for one: oneDNN's, our convolutions.
     """
 
     flops: int
@@ -51,8 +52,7 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count, then call."""
-        if func.namespace in ('aten', 'mkldnn'):
-            self.calls += 1
+        self.calls += func.namespace in ('aten', 'mkldnn') or func.name().startswith(_CONVOLUTION)
         self.waits += _waits(func, args)
         return func(*args, **(kwargs or {}))
 
@@ -68,9 +68,7 @@ def _waits(func: Any, args: Any) -> bool:
 def count(step: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> Counts:
     """Of one call of ``step``; what is saved for backward is counted without ``parameters``."""
     operators = _Operators()
-    # What stands in for aten::addmm, which the counter does not know.
-    formulas = {torch.ops.mkldnn._linear_pointwise: _linear_flops}
-    flops = FlopCounterMode(display=False, custom_mapping=formulas)
+    flops = FlopCounterMode(display=False, custom_mapping=_formulas())
     with _saved_bytes(parameters) as saved, _copies_to_host() as copies, operators, flops:
         step()
     return Counts(
@@ -78,8 +76,33 @@ def count(step: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> Counts:
     )
 
 
-def _linear_flops(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * math.prod(x) * weight[0]
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """Of what stands in for ATen's products, which PyTorch's counter does not know."""
+    ours = torch.ops.mmseg_m2f
+    return {
+        torch.ops.mkldnn._linear_pointwise: _linear_flops,
+        ours.convolve_3x3: _winograd_flops,
+        ours.convolve_3x3_backward_input: _winograd_flops,
+        ours.convolve_3x3_backward_weight: _winograd_weight_flops,
+    }
+
+
+def _linear_flops(x: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    return 2 * math.prod(out_shape) * x[-1]
+
+
+def _winograd_flops(x: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    return _products_of_points(x) * x[1] * out_shape[1]
+
+
+def _winograd_weight_flops(x: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    return _products_of_points(x) * out_shape[0] * out_shape[1]
+
+
+def _products_of_points(x: Sequence[int]) -> int:
+    """For a pair of channels: 36 points of every tile of 4 x 4 pixels."""
+    batch, _, height, width = x
+    return 2 * 36 * batch * -(-height // 4) * -(-width // 4)
 
 
 @contextmanager

@@ -35,6 +35,9 @@ PRODUCTS = {
     'aten::baddbmm',
     'aten::linear',
     'mkldnn::_linear_pointwise',
+    'mmseg_m2f::convolve_3x3',
+    'mmseg_m2f::convolve_3x3_backward_input',
+    'mmseg_m2f::convolve_3x3_backward_weight',
     'aten::_scaled_dot_product_flash_attention_for_cpu',
     'aten::_scaled_dot_product_flash_attention_for_cpu_backward',
 }

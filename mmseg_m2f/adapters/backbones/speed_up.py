@@ -1,5 +1,8 @@
 """Faster ``forward`` methods for the parts of a built backbone that are known."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 from torch import nn
 
 from mmseg_m2f.adapters.backbones import resnet
@@ -14,7 +17,13 @@ def speed_up(backbone: nn.Module) -> None:
     another device, in another type, with hooks inside or captured by a compiler it does what its
     class does. Twice does no more than once, and unknown parts are left alone.
     """
+    for module, forward in faster_forwards(backbone):
+        module.forward = forward
+
+
+def faster_forwards(backbone: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+    """The known parts, each with the method that ``speed_up`` gives it."""
     for module in backbone.modules():
         forward = resnet.forward_of(module)
         if forward is not None:
-            module.forward = forward
+            yield module, forward

@@ -50,6 +50,8 @@ def convolve_fused(
 
 
 class _Convolve(torch.autograd.Function):
+    """All at once; with ReLU the result tells where the gradient passes."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -60,6 +62,7 @@ class _Convolve(torch.autograd.Function):
         residual: Tensor | None,
         settings: tuple[Sequence[int], bool],
     ) -> Tensor:
+        """The result, channels last."""
         x = channels_last(x)
         window, relu = settings
         ctx.method, ctx.window = _method(x, weight, window), window
@@ -70,6 +73,7 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Of the map, the weight, the bias and the residual."""
         x, weight, scale, y = ctx.saved_tensors
         grad = channels_last(grad)
         if y is not None:
