@@ -83,4 +83,5 @@ with torch.no_grad():
 def test_a_machine_without_a_compiler_trains_and_tests_all_the_same():
     done = subprocess.run([sys.executable, '-c', WITHOUT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count('no compiled CPU kernel') == 1
+    for name in ('ms_deform_attn', 'winograd'):
+        assert done.stderr.count(f'{name}: no compiled CPU kernel') == 1
