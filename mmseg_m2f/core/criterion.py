@@ -15,13 +15,12 @@ from mmseg_m2f.core.losses import (
     PointMaskLoss,
     RowLoss,
 )
-from mmseg_m2f.core.points import PointSampler, sample_features, sample_masks
+from mmseg_m2f.core.points import PointSampler, sample_logits, sample_masks
 from mmseg_m2f.core.structures import (
     MaskPrediction,
     MaskTarget,
     Match,
     at_least_float32,
-    mask_logits,
 )
 
 
@@ -143,10 +142,8 @@ class MaskClassificationLoss(nn.Module):
         match: Match,
     ) -> tuple[Float[Tensor, 'L M P'], Float[Tensor, 'L M P']]:
         index = match.query_idx[..., None].expand(-1, -1, mask_embed.shape[-1])
-        matched = mask_embed.gather(1, index)  # (L, M, C)
-        logits = mask_logits(matched.flatten(0, 1), mask_features)  # (L M, h, w)
-        points = self.points(logits.detach())
-        point_logits = sample_features(logits[:, None], points)[:, 0]
+        matched = mask_embed.gather(1, index).flatten(0, 1)  # (L M, C)
+        point_logits, points = sample_logits(matched, mask_features, self.points)
         point_targets = sample_masks(target.masks, match.target_idx.flatten(), points)
         shape = match.query_idx.shape
         return point_logits.unflatten(0, shape), point_targets.unflatten(0, shape)

@@ -1,13 +1,21 @@
 """Drawing points and reading maps at them (paper section 3.3; PointRend, arXiv:1912.08193)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mmseg_m2f.core.config import PointConfig
+from mmseg_m2f.core.structures import mask_logits
+
+# Rows are worked on in pieces of at most so many points, or so many pixels of masks: with hundreds
+# of targets all rows at once take several times the memory of the result.
+PIECE_POINTS = 2**20
+PIECE_PIXELS = 2**23
 
 # (number of rows, number of points, device, dtype) -> (rows, points, 2), (x, y) in [0, 1].
 SamplePoints = Callable[[int, int, torch.device, torch.dtype], Tensor]
@@ -24,8 +32,81 @@ def sample_features(
     features: Float[Tensor, 'M C h w'], points: Float[Tensor, 'M P 2']
 ) -> Float[Tensor, 'M C P']:
     """Bilinear values of ``features`` at ``points``; zero outside, ``align_corners=False``."""
-    grid = (2 * points - 1)[:, :, None]
-    return F.grid_sample(features, grid, align_corners=False).squeeze(-1)
+    return F.grid_sample(features, _grid(points), align_corners=False).squeeze(-1)
+
+
+def _grid(points: Float[Tensor, 'M P 2']) -> Float[Tensor, 'M P 1 2']:
+    return (2 * points - 1)[:, :, None]
+
+
+def _rows(size: int, limit: int) -> int:
+    """Of a piece: as many as have ``limit`` numbers at ``size`` each, at least one."""
+    return max(limit // max(size, 1), 1)
+
+
+def sample_logits(
+    mask_embed: Float[Tensor, 'M C'],
+    mask_features: Float[Tensor, 'C h w'],
+    draw: Callable[[Tensor], Tensor],
+) -> tuple[Float[Tensor, 'M P'], Float[Tensor, 'M P 2']]:
+    """Mask logits at the points that ``draw`` chooses from them, and these points.
+
+    The logits are formed once and not kept for the backward pass, which needs only their inputs;
+    their gradient, as large, never exists as a whole.
+    """
+    with torch.no_grad():
+        logits = mask_logits(mask_embed, mask_features)
+        points = draw(logits)
+    return _SampledLogits.apply(mask_embed, mask_features, logits, points), points
+
+
+class _SampledLogits(torch.autograd.Function):
+    """``logits`` at ``points``, differentiated as the function of embeddings and features it is."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, mask_embed: Tensor, mask_features: Tensor, logits: Tensor, points: Tensor
+    ) -> Tensor:
+        """Values ``(M, P)``."""
+        ctx.save_for_backward(mask_embed, mask_features, points)
+        rows = _rows(points.shape[1], PIECE_POINTS)
+        pieces = zip(logits.split(rows), points.split(rows), strict=True)
+        return torch.cat([sample_features(some[:, None], at)[:, 0] for some, at in pieces])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Of ``mask_embed (M, C)`` and ``mask_features (C, h, w)``."""
+        mask_embed, mask_features, points = ctx.saved_tensors
+        needs_embed, needs_features = ctx.needs_input_grad[:2]
+        features = mask_features.flatten(1)
+        embed_grad, features_grad = torch.zeros_like(mask_embed), torch.zeros_like(features)
+        rows = _rows(max(features.shape[1], points.shape[1]), PIECE_PIXELS)
+        pieces = (part.split(rows) for part in (mask_embed, embed_grad, points, gradient))
+        # A backward pass under autocast would round the products.
+        with torch.autocast(gradient.device.type, enabled=False):
+            for embed, grad, at, given in zip(*pieces, strict=True):
+                logits_grad = _sampling_gradient(given, at, mask_features.shape[-2:]).flatten(1)
+                if needs_embed:
+                    torch.mm(logits_grad, features.T, out=grad)
+                if needs_features:
+                    torch.addmm(features_grad, embed.T, logits_grad, out=features_grad)
+        return embed_grad, features_grad.view_as(mask_features), None, None
+
+
+def _sampling_gradient(
+    gradient: Float[Tensor, 'M P'], points: Float[Tensor, 'M P 2'], size: tuple[int, int]
+) -> Float[Tensor, 'M h w']:
+    """Of maps of that size that were sampled at ``points``."""
+    # The operator asks for the maps, on whose values their own gradient does not depend.
+    maps = gradient.new_zeros(()).expand(len(gradient), 1, *size)
+    bilinear = padding_of_zeros = 0
+    of_maps_only = [True, False]
+    grad, _ = torch.ops.aten.grid_sampler_2d_backward(
+        gradient[:, None, :, None], maps, _grid(points), bilinear, padding_of_zeros,
+        False, of_maps_only,
+    )  # fmt: skip
+    return grad[:, 0]
 
 
 @torch.no_grad()
@@ -37,6 +118,18 @@ def sample_masks(
     Equals ``grid_sample`` of the masks as floats, without ever holding them as floats: ground truth
     stays one byte per pixel. ``points`` of one row serve all masks.
     """
+    masks = masks.contiguous()  # here once, not once a piece
+    rows = _rows(points.shape[1], PIECE_POINTS)
+    pieces = mask_idx.split(rows)
+    at = points.split(rows) if len(points) == len(mask_idx) else [points] * len(pieces)
+    return torch.cat(
+        [_sample_some_masks(masks, some, where) for some, where in zip(pieces, at, strict=True)]
+    )
+
+
+def _sample_some_masks(
+    masks: Bool[Tensor, 'N H W'], mask_idx: Int[Tensor, 'M'], points: Float[Tensor, '#M P 2']
+) -> Float[Tensor, 'M P']:
     height, width = masks.shape[-2:]
     x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5  # (M, P)
     x0, y0 = x.floor(), y.floor()
@@ -57,6 +150,7 @@ class PointSampler:
 
     ``sample_points`` draws uniform points and may be replaced to make losses repeatable; it is
     called once for the candidates and once for the remaining uniform points of each picture.
+    Its default draws many candidates in pieces.
     """
 
     def __init__(
@@ -79,9 +173,30 @@ class PointSampler:
         num_uncertain = int(config.importance_ratio * config.num_points)
         num_candidates = int(config.oversample_ratio * config.num_points)
 
-        candidates = self.sample_points(num_masks, num_candidates, *options)
-        certainty = sample_features(mask_logits[:, None], candidates)[:, 0].abs()
-        chosen = certainty.topk(num_uncertain, dim=1, largest=False, sorted=False).indices
-        uncertain = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
+        points = mask_logits.new_empty(num_masks, config.num_points, 2)
+        rows = _rows(num_candidates, PIECE_POINTS)
+        pieces = (mask_logits.split(rows), points.split(rows))
+        candidates = self._candidates(num_masks, num_candidates, rows, options)
+        for logits, chosen, some in zip(*pieces, candidates, strict=True):
+            chosen[:, :num_uncertain] = _least_certain(logits, some, num_uncertain)
         rest = self.sample_points(num_masks, config.num_points - num_uncertain, *options)
-        return torch.cat([uncertain, rest], dim=1)
+        points[:, num_uncertain:] = rest
+        return points
+
+    def _candidates(
+        self, num_masks: int, num_points: int, rows: int, options: tuple[torch.device, torch.dtype]
+    ) -> Iterator[Float[Tensor, 'M P 2']]:
+        """In pieces of ``rows``. On the CPU uniform points are the same as drawn in one call."""
+        if self.sample_points is not uniform_points:
+            yield from self.sample_points(num_masks, num_points, *options).split(rows)
+            return
+        for start in range(0, max(num_masks, 1), rows):
+            yield self.sample_points(min(rows, num_masks - start), num_points, *options)
+
+
+def _least_certain(
+    mask_logits: Float[Tensor, 'M h w'], candidates: Float[Tensor, 'M P 2'], number: int
+) -> Float[Tensor, 'M number 2']:
+    certainty = sample_features(mask_logits[:, None], candidates)[:, 0].abs()
+    chosen = certainty.topk(number, dim=1, largest=False, sorted=False).indices
+    return candidates.gather(1, chosen[..., None].expand(-1, -1, 2))

@@ -20,6 +20,7 @@ from mmseg_m2f.core.matching import HungarianMatcher
 from mmseg_m2f.core.points import PointSampler
 from mmseg_m2f.core.structures import MaskPrediction, MaskTarget, Match, mask_logits
 from tests.conftest import TinyModel
+from tests.core.watching import gradients_and_saved_bytes
 
 ONE = torch.tensor(1.0)
 DEADLINE_SECONDS = 120
@@ -211,6 +212,22 @@ def test_gradients_reach_the_logits_through_the_points_only():
 
     leaves = [*predictions[0], features]
     assert torch.autograd.gradcheck(total, [x.requires_grad_() for x in leaves], fast_mode=True)
+
+
+def test_mask_logits_are_not_kept_for_the_backward_pass():
+    predictions, features, targets, matches = make_inputs((5, 4))
+    features = F.interpolate(features, scale_factor=20)
+    leaves = [features.requires_grad_(), *(p.mask_embed.requires_grad_() for p in predictions)]
+
+    def total():
+        terms = make_criterion()(predictions, features, targets, matches)
+        return torch.stack([value for one in terms for value in one]).sum()
+
+    _, kept = gradients_and_saved_bytes(total, leaves)
+    num_pixels = features[0, 0].numel()
+    of_features = 4 * features.shape[1] * num_pixels * len(targets)
+    of_logits = 4 * num_pixels * sum(match.query_idx.numel() for match in matches)
+    assert kept < of_features + of_logits / 2
 
 
 def test_only_matched_queries_get_mask_gradients():

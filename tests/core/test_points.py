@@ -2,8 +2,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mmseg_m2f.core import points as points_module
 from mmseg_m2f.core.config import PointConfig
-from mmseg_m2f.core.points import PointSampler, sample_features, sample_masks, uniform_points
+from mmseg_m2f.core.points import (
+    PointSampler,
+    sample_features,
+    sample_logits,
+    sample_masks,
+    uniform_points,
+)
+from mmseg_m2f.core.structures import mask_logits
+from tests.core.watching import Watch
 
 CPU = torch.device('cpu')
 
@@ -117,3 +126,116 @@ def test_no_masks_get_no_points():
 def test_points_carry_no_gradient():
     logits = torch.randn(2, 4, 4, requires_grad=True)
     assert not PointSampler(PointConfig(num_points=8))(logits).requires_grad
+
+
+@pytest.fixture(params=[1, 100, 1000], ids=lambda size: f'pieces of {size}')
+def small_pieces(request, monkeypatch):
+    monkeypatch.setattr(points_module, 'PIECE_POINTS', request.param)
+    monkeypatch.setattr(points_module, 'PIECE_PIXELS', request.param)
+
+
+def sampled(num_masks, num_points, dtype):
+    """The points of some logits, and the state in which the generator is left."""
+    logits = torch.randn(num_masks, 6, 8, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    torch.manual_seed(4)
+    return PointSampler(PointConfig(num_points=num_points))(logits), torch.get_rng_state()
+
+
+SAMPLED = [
+    (*size, dtype)
+    for size in [(0, 8), (1, 1), (1, 3), (7, 5), (13, 16), (9, 37)]
+    for dtype in (torch.float32, torch.float64)
+]
+AT_ONCE = {case: sampled(*case) for case in SAMPLED}
+
+
+@pytest.mark.parametrize('case', SAMPLED, ids=str)
+def test_pieces_have_the_points_of_all_rows_at_once(case, small_pieces):
+    for in_pieces, at_once in zip(sampled(*case), AT_ONCE[case], strict=True):
+        assert torch.equal(in_pieces, at_once)
+
+
+def test_points_of_a_user_are_asked_for_once_whatever_the_pieces(small_pieces):
+    recorder = Recorder()
+    PointSampler(PointConfig(num_points=16), recorder)(torch.randn(5, 6, 8))
+    assert [tuple(draw.shape) for draw in recorder.draws] == [(5, 48, 2), (5, 4, 2)]
+
+
+def test_candidates_never_exist_as_a_whole(monkeypatch):
+    monkeypatch.setattr(points_module, 'PIECE_POINTS', 4 * 3 * 64)  # the candidates of four rows
+    with Watch() as watch:
+        points = PointSampler(PointConfig(num_points=64))(torch.randn(40, 4, 4))
+    assert watch.largest == points.numel()
+
+
+@pytest.mark.parametrize('num_rows', [1, 5], ids=['shared', 'own'])
+def test_masks_in_pieces_have_the_values_of_all_at_once(num_rows, small_pieces, monkeypatch):
+    masks, mask_idx = torch.rand(3, 13, 21) < 0.5, torch.tensor([2, 0, 0, 1, 2])
+    points = torch.rand(num_rows, 50, 2)
+    in_pieces = sample_masks(masks, mask_idx, points)
+    monkeypatch.undo()
+    assert torch.equal(in_pieces, sample_masks(masks, mask_idx, points))
+
+
+def logits_problem(num_masks=7):
+    """Embeddings, features and points of masks that overlap the border of the map."""
+    mask_embed = torch.randn(num_masks, 3, dtype=torch.float64, requires_grad=True)
+    mask_features = torch.randn(3, 6, 8, dtype=torch.float64, requires_grad=True)
+    return mask_embed, mask_features, 1.2 * torch.rand(num_masks, 20, 2, dtype=torch.float64) - 0.1
+
+
+@pytest.mark.parametrize('num_masks', [0, 1, 7])
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_sampled_logits_and_gradients_are_those_of_formed_masks(
+    num_masks, channels_last, small_pieces
+):
+    mask_embed, mask_features, points = logits_problem(num_masks)
+    if channels_last:
+        mask_features = mask_features.detach().permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        mask_features.requires_grad_()
+    expected = sample_features(mask_logits(mask_embed, mask_features)[:, None], points)[:, 0]
+    got, where = sample_logits(mask_embed, mask_features, lambda _: points)
+    assert where is points
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
+    weight = torch.randn_like(expected)
+    leaves = (mask_embed, mask_features)
+    for one, other in zip(
+        torch.autograd.grad((got * weight).sum(), leaves),
+        torch.autograd.grad((expected * weight).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('frozen', [0, 1], ids=['embeddings', 'features'])
+def test_sampled_logits_of_what_is_frozen(frozen):
+    problem = logits_problem()
+    leaves, points = list(problem[:2]), problem[2]
+    leaves[frozen] = leaves[frozen].detach()
+    values, _ = sample_logits(*leaves, lambda _: points)
+    values.square().sum().backward()
+    assert leaves[frozen].grad is None
+    assert leaves[1 - frozen].grad.abs().max() > 0
+
+
+def test_a_backward_pass_under_autocast_rounds_nothing():
+    mask_embed, mask_features, points = (part.float() for part in logits_problem())
+    leaves = [part.detach().requires_grad_() for part in (mask_embed, mask_features)]
+    total = sample_logits(*leaves, lambda _: points)[0].square().sum()
+    exact = torch.autograd.grad(total, leaves, retain_graph=True)
+    with torch.autocast('cpu', torch.bfloat16):
+        inside = torch.autograd.grad(total, leaves)
+    for one, other in zip(inside, exact, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_gradient_of_the_logits_never_exists_as_a_whole(monkeypatch):
+    num_masks, side = 40, 16
+    monkeypatch.setattr(points_module, 'PIECE_PIXELS', 4 * side**2)
+    mask_embed, mask_features = torch.randn(num_masks, 3), torch.randn(3, side, side)
+    points = torch.rand(num_masks, 5, 2)
+    leaves = [mask_embed.requires_grad_(), mask_features.requires_grad_()]
+    total = sample_logits(*leaves, lambda _: points)[0].sum()
+    with Watch() as watch:
+        total.backward()
+    assert watch.largest == 4 * side**2
