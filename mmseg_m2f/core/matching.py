@@ -18,6 +18,8 @@ MatchCost = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 # SciPy refuses infinities; far above any real cost, far below float32's largest value.
 COST_LIMIT = 1e10
+# Mask logits, 2 MiB, that the caches of a CPU hold while their costs are computed.
+CACHED_LOGITS = 2**19
 
 
 class NonFinitePredictionError(ValueError):
@@ -93,7 +95,7 @@ class PointDiceCost:
         """Cost of each pair, in ``[0, weight)``."""
         probs = point_logits.sigmoid()
         total = probs.sum(-1, keepdim=True) + point_targets.sum(-1)
-        return self.weight * (1 - (2 * probs @ point_targets.T + 1) / (total + 1))
+        return self.weight * (1 - (2 * (probs @ point_targets.T) + 1) / (total + 1))
 
 
 class HungarianMatcher:
@@ -182,9 +184,8 @@ class HungarianMatcher:
         points = self.sample_points(num_draws, self.num_points, features.device, features.dtype)
         if num_draws == 1 and self.is_row_wise:
             point_logits, point_targets = self._at_points(mask_embed, features, target, points)
-            cost = self._cost(
-                class_logits.flatten(0, 1), point_logits.flatten(0, 1), target.labels, point_targets
-            )
+            rows = (class_logits.flatten(0, 1), point_logits.flatten(0, 1))
+            cost = self._cost_by_rows(*rows, target.labels, point_targets)
             return cost.unflatten(0, (num_predictions, -1))
         return torch.stack(
             [
@@ -215,6 +216,16 @@ class HungarianMatcher:
         point_logits = linear(mask_embed, sample_features(features[None], points)[0].T, None)
         all_masks = torch.arange(len(target.masks), device=points.device)
         return point_logits, sample_masks(target.masks, all_masks, points)
+
+    def _cost_by_rows(
+        self, class_logits: Tensor, point_logits: Tensor, labels: Tensor, point_targets: Tensor
+    ) -> Tensor:
+        """On a CPU some rows at a time, so that its caches hold what lies between the operators."""
+        rows = len(class_logits)
+        if class_logits.device.type == 'cpu':
+            rows = max(CACHED_LOGITS // point_logits.shape[1], 1)
+        pieces = zip(class_logits.split(rows), point_logits.split(rows), strict=True)
+        return torch.cat([self._cost(*piece, labels, point_targets) for piece in pieces])
 
     def _cost(
         self, class_logits: Tensor, point_logits: Tensor, labels: Tensor, point_targets: Tensor

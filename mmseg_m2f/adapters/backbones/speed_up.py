@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from mmseg_m2f.adapters.backbones import resnet
+from mmseg_m2f.adapters.backbones import resnet, swin
 
 
 def speed_up(backbone: nn.Module) -> None:
@@ -24,6 +24,6 @@ def speed_up(backbone: nn.Module) -> None:
 def faster_forwards(backbone: nn.Module) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     """The known parts, each with the method that ``speed_up`` gives it."""
     for module in backbone.modules():
-        forward = resnet.forward_of(module)
+        forward = resnet.forward_of(module) or swin.forward_of(module)
         if forward is not None:
             yield module, forward
