@@ -221,9 +221,8 @@ class HungarianMatcher:
         self, class_logits: Tensor, point_logits: Tensor, labels: Tensor, point_targets: Tensor
     ) -> Tensor:
         """On a CPU some rows at a time, so that its caches hold what lies between the operators."""
-        rows = len(class_logits)
-        if class_logits.device.type == 'cpu':
-            rows = max(CACHED_LOGITS // point_logits.shape[1], 1)
+        on_cpu = class_logits.device.type == 'cpu'
+        rows = max(CACHED_LOGITS // point_logits.shape[1], 1) if on_cpu else len(class_logits)
         pieces = zip(class_logits.split(rows), point_logits.split(rows), strict=True)
         return torch.cat([self._cost(*piece, labels, point_targets) for piece in pieces])
 
