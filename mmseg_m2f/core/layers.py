@@ -168,11 +168,13 @@ class ConvNorm(nn.Module):
         return F.relu(x, inplace=True) if self.activate else x
 
 
-def order_of(maps: Float[Tensor, 'B C h w']) -> torch.memory_format:
-    """Channels last, or else the usual order."""
-    if maps.is_contiguous() or not maps.is_contiguous(memory_format=torch.channels_last):
-        return torch.contiguous_format
-    return torch.channels_last
+def in_order_of(maps: Float[Tensor, 'B C h w'], other: Tensor) -> Float[Tensor, 'B C h w']:
+    """``maps`` in channels-last order if ``other`` is, else in the usual one."""
+    if other.is_contiguous() or not other.is_contiguous(memory_format=torch.channels_last):
+        return maps.contiguous()
+    pixels = maps.permute(0, 2, 3, 1)
+    # Of one picture any stride is contiguous, but only the usual one tells operators the order.
+    return pixels.flatten(0, 2).view(pixels.shape).permute(0, 3, 1, 2)
 
 
 def resize_maps(maps: Float[Tensor, 'B C h w'], size: tuple[int, int]) -> Float[Tensor, 'B C H W']:

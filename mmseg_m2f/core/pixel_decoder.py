@@ -12,8 +12,8 @@ from mmseg_m2f.core.layers import (
     Conv2d,
     ConvNorm,
     FeedForward,
+    in_order_of,
     init_c2_xavier,
-    order_of,
     resize_maps,
     run_layer,
     sine_encoding,
@@ -178,8 +178,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
             lateral = self.lateral[index](features[index])
             size = (lateral.shape[-2], lateral.shape[-1])
             # It is a view of tokens, the channels last; sums of two orders of memory are slow.
-            finest = finest.contiguous(memory_format=order_of(lateral))
-            finest = self.output[index](lateral + resize_maps(finest, size))
+            resized = resize_maps(in_order_of(finest, lateral), size)
+            finest = self.output[index](lateral + resized)
         return self.mask_proj(finest)
 
 
