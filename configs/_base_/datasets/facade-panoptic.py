@@ -7,13 +7,15 @@ train_pipeline = [
     dict(type='mmseg_m2f.LoadSegments'),
     dict(
         type='RandomChoiceResize',
-        scales=[192, 224, 256, 288, 320, 352, 384],
+        scales=[160, 192, 224, 256, 288, 320, 352, 384],
         resize_type='mmseg_m2f.ResizeShortestEdge',
         max_size=1024,
         deferred=True,
     ),
     dict(type='mmseg_m2f.RandomCrop', crop_size=crop_size),
     dict(type='mmseg_m2f.RandomFlip', prob=0.5),
+    # Without it the thirty-six photos are learned by heart, and more iterations do not help.
+    dict(type='mmseg_m2f.PhotoMetricDistortion'),
     # A photo has some 40 segments, most of them tiny windows. Minutes of training are too short for
     # those, and with them nothing else is learned in that time: the large ones stay.
     dict(type='mmseg_m2f.PackSegments', keep_empty=False, min_area=400),
