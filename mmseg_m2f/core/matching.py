@@ -18,8 +18,8 @@ MatchCost = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 # SciPy refuses infinities; far above any real cost, far below float32's largest value.
 COST_LIMIT = 1e10
-# Mask logits, 2 MiB, that the caches of a CPU hold while their costs are computed.
-CACHED_LOGITS = 2**19
+# Mask logits, 8 MiB, that the caches of a CPU hold while their costs are computed.
+CACHED_LOGITS = 2**21
 
 
 class NonFinitePredictionError(ValueError):
