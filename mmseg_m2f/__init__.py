@@ -40,6 +40,7 @@ def prepare_inference(
     fuse_norms: bool = True,
     dtype: Any = None,
     compile: bool = False,  # noqa: A002 - as torch calls it
+    keep_memory: bool = True,
 ) -> Any:
     """Make a built segmentor of mmseg or detector of mmdet predict faster, in place.
 
@@ -57,6 +58,8 @@ def prepare_inference(
             decoder unless it is built with ``mixed_precision=True``.
         compile: ``torch.compile`` on backbone, neck and head, not on the post-processing. It takes
             minutes at the first pictures.
+        keep_memory: of a model on a CPU: the process keeps the memory it frees, for what it
+            allocates next, where the C library is glibc.
 
     Returns:
         ``model`` itself.
@@ -67,6 +70,11 @@ def prepare_inference(
     from mmseg_m2f.adapters import prepare_inference as openmmlab
 
     openmmlab.prepare_openmmlab(
-        model, channels_last=channels_last, fuse_norms=fuse_norms, dtype=dtype, compile=compile
+        model,
+        channels_last=channels_last,
+        fuse_norms=fuse_norms,
+        dtype=dtype,
+        compile=compile,
+        keep_memory=keep_memory,
     )
     return model

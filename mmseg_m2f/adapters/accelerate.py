@@ -65,7 +65,8 @@ def accelerate_openmmlab(model: nn.Module, points: str = 'shared') -> None:
         _say(f'accelerate: the losses and the matching stay the stock ones, {why_stock_losses}')
     detector = None if is_semantic else _detector_methods(model, head, twin)
     replace_methods(head, **replaced, resolved_config=ours.resolved_config)
-    for module, forward in faster_forwards(model.backbone):
+    backbone: Any = model.backbone
+    for module, forward in faster_forwards(backbone):
         replace_methods(module, forward=forward)
     if detector is not None:
         replace_methods(model, predict=detector.predict)

@@ -15,6 +15,7 @@ from mmseg_m2f.acceleration import Twin
 from mmseg_m2f.adapters.amp import DTYPES
 from mmseg_m2f.adapters.channels_last import to_channels_last, with_backbone
 from mmseg_m2f.adapters.heads import MaskHead
+from mmseg_m2f.adapters.keep_memory import keep_on_cpu
 from mmseg_m2f.checkpoints import HEADS
 from mmseg_m2f.registry import HOOKS
 
@@ -36,6 +37,7 @@ def prepare_openmmlab(
     fuse_norms: bool = True,
     dtype: str | torch.dtype | None = None,
     compile: bool = False,  # noqa: A002 - as torch calls it
+    keep_memory: bool = True,
 ) -> None:
     """``mmseg_m2f.prepare_inference``, which has the documentation.
 
@@ -50,6 +52,8 @@ def prepare_openmmlab(
     if channels_last:
         to_channels_last(inner)
     _set_autocast(inner, checked_dtype)
+    if keep_memory:
+        keep_on_cpu(inner)
     for part in (inner.backbone, getattr(inner, 'neck', None), head) if compile else ():
         if part is not None:
             part.compile()
@@ -62,7 +66,8 @@ class PrepareInferenceHook(Hook):
     Validation within a training is left alone: a prepared model cannot be trained on.
 
     Args:
-        channels_last, fuse_norms, dtype, compile: as in ``mmseg_m2f.prepare_inference``.
+        channels_last, fuse_norms, dtype, compile, keep_memory: as in
+            ``mmseg_m2f.prepare_inference``.
 
     Raises:
         CannotPrepareError: before the test, what cannot be prepared; before a training, that the
@@ -78,12 +83,14 @@ class PrepareInferenceHook(Hook):
         fuse_norms: bool = True,
         dtype: str | torch.dtype | None = None,
         compile: bool = False,  # noqa: A002 - as torch calls it
+        keep_memory: bool = True,
     ) -> None:
         self.settings: dict[str, Any] = {
             'channels_last': channels_last,
             'fuse_norms': fuse_norms,
             'dtype': dtype,
             'compile': compile,
+            'keep_memory': keep_memory,
         }
         self._fused = False
 
