@@ -3,10 +3,10 @@
     python -m tools.benchmark.inference --threads 2 --csv docs/benchmarks/inference_fp32_cpu.csv
 
 One real picture, the same random weights, post-processing included. ``-tuned`` is without a change
-to anybody's code: batch norms fused, channels last, inference mode, freed memory kept, the best number of threads up
-to ``--threads``; ours by ``mmseg_m2f.prepare_inference``. ``-bf16`` is that under autocast (ours
-``-bf16-mixed`` with ``mixed_precision`` of the pixel decoder), ``-compiled`` that with
-``torch.compile``, which takes minutes. ``-accelerated`` is the stock peer after
+to anybody's code: batch norms fused, channels last, inference mode, freed memory kept, the best
+number of threads up to ``--threads``; ours by ``mmseg_m2f.prepare_inference``. ``-bf16`` is that
+under autocast (ours ``-bf16-mixed`` with ``mixed_precision`` of the pixel decoder), ``-compiled``
+that with ``torch.compile``, which takes minutes. ``-accelerated`` is the stock peer after
 ``mmseg_m2f.accelerate`` and nothing else; these two run where they are named. Before any timing the
 scores (semantic) or logits (panoptic) are compared; the labels are those of the finished maps.
 Hugging Face forms its masks at 384 x 384 whatever the picture, so that its labels differ while its
