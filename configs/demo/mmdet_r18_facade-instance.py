@@ -5,7 +5,8 @@ _base_ = ['./mask2former_r18_facade-instance.py', '../_base_/peers/mmdet_demo.py
 things, stuff = 5, 0
 # As its users train on a CPU: in float32, MMEngine's own AMP refuses one.
 optim_wrapper = dict(dtype='float16')
-custom_hooks = [hook for hook in _base_.custom_hooks if 'ChannelsLast' not in hook.type]
+ours_alone = ('ChannelsLastHook', 'KeepMemoryHook')
+custom_hooks = [hook for hook in _base_.custom_hooks if not hook.type.endswith(ours_alone)]
 model = dict(
     type='mmdet.Mask2Former',
     data_preprocessor=dict(pad_mask=True, mask_pad_value=0, pad_seg=False),
@@ -33,4 +34,4 @@ model = dict(
         max_per_image=100,
     ),
 )
-del things, stuff
+del things, stuff, ours_alone

@@ -5,7 +5,8 @@ _base_ = ['./mask2former_r18_facade-panoptic.py', '../_base_/peers/mmdet_demo.py
 things, stuff = 5, 6
 # As its users train on a CPU: in float32, MMEngine's own AMP refuses one.
 optim_wrapper = dict(dtype='float16')
-custom_hooks = [hook for hook in _base_.custom_hooks if 'ChannelsLast' not in hook.type]
+ours_alone = ('ChannelsLastHook', 'KeepMemoryHook')
+custom_hooks = [hook for hook in _base_.custom_hooks if not hook.type.endswith(ours_alone)]
 model = dict(
     type='mmdet.Mask2Former',
     data_preprocessor=dict(pad_mask=True, mask_pad_value=0, pad_seg=True, seg_pad_value=255),
@@ -44,4 +45,4 @@ val_evaluator = [
     dict(type='mmseg_m2f.InstanceMetric'),
 ]
 test_evaluator = val_evaluator
-del things, stuff
+del things, stuff, ours_alone

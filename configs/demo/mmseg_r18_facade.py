@@ -27,7 +27,8 @@ costs = [
 ]
 # As its users train on a CPU: in float32, MMEngine's own AMP refuses one.
 optim_wrapper = dict(dtype='float16')
-custom_hooks = [hook for hook in _base_.custom_hooks if 'ChannelsLast' not in hook.type]
+ours_alone = ('ChannelsLastHook', 'KeepMemoryHook')
+custom_hooks = [hook for hook in _base_.custom_hooks if not hook.type.endswith(ours_alone)]
 model = dict(
     type='EncoderDecoder',
     decode_head=dict(
@@ -82,4 +83,4 @@ model = dict(
     ),
 )
 del head, channels, num_heads, attention, encoder_layer, decoder_layer
-del position, cross_entropy, costs
+del position, cross_entropy, costs, ours_alone
