@@ -40,7 +40,7 @@ def prepare_inference(
     fuse_norms: bool = True,
     dtype: Any = None,
     compile: bool = False,  # noqa: A002 - as torch calls it
-    keep_memory: bool = True,
+    keep_memory: bool = False,
 ) -> Any:
     """Make a built segmentor of mmseg or detector of mmdet predict faster, in place.
 
@@ -58,8 +58,8 @@ def prepare_inference(
             decoder unless it is built with ``mixed_precision=True``.
         compile: ``torch.compile`` on backbone, neck and head, not on the post-processing. It takes
             minutes at the first pictures.
-        keep_memory: of a model on a CPU: the process keeps the memory it frees, for what it
-            allocates next, where the C library is glibc.
+        keep_memory: of a model on a CPU: the whole process keeps the memory it frees, for what it
+            allocates next, until it ends; where the C library is glibc.
 
     Returns:
         ``model`` itself.

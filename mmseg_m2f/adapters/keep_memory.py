@@ -1,6 +1,9 @@
 """The hook that lets a run on a CPU keep the memory it frees."""
 
+import logging
+
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import nn
 
@@ -12,8 +15,8 @@ from mmseg_m2f.registry import HOOKS
 class KeepMemoryHook(Hook):
     """Memory that a run on a CPU frees stays with its process, for what it allocates next.
 
-    A fifth of the time of a training step on two cores, measured; see
-    ``ops.memory.keep_freed_memory``. On a GPU it does nothing. It holds for the whole process.
+    See ``ops.memory.keep_freed_memory``, which holds for the whole process and the workers that it
+    starts. On a GPU it does nothing; where it cannot be done, the log says so.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -23,5 +26,10 @@ class KeepMemoryHook(Hook):
 
 def keep_on_cpu(model: nn.Module) -> None:
     """``keep_freed_memory`` if the model's weights are on the CPU."""
-    if next(model.parameters()).device.type == 'cpu':
-        keep_freed_memory()
+    parameter = next(model.parameters(), None)
+    if parameter is not None and parameter.device.type == 'cpu' and not keep_freed_memory():
+        print_log(
+            'Freed memory goes back to the system: the C library is not glibc.',
+            logger='current',
+            level=logging.WARNING,
+        )

@@ -37,7 +37,7 @@ def prepare_openmmlab(
     fuse_norms: bool = True,
     dtype: str | torch.dtype | None = None,
     compile: bool = False,  # noqa: A002 - as torch calls it
-    keep_memory: bool = True,
+    keep_memory: bool = False,
 ) -> None:
     """``mmseg_m2f.prepare_inference``, which has the documentation.
 
@@ -83,7 +83,7 @@ class PrepareInferenceHook(Hook):
         fuse_norms: bool = True,
         dtype: str | torch.dtype | None = None,
         compile: bool = False,  # noqa: A002 - as torch calls it
-        keep_memory: bool = True,
+        keep_memory: bool = False,
     ) -> None:
         self.settings: dict[str, Any] = {
             'channels_last': channels_last,

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
 from mmseg_m2f.ops.convolution import Window, convolve
@@ -24,6 +25,13 @@ class Linear(nn.Linear):
     ) -> Float[Tensor, '*batch D']:
         """``x @ weight.T + bias``, with ``relu`` without what is negative."""
         return linear(x, self.weight, self.bias, relu=relu)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module runs hooks, which a shorter way would pass by."""
+    found = vars(module)
+    kinds = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+    return bool(any(found.get(kind) for kind in kinds) or _has_any_global_hook())
 
 
 class Conv2d(nn.Conv2d):
@@ -141,7 +149,10 @@ class FeedForward(nn.Module):
         )
 
     def _at_once(self, x: Tensor) -> Tensor:
-        return self.linear2(self.linear1(x, relu=True))
+        if type(self.linear1) is Linear and not has_hooks(self.linear1):
+            return self.linear2(self.linear1(x, relu=True))
+        # In the place of the layer, or around it, may be what adds something before ReLU.
+        return self.linear2(relu(self.linear1(x)))
 
 
 class ConvNorm(nn.Module):

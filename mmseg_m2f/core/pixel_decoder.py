@@ -178,8 +178,12 @@ class MSDeformAttnPixelDecoder(nn.Module):
             lateral = self.lateral[index](features[index])
             size = (lateral.shape[-2], lateral.shape[-1])
             # It is a view of tokens, the channels last; sums of two orders of memory are slow.
-            resized = resize_maps(in_order_of(finest, lateral), size)
-            finest = self.output[index](lateral + resized)
+            finest = resize_maps(in_order_of(finest, lateral), size)
+            # In the place of what nobody needs again: the maps are the largest of the network.
+            summed = lateral + finest if torch.is_grad_enabled() else finest.add_(lateral)
+            del lateral, finest
+            finest = self.output[index](summed)
+            del summed
         return self.mask_proj(finest)
 
 

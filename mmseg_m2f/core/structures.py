@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmseg_m2f.ops import linear
+from mmseg_m2f.ops.linear import is_captured, linear
 
 
 class PixelFeatures(NamedTuple):
@@ -74,7 +74,8 @@ def mask_logits(
     Returns logits; their sigmoid is the probability that a pixel belongs to the query's segment.
     """
     pixels = mask_features.flatten(-2).transpose(-1, -2)  # (*batch, S, C)
-    if pixels.shape[:-2].numel() == 1:
+    # A program that is captured is to serve any number of pictures.
+    if pixels.shape[:-2].numel() == 1 and not is_captured():
         logits = linear(mask_embed, pixels.reshape(pixels.shape[-2:]), None)
     else:
         logits = mask_embed @ pixels.transpose(-1, -2)

@@ -17,9 +17,10 @@ _LOGGED: set[tuple[str, str]] = set()
 class Backend(NamedTuple):
     """``why_not(*args)`` returns None if ``function(*args)`` can run, else the reason.
 
-    The answer may depend on the device, dtype and shape of the arguments, and on whether their
-    gradient is asked for; on nothing else. Unless ``automatic``, it runs only where it is named:
-    so does what has not been measured against the others.
+    The answer may depend on the type, device, dtype and shape of the arguments, on whether their
+    gradient is asked for, and on PyTorch's own modes (autocast, capturing); on nothing else. Unless
+    ``automatic``, it runs only where it is named: so does what has not been measured against the
+    others.
     """
 
     name: str

@@ -47,11 +47,13 @@ def onednn_linear(
 
 def why_not_onednn(*given: Tensor) -> str | None:
     """None where oneDNN can take these tensors in float32, else the objection."""
-    if not all(value.device.type == 'cpu' and value.dtype == torch.float32 for value in given):
-        return 'it is made for float32 on a CPU'
     # Subclasses (of quantised or distributed weights) have products of their own.
     if not all(type(value) in (Tensor, nn.Parameter) for value in given):
         return 'it is made for plain tensors'
+    if not all(value.device.type == 'cpu' and value.dtype == torch.float32 for value in given):
+        return 'it is made for float32 on a CPU'
+    if torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
+        return 'torch.func has no rules for it'
     if any(unpack_dual(value).tangent is not None for value in given):
         return 'it has no forward-mode derivative'
     if torch.is_autocast_enabled('cpu'):

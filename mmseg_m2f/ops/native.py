@@ -24,12 +24,13 @@ class Library:
 
     Args:
         name: of the library, in file names and messages.
-        source: path of the source. OpenMP is that of PyTorch, already in the process.
+        beside: the Python file that the source lies beside, with another ending. OpenMP is that of
+            PyTorch, already in the process.
     """
 
-    def __init__(self, name: str, source: str) -> None:
+    def __init__(self, name: str, beside: str) -> None:
         self.name = name
-        self._source = Path(source)
+        self._source = Path(beside).with_suffix('.cpp')
         self._outcome: tuple[ctypes.CDLL | None, str | None] | None = None
 
     def why_not(self) -> str | None:

@@ -218,3 +218,31 @@ def test_no_gradient_of_a_feed_forward_goes_through_a_view(dtype):
     # In float32 ReLU is part of the layer on oneDNN.
     assert any('Relu' in name or '_Linear' in name for name in nodes)
     assert not any('CopySlices' in name for name in nodes)
+
+
+class Adapted(nn.Module):
+    """A layer and what somebody adds to it, as low-rank adapters do."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x) - 1
+
+
+@pytest.mark.parametrize('gradient', [True, False])
+def test_what_wraps_a_layer_of_a_feed_forward_acts_before_relu(gradient):
+    ffn, x = FeedForward(8, 16), torch.randn(2, 3, 8)
+    hidden = F.linear(x, ffn.linear1.weight, ffn.linear1.bias) - 1
+    expected = F.linear(hidden.relu(), ffn.linear2.weight, ffn.linear2.bias)
+    ffn.linear1 = Adapted(ffn.linear1)
+    with torch.set_grad_enabled(gradient):
+        torch.testing.assert_close(ffn(x), expected)
+
+
+def test_a_hook_of_a_feed_forward_sees_the_layer_s_own_result():
+    ffn, seen = FeedForward(8, 16), []
+    ffn.linear1.register_forward_hook(lambda _, __, result: seen.append(result.min()))
+    ffn(torch.randn(2, 3, 8))
+    assert seen[0] < 0

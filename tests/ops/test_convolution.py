@@ -94,8 +94,9 @@ def test_results_and_gradients_are_those_of_float64(form):
                 assert (error > 1e-4 * expected.abs().max()).double().mean() < 1e-3
             else:
                 assert error.max() < 5e-5 * expected.abs().max()
+        ours = {name for name in operators.names if name.startswith('mmseg_m2f::')}
         if winograd.LIBRARY.why_not() is None:
-            assert ('mmseg_m2f::convolve_3x3' in operators.names) == ('winograd' in form)
+            assert len(ours) == (3 if 'winograd' in form else 0)
 
 
 @needs_winograd
@@ -189,11 +190,57 @@ def test_nothing_but_inputs_weight_and_result_is_kept_for_the_backward_pass():
 
 @pytest.mark.parametrize('form', ['pointwise, stride 2, odd size', 'winograd', 'stride 2'])
 def test_second_derivatives_are_pytorchs(form):
-    """Of the squared gradient of the map, with respect to the weight."""
+    """Of the squared gradients of all leaves, with respect to all of them."""
     found = []
     for function in (convolved, convolve_reference):
         leaves, window, grad = parts(form)
         y = function(*list(leaves.values())[:3], window, leaves['scale'], leaves['residual'], True)
-        first = torch.autograd.grad(y, leaves['x'], grad, create_graph=True)[0]
-        found.append(torch.autograd.grad(first.square().sum(), leaves['weight'])[0])
-    assert (found[0] - found[1]).norm() < 1e-3 * found[1].norm()
+        wanted = [leaf for name, leaf in leaves.items() if name != 'scale']
+        first = torch.autograd.grad((y.square() * grad).sum(), wanted, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), wanted))
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() < 1e-3 * other.norm()
+
+
+@needs_winograd
+def test_winograd_on_more_tiles_than_a_batch_of_them():
+    """And on weights in another order of memory, with a bias whose numbers do not lie together."""
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(2, 128, 100, 98, generator=generator) for _ in range(2))
+    weight = torch.randn(128, 128, 3, 3, generator=generator)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    bias = torch.randn(256, generator=generator)[::2]
+    exact = [value.double() for value in (x, weight, bias, grad)]
+    y = torch.conv2d(*exact[:3], 1, 1)
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        exact[3], *exact[:2], None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
+    )
+    found = [
+        winograd.convolve_3x3(x, weight, bias, False),
+        winograd.backward_input(grad, weight),
+        winograd.backward_weight(x, grad),
+    ]
+    for value, expected in zip(found, (y, grad_x, grad_weight), strict=True):
+        assert (value.double() - expected).abs().max() < 3e-5 * expected.abs().max()
+
+
+@needs_onednn
+def test_a_frozen_weight_has_no_gradient():
+    leaves, window, grad = parts('pointwise')
+    leaves['weight'].requires_grad_(False)
+    y = convolved(*list(leaves.values())[:3], window, leaves['scale'], leaves['residual'], True)
+    y.backward(grad)
+    assert leaves['weight'].grad is None
+    assert leaves['x'].grad is not None
+
+
+def test_torch_func_differentiates_it():
+    leaves, window, _ = parts('pointwise', scale=False, residual=False)
+    x, weight, bias = (leaves[name].detach() for name in ('x', 'weight', 'bias'))
+
+    def loss(weight):
+        return convolve(x, weight, bias, window).square().sum()
+
+    leaf = weight.clone().requires_grad_()
+    loss(leaf).backward()
+    torch.testing.assert_close(torch.func.grad(loss)(weight), leaf.grad, rtol=1e-4, atol=1e-4)

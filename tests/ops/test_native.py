@@ -24,6 +24,13 @@ def library(tmp_path, answer=42, text=SOURCE):
     return Library('answer', str(source))
 
 
+def test_folders_may_have_any_name(tmp_path):
+    folder = tmp_path / '.pyenv'
+    folder.mkdir()
+    (folder / 'answer.cpp').write_text(SOURCE % 1)
+    assert Library('answer', str(folder / 'answer.py')).loaded().answer() == 1
+
+
 def test_a_source_is_compiled_once_and_kept(tmp_path, cache, monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger='mmseg_m2f')
     assert library(tmp_path).loaded().answer() == 42

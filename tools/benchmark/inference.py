@@ -106,9 +106,9 @@ def load_variant(case: str, implementation: str) -> tuple[Any, Calling]:
         return model, lambda step: step
     if layout == 'ours':
         dtype = 'bfloat16' if variant in ('bf16', MIXED) else None
-        mmseg_m2f.prepare_inference(model, dtype=dtype)
+        mmseg_m2f.prepare_inference(model, dtype=dtype, keep_memory=True)
     else:
-        keep_freed_memory()  # as prepare_inference has it
+        keep_freed_memory()
         model = tuned(model, fuse=layout != 'hf')
     if variant == 'compiled':
         model.compile()

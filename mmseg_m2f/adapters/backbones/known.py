@@ -1,4 +1,4 @@
-"""Which classes of the frameworks' backbones are meant, and whether somebody watches a module."""
+"""Which classes of the frameworks' backbones are meant, and what keeps a part from them."""
 
 import functools
 import importlib
@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from torch import nn
+
+from mmseg_m2f.core.layers import has_hooks
 
 _PACKAGES = ('mmseg', 'mmdet')
 
@@ -18,11 +20,9 @@ def known_classes(module: str, names: Sequence[str]) -> frozenset[type]:
     return frozenset().union(*(_classes(package, module, tuple(names)) for package in _loaded()))
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of the module runs hooks, which a shorter way would pass by."""
-    found = vars(module)
-    kinds = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
-    return any(found.get(kind) for kind in kinds)
+def is_watched(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its class's ``forward``, or something else."""
+    return has_hooks(module) or 'forward' in vars(module)
 
 
 def _loaded() -> list[str]:

@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmseg_m2f.adapters.backbones.known import has_hooks, known_classes
+from mmseg_m2f.adapters.backbones.known import is_watched, known_classes
 from mmseg_m2f.ops.convolution import Window, convolve
 from mmseg_m2f.ops.linear import why_not_onednn
 
@@ -18,6 +17,8 @@ _NETWORKS = ('ResNet', 'ResNetV1c', 'ResNetV1d')
 
 def forward_of(module: nn.Module) -> Callable[..., Any] | None:
     """A faster ``forward`` for a block or a network of exactly a known class, else None."""
+    if 'forward' in vars(module):  # somebody's own, or ours already
+        return None
     if type(module) in known_classes('resnet', _BLOCKS):
         return _Block(module).forward
     if type(module) in known_classes('resnet', _NETWORKS):
@@ -34,7 +35,7 @@ class _Block:
     def forward(self, x: Tensor) -> Tensor:
         """As the block's class has it."""
         block = self.block
-        if not self._is_known() or why_not_onednn(x) is not None:
+        if why_not_onednn(x) is not None or not self._is_known():
             return type(block).forward(block, x)
         if block.with_cp and x.requires_grad:
             return checkpoint(self._forward, x, use_reentrant=False)
@@ -47,7 +48,7 @@ class _Block:
             not getattr(block, 'with_plugins', False)
             and all(_is_plain(convolution) for convolution, _ in pairs)
             and type(block.relu) is nn.ReLU
-            and not any(has_hooks(part) for part in block.modules() if part is not block)
+            and not any(is_watched(part) for part in block.modules() if part is not block)
         )
 
     def _pairs(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -79,7 +80,7 @@ class _Network:
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """As the network's class has it."""
         network = self.network
-        if network.deep_stem or not self._is_known() or why_not_onednn(x) is not None:
+        if network.deep_stem or why_not_onednn(x) is not None or not self._is_known():
             return type(network).forward(network, x)
         x = network.maxpool(_run(network.conv1, network.norm1, x, relu=True))
         maps = []
@@ -92,7 +93,11 @@ class _Network:
     def _is_known(self) -> bool:
         network = self.network
         stem = (network.conv1, network.norm1, network.relu)
-        return _is_plain(network.conv1) and not any(has_hooks(part) for part in stem)
+        return (
+            _is_plain(network.conv1)
+            and type(network.relu) is nn.ReLU
+            and not any(is_watched(part) for part in stem)
+        )
 
 
 def _tail(downsample: nn.Sequential | None) -> list[tuple[nn.Module, nn.Module]]:
@@ -142,7 +147,9 @@ def _affine(norm: nn.Module) -> tuple[Tensor | None, Tensor | None] | None:
     """Factor and summand of each channel; None if they depend on the map."""
     if isinstance(norm, nn.Identity):  # fused before
         return None, None
-    if not isinstance(norm, _BatchNorm) or norm.training:
+    if not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) or norm.training:
+        return None
+    if type(norm).forward not in (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward):
         return None
     if norm.running_mean is None or norm.running_var is None:
         return None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmseg_m2f.adapters.backbones.known import has_hooks, known_classes
+from mmseg_m2f.adapters.backbones.known import is_watched, known_classes
 from mmseg_m2f.ops.linear import linear, why_not_onednn
 
 # Tokens that go through a block together: enough of them for the products, which read all weights
@@ -17,6 +17,9 @@ from mmseg_m2f.ops.linear import linear, why_not_onednn
 TOGETHER = 2048
 # What the frameworks add to the logits of tokens that lie side by side by the cyclic shift only.
 _APART = -100.0
+
+# The modules inside of another by their paths, and what each may be.
+_Expected = dict[str, tuple[type, ...]]
 
 
 def forward_of(module: nn.Module) -> Callable[..., Any] | None:
@@ -44,10 +47,12 @@ class _Block:
 
     def __init__(self, block: Any) -> None:
         self.block = block
+        # Wrappers may exchange the class of a block later, and with it the module it is from.
+        self.expected = _in_block(sys.modules[type(block).__module__])
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """As the block's class has it: ``x`` and the result are ``(B, height * width, C)``."""
-        if not _may_run_block(self.block, x, hw_shape):
+        if not _may_run_block(self.block, x, hw_shape, self.expected):
             return type(self.block).forward(self.block, x, hw_shape)
         attention = self.block.attn
         plan = _plan(len(x), *map(int, hw_shape), attention.window_size, attention.shift_size)
@@ -92,11 +97,12 @@ class _Merging:
 
     def __init__(self, merging: Any) -> None:
         self.merging = merging
+        self.expected = _in_merging(sys.modules[type(merging).__module__])
 
     def forward(self, x: Tensor, input_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """As the module's class has it."""
         merging = self.merging
-        if not _may_run_merging(merging, x, input_size):
+        if not _may_run_merging(merging, x, input_size, self.expected):
             return type(merging).forward(merging, x, input_size)
         maps = merging.adap_padding(x.unflatten(1, input_size).permute(0, 3, 1, 2))
         pairs = maps.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
@@ -258,54 +264,48 @@ def _kind(described: Tensor, window: int, shift: int) -> _Kind:
     return _Kind(torch.where(part[:, None] == part, 0.0, _APART), read)
 
 
-def _may_run_block(block: Any, x: Tensor, hw_shape: tuple[int, int]) -> bool:
+def _may_run_block(block: Any, x: Tensor, hw_shape: tuple[int, int], expected: _Expected) -> bool:
     """Whether the block is as its class builds it, in evaluation mode and not watched inside."""
     return (
-        _may_run(block, x, hw_shape, _in_block)
+        _may_run(block, x, hw_shape, expected)
         and x.shape[2] == block.attn.w_msa.embed_dims
         and block.ffn.layers[0][1].approximate == 'none'
         and block.ffn.add_identity
     )
 
 
-def _may_run_merging(merging: Any, x: Tensor, input_size: tuple[int, int]) -> bool:
+def _may_run_merging(
+    merging: Any, x: Tensor, input_size: tuple[int, int], expected: _Expected
+) -> bool:
     """As `_may_run_block`; of blocks of 2 x 2 without a gap."""
     sampler = merging.sampler
     settings = (sampler.kernel_size, sampler.stride, sampler.dilation, sampler.padding)
     return (
-        _may_run(merging, x, input_size, _in_merging)
+        _may_run(merging, x, input_size, expected)
         and settings == ((2, 2), (2, 2), (1, 1), (0, 0))
         and 4 * x.shape[2] == merging.reduction.in_features
     )
 
 
-def _may_run(
-    module: Any,
-    x: Tensor,
-    size: tuple[int, int],
-    expected_in: Callable[[Any], dict[str, tuple[type, ...]]],
-) -> bool:
-    expected = expected_in(sys.modules[type(module).__module__])
+def _may_run(module: Any, x: Tensor, size: tuple[int, int], expected: _Expected) -> bool:
+    if torch.is_grad_enabled() or module.training:
+        return False
+    if why_not_onednn(x, *module.parameters()) is not None:
+        return False
     inner = dict(module.named_modules())
     del inner['']
     return (
-        not torch.is_grad_enabled()
-        and why_not_onednn(x, *module.parameters()) is None
-        and x.dim() == 3
+        x.dim() == 3
         and x.numel() > 0
         and x.shape[1] == size[0] * size[1]
         and inner.keys() == expected.keys()
         and all(type(child) in expected[path] for path, child in inner.items())
-        and not module.training
-        and not any(
-            child.training or has_hooks(child) or 'forward' in vars(child)
-            for child in inner.values()
-        )
+        and not any(child.training or is_watched(child) for child in inner.values())
     )
 
 
 @functools.cache
-def _in_block(library: Any) -> dict[str, tuple[type, ...]]:
+def _in_block(library: Any) -> _Expected:
     """The modules in a block of ``library`` by their paths, and what each may be."""
     from mmcv.cnn.bricks import drop, wrappers
     from mmengine.model import Sequential
@@ -337,7 +337,7 @@ def _in_block(library: Any) -> dict[str, tuple[type, ...]]:
     }
 
 
-def _in_merging(library: Any) -> dict[str, tuple[type, ...]]:
+def _in_merging(library: Any) -> _Expected:
     """As `_in_block`."""
     return {
         'adap_padding': (library.AdaptivePadding,),

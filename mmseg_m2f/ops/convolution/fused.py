@@ -45,6 +45,8 @@ def convolve_fused(
     relu: bool,
 ) -> Tensor:
     """See ``ops.convolution.convolve``."""
+    # Here, where the derivative of a derivative can see it.
+    x = channels_last(x)
     result: Tensor = _Convolve.apply(x, weight, bias, scale, residual, (tuple(window), relu))
     return result
 
@@ -62,8 +64,7 @@ class _Convolve(torch.autograd.Function):
         residual: Tensor | None,
         settings: tuple[Sequence[int], bool],
     ) -> Tensor:
-        """The result, channels last."""
-        x = channels_last(x)
+        """The result, channels last, as the map is."""
         window, relu = settings
         ctx.method, ctx.window = _method(x, weight, window), window
         run = {POINTWISE: _pointwise, WINOGRAD: _winograd, DIRECT: _direct}[ctx.method]

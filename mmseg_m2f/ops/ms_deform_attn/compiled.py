@@ -15,7 +15,7 @@ from torch import Tensor
 from mmseg_m2f.ops.backends import constant_when_compiled
 from mmseg_m2f.ops.native import Library
 
-LIBRARY = Library('ms_deform_attn', __file__.replace('.py', '.cpp'))
+LIBRARY = Library('ms_deform_attn', __file__)
 
 # What is computed in, and the name of the compiled function, by the dtype of the value.
 _FUNCTIONS = {

@@ -305,3 +305,17 @@ def test_unknown_modules_get_nothing(library):
     assert swin.forward_of(nn.Linear(3, 3)) is None
     taken = patched(block_of(library))
     assert swin.forward_of(taken) is None
+
+
+def test_a_wrapper_that_exchanges_the_class_is_left_alone(library):
+    """As sharding and parametrisations do."""
+    block = library.SwinBlock(32, 4, 64, window_size=3)
+    forward = swin.forward_of(block)
+    x = torch.randn(1, 12, 32)
+    block.eval()
+    with torch.no_grad():
+        expected = block(x, (3, 4))
+    block.__class__ = type('Sharded', (type(block),), {'__module__': __name__})
+    for gradient in (True, False):
+        with torch.set_grad_enabled(gradient):
+            torch.testing.assert_close(forward(x, (3, 4)), expected, rtol=1e-5, atol=2e-5)
