@@ -39,8 +39,8 @@ MIXED = 'bf16-mixed'
 PEERS = {'r50': ('hf', 'mmseg'), 'r18': ('hf', 'mmseg'), 'swin-l': ('mmseg',)}
 
 # Share of the outputs' range that float32 may differ by: one attention mask whose logit rounds to
-# the other side of 0 moves its query. With Swin-L's random weights one bit of 2.5 million does, with
-# maps equal to 2e-6, and then scores by 2e-3. bfloat16 flips many of them.
+# the other side of 0 moves its query. With Swin-L's random weights one bit of 2.5 million does,
+# with maps equal to 2e-6, and then scores by 2e-3. bfloat16 flips many of them.
 TOLERANCE = {'': 3e-3, ACCELERATED: 3e-3, 'tuned': 3e-3, 'compiled': 3e-3, 'bf16': 1.0, MIXED: 1.0}
 
 
