@@ -29,9 +29,8 @@ class Linear(nn.Linear):
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a call of the module runs hooks, which a shorter way would pass by."""
-    found = vars(module)
     kinds = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
-    return bool(any(found.get(kind) for kind in kinds) or _has_any_global_hook())
+    return bool(any(vars(module).get(kind) for kind in kinds) or _has_any_global_hook())
 
 
 class Conv2d(nn.Conv2d):
@@ -39,9 +38,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Float[Tensor, 'B C h w']) -> Float[Tensor, 'B C2 h2 w2']:
         """On a CPU in float32 channels last."""
-        padding = self.padding[0]
-        assert isinstance(padding, int)
-        window = Window(self.stride[0], padding, self.dilation[0])
+        window = Window(self.stride[0], int(self.padding[0]), self.dilation[0])
         return convolve(x, self.weight, self.bias, window)
 
 

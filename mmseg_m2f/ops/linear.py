@@ -52,7 +52,7 @@ def why_not_onednn(*given: Tensor) -> str | None:
         return 'it is made for plain tensors'
     if not all(value.device.type == 'cpu' and value.dtype == torch.float32 for value in given):
         return 'it is made for float32 on a CPU'
-    if torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
+    if torch._C._are_functorch_transforms_active():
         return 'torch.func has no rules for it'
     if any(unpack_dual(value).tangent is not None for value in given):
         return 'it has no forward-mode derivative'
