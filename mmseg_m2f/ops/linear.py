@@ -19,9 +19,8 @@ def linear(
     """``x @ weight.T + bias``, with ``relu`` without what is negative: PyTorch's up to rounding.
 
     float32 on a CPU runs on oneDNN, where the bias and ``relu`` are part of the product, and so
-    does the gradient of ``x``. In half types ``F.linear`` runs on
-    oneDNN anyway; compilers and exporters are to see ``F.linear``. PyTorch's counter of FLOPs does
-    not know oneDNN's operator.
+    does the gradient of ``x``. In half types ``F.linear`` runs on oneDNN anyway; compilers and
+    exporters are to see ``F.linear``. PyTorch's counter of FLOPs does not know oneDNN's operator.
 
     Raises:
         RuntimeError: sizes or types that do not fit, as ``F.linear`` has it.
