@@ -120,7 +120,7 @@ def _pointwise(
     else:
         other = _pixels(channels_last(residual))
         y = torch.ops.mkldnn._linear_pointwise.binary(pixels, other, matrix, bias, 'add')
-        y = y.relu_() if relu else y
+        y = _finished(y, None, relu)
     return y.permute(0, 3, 1, 2)
 
 
@@ -132,8 +132,9 @@ def _winograd(
     residual: Tensor | None,
     relu: bool,
 ) -> Tensor:
-    y = winograd.convolve_3x3(x, weight, bias, relu and residual is None)
-    return y if residual is None else _added(y, residual, relu)
+    at_once = relu and residual is None
+    y = winograd.convolve_3x3(x, weight, bias, at_once)
+    return _finished(y, residual, relu and not at_once)
 
 
 def _direct(
@@ -146,13 +147,13 @@ def _direct(
 ) -> Tensor:
     stride, padding, dilation = window
     y = torch.conv2d(x, weight, bias, stride, padding, dilation)
+    return _finished(y, residual, relu)
+
+
+def _finished(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """``y`` itself, with what is left to do."""
     if residual is not None:
-        return _added(y, residual, relu)
-    return y.relu_() if relu else y
-
-
-def _added(y: Tensor, residual: Tensor, relu: bool) -> Tensor:
-    y = y.add_(residual)
+        y = y.add_(residual)
     return y.relu_() if relu else y
 
 
