@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -56,22 +58,48 @@ inline void store(const Lanes<float>& lanes, BFloat16* out) {
   std::memcpy(numbers, &lanes, sizeof lanes);
   for (int i = 0; i < Vector<float>::lanes; ++i) store(numbers[i], out + i);
 }
-// Half onto half, until one number is left.
-template <typename T, int BYTES = kBytes, typename V>
-inline T total_of(const V& lanes) {
-  if constexpr (BYTES == sizeof(T)) {
-    return lanes[0];
-  } else {
-    typedef T Half __attribute__((vector_size(BYTES / 2)));
-    Half halves[2];
-    std::memcpy(halves, &lanes, BYTES);
-    return total_of<T, BYTES / 2>(halves[0] + halves[1]);
-  }
+// All cache lines of `count` numbers that may begin within one.
+template <typename T>
+inline void prefetch(const T* from, int64_t count) {
+  for (int64_t at = 0; at < count; at += kBytes / sizeof(T)) __builtin_prefetch(from + at);
+  __builtin_prefetch(from + count - 1);
+}
+
+// Of two vectors a and b, block by block of WIDTH lanes: half a block of a, then one of b, both from
+// lane FROM of their block.
+template <int WIDTH, int FROM, typename V, int... LANE>
+inline V halves_of(const V& a, const V& b, std::integer_sequence<int, LANE...>) {
+  constexpr int lanes = sizeof...(LANE), half = WIDTH / 2;
+#ifdef __clang__
+  return __builtin_shufflevector(
+      a, b, (LANE / WIDTH * WIDTH + LANE % half + FROM + LANE % WIDTH / half * lanes)...);
+#else
+  typedef std::conditional_t<sizeof(a[0]) == 4, int32_t, int64_t> Number;
+  typedef Number Numbers __attribute__((vector_size(sizeof(V))));
+  const Numbers from = {
+      (LANE / WIDTH * WIDTH + LANE % half + FROM + LANE % WIDTH / half * lanes)...};
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+// Lane i becomes the sum of the lanes of vectors[i]; half of the vectors onto the other half, until
+// one is left. Overwrites them.
+template <int WIDTH, typename V>
+inline void add_up(V* vectors) {
+  constexpr int lanes = sizeof(V) / sizeof(vectors[0][0]);
+  constexpr auto every = std::make_integer_sequence<int, lanes>();
+  for (int i = 0; i < WIDTH / 2; ++i)
+    vectors[i] = halves_of<WIDTH, 0>(vectors[i], vectors[i + WIDTH / 2], every) +
+                 halves_of<WIDTH, WIDTH / 2>(vectors[i], vectors[i + WIDTH / 2], every);
+  if constexpr (WIDTH > 2) add_up<WIDTH / 2>(vectors);
 }
 
 struct Sizes {
   int64_t batch, tokens, queries, heads, levels, points, head_dim;
   int64_t samples() const { return levels * points; }
+  // Of a query's head in (B, Q, heads).
+  int64_t place(int64_t picture, int64_t query, int64_t head) const {
+    return (picture * queries + query) * heads + head;
+  }
 };
 
 // e^x for x <= 0 within two units in the last place, written so that the compiler can do many at
@@ -169,6 +197,10 @@ class HeadMap {
   T* rows_;
 };
 
+// Queries whose samples are computed before any of them is used: the chains of steps that wait for
+// one another then run side by side.
+constexpr int64_t kBatch = 8;
+
 // The samples of one query and one head. Lists run over the samples, so that one loop treats
 // many of them at once.
 template <typename T>
@@ -205,10 +237,10 @@ class Samples {
   void read(const Inputs<T, V>& in, int64_t query, int64_t place) {
     const T* logits = in.logits + place * count;
     const T* offsets = in.offsets + place * count * 2;
-    // The same head of the next queries, before it is waited for.
-    __builtin_prefetch(logits + kAhead * in.sizes.heads * count);
-    for (int line = 0; line < 2; ++line)
-      __builtin_prefetch(offsets + kAhead * in.sizes.heads * count * 2 + line * kBytes / sizeof(T));
+    // The same head of the next batch, before it is waited for.
+    const int64_t ahead = kBatch * in.sizes.heads * count;
+    prefetch(logits + ahead, padded_);
+    prefetch(offsets + 2 * ahead, 2 * padded_);
     if (place * count + padded_ > in.sizes.batch * in.sizes.queries * in.sizes.heads * count) {
       std::copy(logits, logits + count, last_logits_.begin());
       std::copy(offsets, offsets + 2 * count, last_offsets_.begin());
@@ -221,7 +253,6 @@ class Samples {
   }
 
  private:
-  static constexpr int64_t kAhead = 4;
   int64_t padded_;
   int32_t outside_;
   // Groups are read whole, and so beyond the samples; behind the last there is nothing to read.
@@ -304,12 +335,19 @@ inline void sum_samples(HeadMap<T>& map, const Samples<T>& samples, int64_t dim,
 constexpr int64_t kPiece = 256;
 
 template <typename T, typename V>
+inline void read_batch(const Inputs<T, V>& in, int64_t picture, int64_t head, int64_t first,
+                       int64_t end, std::vector<Samples<T>>& batch) {
+  for (int64_t query = first; query < end; ++query)
+    batch[query - first].read(in, query, in.sizes.place(picture, query, head));
+}
+
+template <typename T, typename V>
 void forward(const Inputs<T, V>& in, V* out, int threads) {
   const Sizes& n = in.sizes;
   const int64_t pieces = (n.queries + kPiece - 1) / kPiece;
 #pragma omp parallel num_threads(threads)
   {
-    Samples<T> samples(in);
+    std::vector<Samples<T>> batch(kBatch, Samples<T>(in));
     HeadMap<T> map(n);
     int64_t owner = -1;  // the head and picture that `map` holds
 #pragma omp for schedule(static)
@@ -318,39 +356,121 @@ void forward(const Inputs<T, V>& in, V* out, int threads) {
       if (owner != piece / pieces) map.read(n, in.value, picture, head);
       owner = piece / pieces;
       const int64_t first = piece % pieces * kPiece, end = std::min(first + kPiece, n.queries);
-      for (int64_t query = first; query < end; ++query) {
-        const int64_t place = (picture * n.queries + query) * n.heads + head;
-        samples.read(in, query, place);
-        sum_samples(map, samples, n.head_dim, out + place * n.head_dim);
+      for (int64_t start = first; start < end; start += kBatch) {
+        const int64_t stop = std::min(start + kBatch, end);
+        read_batch(in, picture, head, start, stop, batch);
+        for (int64_t query = start; query < stop; ++query)
+          sum_samples(map, batch[query - start], n.head_dim,
+                      out + n.place(picture, query, head) * n.head_dim);
       }
     }
   }
 }
 
-// The gradient of one query's sum, spread over the four pixels of sample i; dot becomes its inner
-// product with each of them.
+// The gradients of the samples of one query, from that of their sum.
 template <typename T>
-inline void spread(HeadMap<T>& map, HeadMap<T>& grad_map, const Samples<T>& samples, int64_t i,
-                   const T* grad, int64_t dim, T* dot) {
-  constexpr int lanes = Vector<T>::lanes;
-  for (int corner = 0; corner < 4; ++corner) {
-    const T* from = map.row(samples.token[corner][i]);
-    T* to = grad_map.row(samples.token[corner][i]);
-    const T share = samples.share[corner][i] * samples.weight[i];
-    Lanes<T> dots = {};
+class SampleGradients {
+ public:
+  explicit SampleGradients(int64_t count)
+      : count_(count),
+        padded_((count + kGroup - 1) / kGroup * kGroup),
+        products_(4 * padded_),
+        weight_(padded_),
+        x_(padded_),
+        y_(padded_) {}
+
+  // Adds to `grad_map` and writes the gradients of the query's offsets and logits.
+  void compute(const HeadMap<T>& map, const HeadMap<T>& grad_map, const Samples<T>& samples,
+               const T* grad, int64_t dim, T* grad_offsets, T* grad_logits) {
     int64_t at = 0;
-    for (; at + lanes <= dim; at += lanes) {
-      const Lanes<T> g = load(grad + at);
-      dots += g * load(from + at);
-      store(load(to + at) + share * g, to + at);
-    }
-    dot[corner] = total_of<T>(dots);
-    for (; at < dim; ++at) {
-      dot[corner] += grad[at] * from[at];
-      to[at] += share * grad[at];
+    for (; at + 2 * kLanes <= dim; at += 2 * kLanes) spread<2>(map, grad_map, samples, grad, at);
+    for (; at + kLanes <= dim; at += kLanes) spread<1>(map, grad_map, samples, grad, at);
+    if (at < dim) spread_rest(map, grad_map, samples, grad, at, dim);
+    const T mean = differentiate(samples);
+    for (int64_t i = 0; i < count_; ++i) {
+      grad_offsets[2 * i] = x_[i];
+      grad_offsets[2 * i + 1] = y_[i];
+      grad_logits[i] = samples.weight[i] * (weight_[i] - mean);
     }
   }
-}
+
+ private:
+  static constexpr int kLanes = Vector<T>::lanes;
+  struct Product {
+    Lanes<T> lanes;
+  };
+  int64_t count_, padded_;
+  // Of the gradient with each pixel, by corner and sample; their lanes are still to be added up.
+  std::vector<Product> products_;
+  std::vector<T> weight_, x_, y_;
+
+  // Channels `at` and following, spread over the four pixels of every sample.
+  template <int BLOCKS>
+  void spread(const HeadMap<T>& map, const HeadMap<T>& grad_map, const Samples<T>& samples,
+              const T* grad, int64_t at) {
+    Lanes<T> part[BLOCKS];
+    for (int k = 0; k < BLOCKS; ++k) part[k] = load(grad + at + k * kLanes);
+    // What is written could be these numbers themselves, for all that the compiler knows.
+    const int64_t count = count_, padded = padded_;
+    Product* products = products_.data();
+    for (int64_t i = 0; i < count; ++i) {
+      const T weight = samples.weight[i];
+      for (int corner = 0; corner < 4; ++corner) {
+        const T share = samples.share[corner][i] * weight;
+        const T* from = map.row(samples.token[corner][i]) + at;
+        T* to = grad_map.row(samples.token[corner][i]) + at;
+        Lanes<T> product = part[0] * load(from);
+        for (int k = 1; k < BLOCKS; ++k) product += part[k] * load(from + k * kLanes);
+        for (int k = 0; k < BLOCKS; ++k)
+          store(load(to + k * kLanes) + share * part[k], to + k * kLanes);
+        Lanes<T>& sum = products[corner * padded + i].lanes;
+        sum = at == 0 ? product : sum + product;
+      }
+    }
+  }
+
+  void spread_rest(const HeadMap<T>& map, const HeadMap<T>& grad_map, const Samples<T>& samples,
+                   const T* grad, int64_t at, int64_t dim) {
+    for (int64_t i = 0; i < count_; ++i)
+      for (int corner = 0; corner < 4; ++corner) {
+        const T share = samples.share[corner][i] * samples.weight[i];
+        const T* from = map.row(samples.token[corner][i]);
+        T* to = grad_map.row(samples.token[corner][i]);
+        Lanes<T>& sum = products_[corner * padded_ + i].lanes;
+        if (at == 0) sum = Lanes<T>{};
+        for (int64_t d = at; d < dim; ++d) {
+          sum[0] += grad[d] * from[d];
+          to[d] += share * grad[d];
+        }
+      }
+  }
+
+  // Gradients of the weights, which softmax has made, and of the locations in pixels; returns the
+  // mean of the former, weighted.
+  T differentiate(const Samples<T>& samples) {
+    Lanes<T> mean = {};
+    for (int64_t first = 0; first < padded_; first += kLanes) {
+      Lanes<T> dot[4];
+      for (int corner = 0; corner < 4; ++corner) {
+        Lanes<T> products[kLanes];
+        for (int i = 0; i < kLanes; ++i) products[i] = products_[corner * padded_ + first + i].lanes;
+        add_up<kLanes>(products);
+        dot[corner] = products[0];
+      }
+      const Lanes<T> weight = load(&samples.weight[first]);
+      const Lanes<T> a = load(&samples.right[first]), b = load(&samples.below[first]);
+      const Lanes<T> grad =
+          (1 - b) * ((1 - a) * dot[0] + a * dot[1]) + b * ((1 - a) * dot[2] + a * dot[3]);
+      store(grad, &weight_[first]);
+      store(weight * ((1 - b) * (dot[1] - dot[0]) + b * (dot[3] - dot[2])), &x_[first]);
+      store(weight * ((1 - a) * (dot[2] - dot[0]) + a * (dot[3] - dot[1])), &y_[first]);
+      mean += weight * grad;
+    }
+    T total = 0;
+    for (int i = 0; i < kLanes; ++i) total += mean[i];
+    return total;
+  }
+};
 
 // One thread owns one head of one picture: no two threads add to the same token, so the sums
 // need no atomics and come out the same in every run.
@@ -361,31 +481,24 @@ void backward(const Inputs<T, V>& in, const T* grad_out, T* grad_value, T* grad_
   const int64_t count = n.samples();
 #pragma omp parallel num_threads(threads)
   {
-    Samples<T> samples(in);
+    std::vector<Samples<T>> batch(kBatch, Samples<T>(in));
     HeadMap<T> map(n), grad_map(n);
-    std::vector<T> grad_weight(count);
+    SampleGradients<T> gradients(count);
 #pragma omp for schedule(dynamic)
     for (int64_t owner = 0; owner < n.batch * n.heads; ++owner) {
       const int64_t picture = owner / n.heads, head = owner % n.heads;
       map.read(n, in.value, picture, head);
       grad_map.clear();
-      for (int64_t query = 0; query < n.queries; ++query) {
-        const int64_t place = (picture * n.queries + query) * n.heads + head;
-        T* grad_offset = grad_offsets + place * count * 2;
-        samples.read(in, query, place);
-        T mean = 0;
-        for (int64_t i = 0; i < count; ++i) {
-          T dot[4];
-          spread(map, grad_map, samples, i, grad_out + place * n.head_dim, n.head_dim, dot);
-          const T weight = samples.weight[i], a = samples.right[i], b = samples.below[i];
-          grad_weight[i] = (1 - b) * ((1 - a) * dot[0] + a * dot[1]) +
-                           b * ((1 - a) * dot[2] + a * dot[3]);
-          grad_offset[2 * i] = weight * ((1 - b) * (dot[1] - dot[0]) + b * (dot[3] - dot[2]));
-          grad_offset[2 * i + 1] = weight * ((1 - a) * (dot[2] - dot[0]) + a * (dot[3] - dot[1]));
-          mean += weight * grad_weight[i];
+      for (int64_t start = 0; start < n.queries; start += kBatch) {
+        const int64_t stop = std::min(start + kBatch, n.queries);
+        read_batch(in, picture, head, start, stop, batch);
+        for (int64_t query = start; query < stop; ++query) {
+          const int64_t place = n.place(picture, query, head);
+          const T* grad = grad_out + place * n.head_dim;
+          prefetch(grad + kBatch * n.heads * n.head_dim, n.head_dim);
+          gradients.compute(map, grad_map, batch[query - start], grad, n.head_dim, grad_offsets + place * count * 2,
+                            grad_logits + place * count);
         }
-        for (int64_t i = 0; i < count; ++i)
-          grad_logits[place * count + i] = samples.weight[i] * (grad_weight[i] - mean);
       }
       grad_map.write(n, grad_value, picture, head);
     }
