@@ -15,7 +15,7 @@ from mmseg_m2f.core.losses import (
     PointMaskLoss,
     RowLoss,
 )
-from mmseg_m2f.core.points import PointSampler, sample_logits, sample_masks
+from mmseg_m2f.core.points import PointSampler, per_picture, sample_logits, sample_masks
 from mmseg_m2f.core.structures import (
     MaskPrediction,
     MaskTarget,
@@ -127,11 +127,13 @@ class MaskClassificationLoss(nn.Module):
         matches: Sequence[Match],
     ) -> tuple[Float[Tensor, 'L M P'], Float[Tensor, 'L M P']]:
         """Matched mask logits and their targets at the sampled points, pictures side by side."""
-        per_picture = [
-            self._picture_at_points(mask_embed[:, i], mask_features[i], target, match)
-            for i, (target, match) in enumerate(zip(targets, matches, strict=True))
+        at_points = [
+            self._picture_at_points(mask_embed[:, i], features, target, match)
+            for i, (features, target, match) in enumerate(
+                zip(per_picture(mask_features), targets, matches, strict=True)
+            )
         ]
-        logits, point_targets = zip(*per_picture, strict=True)
+        logits, point_targets = zip(*at_points, strict=True)
         return torch.cat(logits, dim=1), torch.cat(point_targets, dim=1)
 
     def _picture_at_points(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmseg_m2f.core.config import POINT_MODES
-from mmseg_m2f.core.points import SamplePoints, sample_features, sample_masks, uniform_points
+from mmseg_m2f.core.points import SamplePoints, sample_masks, sample_pixels, uniform_points
 from mmseg_m2f.core.structures import MaskPrediction, MaskTarget, Match, at_least_float32
 from mmseg_m2f.ops import linear, linear_sum_assignment
 
@@ -213,7 +213,7 @@ class HungarianMatcher:
         points: Float[Tensor, '1 P 2'],
     ) -> tuple[Float[Tensor, '*L Q P'], Float[Tensor, 'N P']]:
         """Mask logits and targets at the points: features are sampled, masks never formed."""
-        point_logits = linear(mask_embed, sample_features(features[None], points)[0].T, None)
+        point_logits = linear(mask_embed, sample_pixels(features, points[0]), None)
         all_masks = torch.arange(len(target.masks), device=points.device)
         return point_logits, sample_masks(target.masks, all_masks, points)
 

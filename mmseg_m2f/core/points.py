@@ -1,6 +1,6 @@
 """Drawing points and reading maps at them (paper section 3.3; PointRend, arXiv:1912.08193)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,47 @@ def sample_features(
 ) -> Float[Tensor, 'M C P']:
     """Bilinear values of ``features`` at ``points``; zero outside, ``align_corners=False``."""
     return F.grid_sample(features, _grid(points), align_corners=False).squeeze(-1)
+
+
+def per_picture(maps: Float[Tensor, 'B C h w']) -> Sequence[Float[Tensor, 'C h w']]:
+    """The maps of each picture, whose gradients come together in the order of memory of ``maps``.
+
+    Those of ``maps[i]`` are put together in the usual order; for channels-last maps on a CPU the
+    way there and back takes some twenty times as long as one copy.
+    """
+    if maps.is_contiguous():
+        return maps.unbind()
+    return [pixels.permute(2, 0, 1) for pixels in maps.permute(0, 2, 3, 1).unbind()]
+
+
+@torch.no_grad()
+def sample_pixels(
+    features: Float[Tensor, 'C h w'], points: Float[Tensor, 'P 2']
+) -> Float[Tensor, 'P C']:
+    """``sample_features`` of one picture, a row per point, without gradient.
+
+    Channels-last on a CPU a point is the weighted sum of four rows of a table.
+    """
+    pixels = features.permute(1, 2, 0)
+    if features.device.type != 'cpu' or not pixels.is_contiguous():
+        return sample_features(features[None], points[None])[0].T
+    corners = list(_corners(points, (pixels.shape[0], pixels.shape[1])))
+    index, weight = (torch.stack(values, dim=-1) for values in zip(*corners, strict=True))
+    return F.embedding_bag(index, pixels.flatten(0, 1), per_sample_weights=weight, mode='sum')
+
+
+def _corners(
+    points: Float[Tensor, '*M 2'], size: tuple[int, int]
+) -> Iterator[tuple[Int[Tensor, '*M'], Float[Tensor, '*M']]]:
+    """The four pixels around each point, by rows, and their bilinear shares; 0 outside."""
+    height, width = size
+    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
+    x0, y0 = x.floor(), y.floor()
+    for corner_y, weight_y in ((y0, y0 + 1 - y), (y0 + 1, y - y0)):
+        for corner_x, weight_x in ((x0, x0 + 1 - x), (x0 + 1, x - x0)):
+            inside = (corner_x >= 0) & (corner_x < width) & (corner_y >= 0) & (corner_y < height)
+            pixel = corner_y.clamp(0, height - 1).long() * width
+            yield pixel + corner_x.clamp(0, width - 1).long(), weight_x * weight_y * inside
 
 
 def _grid(points: Float[Tensor, 'M P 2']) -> Float[Tensor, 'M P 1 2']:
@@ -131,17 +172,11 @@ def _sample_some_masks(
     masks: Bool[Tensor, 'N H W'], mask_idx: Int[Tensor, 'M'], points: Float[Tensor, '#M P 2']
 ) -> Float[Tensor, 'M P']:
     height, width = masks.shape[-2:]
-    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5  # (M, P)
-    x0, y0 = x.floor(), y.floor()
     flat = masks.view(torch.uint8).flatten()
     row_start = (mask_idx * (height * width))[:, None]
     values = points.new_zeros(())
-    for corner_y, weight_y in ((y0, y0 + 1 - y), (y0 + 1, y - y0)):
-        for corner_x, weight_x in ((x0, x0 + 1 - x), (x0 + 1, x - x0)):
-            inside = (corner_x >= 0) & (corner_x < width) & (corner_y >= 0) & (corner_y < height)
-            pixel = corner_y.clamp(0, height - 1).long() * width
-            pixel = pixel + corner_x.clamp(0, width - 1).long()
-            values = values + flat[row_start + pixel] * (weight_x * weight_y * inside)
+    for pixel, weight in _corners(points, (height, width)):
+        values = values + flat[row_start + pixel] * weight
     return values
 
 

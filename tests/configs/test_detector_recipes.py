@@ -144,7 +144,8 @@ def test_queries_classes_and_published_numbers(row):
 def test_optimiser_and_schedule(row):
     cfg, (_, iterations, _) = load(row), TABLE[row]
     assert cfg.optim_wrapper.type == 'mmseg_m2f.AmpOptimWrapper'
-    assert cfg.optim_wrapper.optimizer == {'type': 'AdamW', 'lr': 1e-4, 'weight_decay': 0.05}
+    adamw = {'type': 'AdamW', 'lr': 1e-4, 'weight_decay': 0.05, 'fused': True}
+    assert cfg.optim_wrapper.optimizer == adamw
     assert cfg.optim_wrapper.clip_grad == {'max_norm': 0.01, 'norm_type': 2}
     assert cfg.optim_wrapper.paramwise_cfg == {'backbone_lr_mult': 0.1}
     assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 16

@@ -106,7 +106,8 @@ def test_views_of_a_picture_without_ground_truth(tmp_path):
 @pytest.mark.parametrize('row', OFFICIAL)
 def test_official_optimiser_and_schedule(row):
     cfg = load(row)
-    assert cfg.optim_wrapper.optimizer == {'type': 'AdamW', 'lr': 1e-4, 'weight_decay': 0.05}
+    adamw = {'type': 'AdamW', 'lr': 1e-4, 'weight_decay': 0.05, 'fused': True}
+    assert cfg.optim_wrapper.optimizer == adamw
     assert cfg.optim_wrapper.clip_grad == {'max_norm': 0.01, 'norm_type': 2}
     assert cfg.optim_wrapper.type == 'mmseg_m2f.AmpOptimWrapper'
     iterations = {'ade20k': 160_000, 'cityscapes': 90_000, 'mapillary': 300_000}[parse(row).dataset]

@@ -6,9 +6,11 @@ from mmseg_m2f.core import points as points_module
 from mmseg_m2f.core.config import PointConfig
 from mmseg_m2f.core.points import (
     PointSampler,
+    per_picture,
     sample_features,
     sample_logits,
     sample_masks,
+    sample_pixels,
     uniform_points,
 )
 from mmseg_m2f.core.structures import mask_logits
@@ -30,6 +32,32 @@ def test_sample_features_by_hand():
     points = torch.tensor([[[0.25, 0.5], [0.5, 0.5], [0.75, 0.5], [1.0, 0.5], [1.5, 0.5]]])
     values = sample_features(features, points)
     assert values.tolist() == [[[10, 15, 20, 10, 0], [-1, 0, 1, 0.5, 0]]]
+
+
+@pytest.mark.parametrize('order', [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize('size', [(1, 1), (1, 9), (6, 4), (13, 21)])
+def test_sample_pixels_are_the_sampled_features(size, order):
+    features = torch.randn(2, 3, *size, dtype=torch.float64).to(memory_format=order)
+    points = 1.4 * torch.rand(50, 2, dtype=torch.float64) - 0.2  # some lie outside
+    for picture in features:
+        [expected] = sample_features(picture[None], points[None])
+        got = sample_pixels(picture, points)
+        torch.testing.assert_close(got, expected.T, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize('order', [torch.channels_last, torch.contiguous_format])
+def test_gradients_of_pictures_keep_the_order_of_memory(order):
+    maps = torch.randn(3, 4, 5, 6).to(memory_format=order).requires_grad_()
+    weights = torch.randn(3, 4, 5, 6)
+    pictures = per_picture(maps)
+    assert all(torch.equal(one, maps[i]) for i, one in enumerate(pictures))
+    in_order = [
+        torch.empty_like(one).copy_(weight) for one, weight in zip(pictures, weights, strict=True)
+    ]
+    inner = [(one * weight).sum() for one, weight in zip(pictures, in_order, strict=True)]
+    [gradient] = torch.autograd.grad(sum(inner), maps)
+    assert torch.equal(gradient, weights)
+    assert gradient.is_contiguous(memory_format=order)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 9), (6, 4), (13, 21)])

@@ -3,9 +3,9 @@
     python -m tools.benchmark.train_step --threads 2 --csv docs/benchmarks/train-step_fp32_cpu.csv
 
 Two real pictures with their label maps, the same random weights: forward, losses, backward,
-gradients clipped to 0.01, a step of AdamW. Ours keep freed memory, as their configs have it.
-``-tuned`` is that, channels last and the best number of threads; ``-bf16`` is that under autocast,
-ours with ``mixed_precision`` of the pixel decoder;
+gradients clipped to 0.01, a step of AdamW. Ours keep freed memory and fuse AdamW, as their configs
+have it. ``-tuned`` is that, channels last and the best number of threads; ``-bf16`` is that under
+autocast, ours with ``mixed_precision`` of the pixel decoder;
 ``-checkpointed`` computes activations again in the backward pass, in the backbone and, of ours, in
 both decoders; ``-accelerated``, which runs where it is named, is the stock peer after
 ``mmseg_m2f.accelerate`` and nothing else. Our matcher draws its points once per picture (its
@@ -65,12 +65,13 @@ def implementations(case: str) -> list[str]:
 def prepare(case: str, implementation: str) -> harness.Step:
     """One step of one model on one batch."""
     model = load_model(case, implementation)
-    # Ours by the hook of our configs; a user of a peer can have it by two variables of glibc.
-    if implementation.startswith('ours') or implementation.endswith('-tuned'):
+    # A user of a peer can have the memory by two variables of glibc, and AdamW by its config.
+    as_our_configs = implementation.startswith('ours') or implementation.endswith('-tuned')
+    if as_our_configs:
         keep_freed_memory()
     batch = semantic_batch(SIDES[case], 2)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05)
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05, fused=as_our_configs)
     step = functools.partial(train_step, model, batch, optimiser)
     if implementation.endswith(('-tuned', '-bf16')):
         return with_best_threads(step, f'{case}-{implementation}')

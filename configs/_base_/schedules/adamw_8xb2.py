@@ -3,7 +3,8 @@ optim_wrapper = dict(
     type='mmseg_m2f.AmpOptimWrapper',
     dtype='float16',
     loss_scale='dynamic',
-    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+    # Fused: one kernel for all parameters, the same step up to rounding.
+    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=0.01, norm_type=2),
     constructor='mmseg_m2f.Mask2FormerOptimWrapperConstructor',
     paramwise_cfg=dict(backbone_lr_mult=0.1),

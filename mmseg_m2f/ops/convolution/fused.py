@@ -82,8 +82,8 @@ class _Convolve(torch.autograd.Function):
         needs_x, needs_weight, needs_bias, _, needs_residual, _ = ctx.needs_input_grad
         grad_x = _backward_input(ctx, grad, x, _scaled(weight, scale)) if needs_x else None
         grad_weight = _backward_weight(ctx, grad, x, weight) if needs_weight else None
-        if grad_weight is not None:
-            grad_weight = _scaled(grad_weight, scale)
+        if grad_weight is not None and scale is not None:
+            grad_weight = grad_weight.mul_(scale[:, None, None, None])
         grad_bias = grad.sum((0, 2, 3)) if needs_bias else None
         return grad_x, grad_weight, grad_bias, None, grad if needs_residual else None, None
 
