@@ -66,7 +66,7 @@ class DecoderLayer(nn.Module):
         x = self.cross_norm(x + self.cross_attn(x + query_embed, key, value, may_attend))
         position_query = x + query_embed
         x = self.self_norm(x + self.self_attn(position_query, position_query, x))
-        return self.ffn_norm(x + self.ffn(x))
+        return self.ffn_norm(self.ffn(x))
 
 
 class MaskedAttentionDecoder(nn.Module):

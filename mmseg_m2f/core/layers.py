@@ -102,7 +102,7 @@ def relu(x: Float[Tensor, '*shape']) -> Float[Tensor, '*shape']:
 
 
 class FeedForward(nn.Module):
-    """Linear, ReLU, linear; the residual and the norm belong to the layer that owns it.
+    """``x`` plus linear, ReLU, linear; the norm belongs to the layer that owns it.
 
     Weights are Xavier-uniform; biases keep PyTorch's default, as in the official code.
     """
@@ -122,15 +122,15 @@ class FeedForward(nn.Module):
         ``linear1`` and ``linear2`` see them.
         """
         if not self._outgrows_caches(x):
-            return self._at_once(x)
+            return x + self._change(x)
         tokens = x.flatten(end_dim=-2)
         pieces = tokens.split(max(CACHED_HIDDEN // self.hidden, 1))
-        first = self._at_once(pieces[0])
+        first = pieces[0] + self._change(pieces[0])
         out = first.new_empty(tokens.shape)
         places = out.split(len(first))
         places[0].copy_(first)
         for piece, place in zip(pieces[1:], places[1:], strict=True):
-            place.copy_(self._at_once(piece))
+            torch.add(piece, self._change(piece), out=place)
         return out.view(x.shape)
 
     def _outgrows_caches(self, x: Tensor) -> bool:
@@ -145,7 +145,7 @@ class FeedForward(nn.Module):
             and not is_captured()
         )
 
-    def _at_once(self, x: Tensor) -> Tensor:
+    def _change(self, x: Tensor) -> Tensor:
         if type(self.linear1) is Linear and not has_hooks(self.linear1):
             return self.linear2(self.linear1(x, relu=True))
         # In the place of the layer, or around it, may be what adds something before ReLU.

@@ -43,7 +43,7 @@ class EncoderLayer(nn.Module):
         """Positions are added to the queries only, never to the values."""
         attended = self.attn(tokens + position, tokens, reference_points, level_shapes)
         tokens = self.norm1(tokens + attended)
-        return self.norm2(tokens + self.ffn(tokens))
+        return self.norm2(self.ffn(tokens))
 
 
 class MSDeformAttnPixelDecoder(nn.Module):

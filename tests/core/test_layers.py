@@ -116,7 +116,7 @@ def test_feed_forward_by_hand():
         ffn.linear2.weight.copy_(torch.tensor([[10.0, 100.0]]))
         ffn.linear2.bias.copy_(torch.tensor([7.0]))
     x = torch.tensor([[[3.0]], [[-2.0]]])
-    assert ffn(x).tolist() == [[[77.0]], [[257.0]]]
+    assert ffn(x).tolist() == [[[80.0]], [[255.0]]]
 
 
 @pytest.mark.parametrize('kernel_size', [1, 3])
@@ -235,7 +235,7 @@ class Adapted(nn.Module):
 def test_what_wraps_a_layer_of_a_feed_forward_acts_before_relu(gradient):
     ffn, x = FeedForward(8, 16), torch.randn(2, 3, 8)
     hidden = F.linear(x, ffn.linear1.weight, ffn.linear1.bias) - 1
-    expected = F.linear(hidden.relu(), ffn.linear2.weight, ffn.linear2.bias)
+    expected = x + F.linear(hidden.relu(), ffn.linear2.weight, ffn.linear2.bias)
     ffn.linear1 = Adapted(ffn.linear1)
     with torch.set_grad_enabled(gradient):
         torch.testing.assert_close(ffn(x), expected)
