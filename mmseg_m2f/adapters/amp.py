@@ -109,7 +109,10 @@ class AmpOptimWrapper(OptimWrapper):
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Continues from the state of this wrapper or of MMEngine's, from CPU or accelerator."""
+        """Continues from the state of this wrapper or of MMEngine's, from CPU or accelerator.
+
+        The optimiser stays fused or not as it was built, whatever the other one was.
+        """
         state = dict(state_dict)
         scale = state.pop('loss_scaler', None)
         if self.loss_scaler is not None and scale:
@@ -118,6 +121,10 @@ class AmpOptimWrapper(OptimWrapper):
             _log('the checkpoint has no loss scale (CPU, bfloat16 or no AMP): it starts anew')
         elif scale:
             _log('the loss scale in the checkpoint is not used: nothing is scaled here')
+        if 'fused' in self.optimizer.defaults:
+            # PyTorch takes it from the state, but what a scaler hands over goes by the optimiser.
+            fused = self.optimizer.defaults['fused']
+            state['param_groups'] = [{**group, 'fused': fused} for group in state['param_groups']]
         super().load_state_dict(state)
 
     def _set_up(self) -> None:

@@ -130,7 +130,7 @@ class FeedForward(nn.Module):
         places = out.split(len(first))
         places[0].copy_(first)
         for piece, place in zip(pieces[1:], places[1:], strict=True):
-            torch.add(piece, self._change(piece), out=place)
+            place.copy_(piece + self._change(piece))
         return out.view(x.shape)
 
     def _outgrows_caches(self, x: Tensor) -> bool:

@@ -36,10 +36,10 @@ def sample_features(
 
 
 def per_picture(maps: Float[Tensor, 'B C h w']) -> Sequence[Float[Tensor, 'C h w']]:
-    """The maps of each picture, whose gradients come together in the order of memory of ``maps``.
+    """The maps of each picture, with gradients that come together channels-last if ``maps`` are so.
 
-    Those of ``maps[i]`` are put together in the usual order; for channels-last maps on a CPU the
-    way there and back takes some twenty times as long as one copy.
+    Those of ``maps[i]`` are put together in the usual order, and the way there and back takes a CPU
+    some twenty times as long as one copy.
     """
     if maps.is_contiguous():
         return maps.unbind()

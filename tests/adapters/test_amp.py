@@ -1,5 +1,6 @@
 """Mixed precision: float32 on a CPU unless asked, scaled float16 on an accelerator."""
 
+import copy
 import logging
 
 import pytest
@@ -10,8 +11,11 @@ from torch import nn
 from mmseg_m2f.adapters.amp import AmpOptimWrapper
 
 
-def build(model: nn.Module, lr: float = 0.1, **options: object) -> AmpOptimWrapper:
-    optimizer = {'type': 'SGD', 'lr': lr}
+def build(
+    model: nn.Module, lr: float = 0.1, adamw: dict | None = None, **options: object
+) -> AmpOptimWrapper:
+    """With SGD, or with AdamW of those arguments."""
+    optimizer = {'type': 'SGD' if adamw is None else 'AdamW', 'lr': lr, **(adamw or {})}
     return build_optim_wrapper(
         model, {'type': 'mmseg_m2f.AmpOptimWrapper', 'optimizer': optimizer, **options}
     )
@@ -167,6 +171,27 @@ def test_the_scale_is_resumed() -> None:
     state.pop('loss_scaler')
     third.load_state_dict(state)
     assert third.loss_scaler.get_scale() == 2.0
+
+
+@pytest.mark.usefixtures('scaled')
+@pytest.mark.parametrize(('saved', 'asked'), [(None, True), (True, None), (True, False)])
+def test_a_resumed_optimiser_is_fused_as_it_was_built(
+    saved: bool | None, asked: bool | None
+) -> None:
+    models = [linear(), linear()]
+    first, second = (
+        build(model, adamw={'fused': fused})
+        for model, fused in zip(models, (saved, asked), strict=True)
+    )
+    update(first, models[0])
+    state = copy.deepcopy(first.state_dict())  # else both would work on the same moments
+    second.load_state_dict(state)
+    models[1].load_state_dict(models[0].state_dict())
+    assert second.optimizer.param_groups[0]['fused'] is asked
+    assert state['param_groups'][0]['fused'] is saved
+    for wrapper, model in zip((first, second), models, strict=True):
+        update(wrapper, model, seed=1)
+    torch.testing.assert_close(models[1].weight, models[0].weight)
 
 
 def test_the_log_names_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:

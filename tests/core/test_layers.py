@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from mmseg_m2f.core.layers import (
@@ -193,6 +194,17 @@ def test_a_feed_forward_without_gradient_goes_through_the_tokens_in_pieces(batch
     assert sizes[1:] == [piece] * whole + [rest]
     assert got.dtype == expected.dtype
     torch.testing.assert_close(got, expected.detach())
+
+
+def test_the_pieces_of_a_feed_forward_have_a_forward_derivative():
+    ffn = FeedForward(8, 256)
+    x, tangent = torch.randn(2, 3 * CACHED_HIDDEN // 256, 8)
+    with torch.no_grad(), forward_ad.dual_level():
+        got = forward_ad.unpack_dual(ffn(forward_ad.make_dual(x, tangent)))
+    # ReLU of the hidden layer is linear where no sign changes.
+    hidden = F.linear(x, ffn.linear1.weight, ffn.linear1.bias) > 0
+    expected = tangent + (tangent @ ffn.linear1.weight.T * hidden) @ ffn.linear2.weight.T
+    torch.testing.assert_close(got.tangent, expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_feed_forward_that_fits_the_caches_is_one_piece():

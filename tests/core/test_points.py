@@ -46,17 +46,22 @@ def test_sample_pixels_are_the_sampled_features(size, order):
 
 
 @pytest.mark.parametrize('order', [torch.channels_last, torch.contiguous_format])
-def test_gradients_of_pictures_keep_the_order_of_memory(order):
-    maps = torch.randn(3, 4, 5, 6).to(memory_format=order).requires_grad_()
-    weights = torch.randn(3, 4, 5, 6)
+@pytest.mark.parametrize('like_maps', [True, False])
+@pytest.mark.parametrize('batch', [1, 3])
+def test_gradients_of_pictures_keep_the_order_of_memory(order, like_maps, batch):
+    maps = torch.randn(batch, 4, 5, 6).to(memory_format=order).requires_grad_()
     pictures = per_picture(maps)
+    assert len(pictures) == batch
     assert all(torch.equal(one, maps[i]) for i, one in enumerate(pictures))
-    in_order = [
-        torch.empty_like(one).copy_(weight) for one, weight in zip(pictures, weights, strict=True)
+    weights = torch.randn(batch, 4, 5, 6)
+    given = [
+        torch.empty_like(one).copy_(weight) if like_maps else weight
+        for one, weight in zip(pictures, weights, strict=True)
     ]
-    inner = [(one * weight).sum() for one, weight in zip(pictures, in_order, strict=True)]
-    [gradient] = torch.autograd.grad(sum(inner), maps)
-    assert torch.equal(gradient, weights)
+    used = slice(None) if batch == 1 else slice(1, None)  # of the first picture nothing is asked
+    [gradient] = torch.autograd.grad(pictures[used], maps, given[used])
+    assert torch.equal(gradient[used], weights[used])
+    assert batch == 1 or not gradient[0].any()
     assert gradient.is_contiguous(memory_format=order)
 
 

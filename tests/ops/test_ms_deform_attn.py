@@ -107,6 +107,33 @@ def test_compiled_gradients_equal_those_of_the_reference(head_dim, dtype):
         torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance, msg=name)
 
 
+# Lists of samples are computed sixteen at a time, queries eight.
+@pytest.mark.parametrize('points', [1, 4, 9])
+@pytest.mark.parametrize('queries', [1, 8, 9])
+def test_compiled_gradients_of_any_number_of_samples_and_queries(points, queries):
+    inputs = make_inputs(
+        [(5, 3), (1, 1), (9, 7), (2, 2)], batch=1, queries=queries, head_dim=24, points=points
+    )
+    pair = (outputs_and_gradients(inputs, b) for b in ('compiled', 'reference'))
+    for got, expected in zip(*pair, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_compiled_gradients_of_bfloat16_are_computed_in_float32():
+    value, shapes, reference_points, offsets, logits = make_inputs(
+        [(5, 3), (9, 7)], queries=19, head_dim=40, dtype=torch.float32
+    )
+    half = [x.bfloat16() for x in (value, offsets, logits)]
+    exact = (half[0].float(), shapes, reference_points, half[1].float(), half[2].float())
+    got = outputs_and_gradients((half[0], shapes, reference_points, *half[1:]), 'compiled')
+    for rounded, expected in zip(got, outputs_and_gradients(exact, 'compiled'), strict=True):
+        assert rounded.dtype == torch.bfloat16
+        # The incoming gradient depends on the rounded output.
+        torch.testing.assert_close(
+            rounded.float(), expected, rtol=0, atol=2**-7 * float(expected.abs().max())
+        )
+
+
 def test_compiled_results_do_not_hang_on_threads_or_runs():
     inputs = make_inputs([(9, 7), (20, 13)], queries=700, heads=4, dtype=torch.float32)
     before = torch.get_num_threads()

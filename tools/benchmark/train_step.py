@@ -66,7 +66,9 @@ def prepare(case: str, implementation: str) -> harness.Step:
     """One step of one model on one batch."""
     model = load_model(case, implementation)
     # A user of a peer can have the memory by two variables of glibc, and AdamW by its config.
-    as_our_configs = implementation.startswith('ours') or implementation.endswith('-tuned')
+    as_our_configs = implementation.startswith('ours') or implementation.endswith(
+        ('-tuned', '-bf16')
+    )
     if as_our_configs:
         keep_freed_memory()
     batch = semantic_batch(SIDES[case], 2)

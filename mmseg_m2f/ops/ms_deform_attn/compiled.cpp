@@ -380,7 +380,7 @@ class SampleGradients {
         y_(padded_) {}
 
   // Adds to `grad_map` and writes the gradients of the query's offsets and logits.
-  void compute(const HeadMap<T>& map, const HeadMap<T>& grad_map, const Samples<T>& samples,
+  void compute(const HeadMap<T>& map, HeadMap<T>& grad_map, const Samples<T>& samples,
                const T* grad, int64_t dim, T* grad_offsets, T* grad_logits) {
     int64_t at = 0;
     for (; at + 2 * kLanes <= dim; at += 2 * kLanes) spread<2>(map, grad_map, samples, grad, at);
@@ -406,7 +406,7 @@ class SampleGradients {
 
   // Channels `at` and following, spread over the four pixels of every sample.
   template <int BLOCKS>
-  void spread(const HeadMap<T>& map, const HeadMap<T>& grad_map, const Samples<T>& samples,
+  void spread(const HeadMap<T>& map, HeadMap<T>& grad_map, const Samples<T>& samples,
               const T* grad, int64_t at) {
     Lanes<T> part[BLOCKS];
     for (int k = 0; k < BLOCKS; ++k) part[k] = load(grad + at + k * kLanes);
@@ -429,7 +429,7 @@ class SampleGradients {
     }
   }
 
-  void spread_rest(const HeadMap<T>& map, const HeadMap<T>& grad_map, const Samples<T>& samples,
+  void spread_rest(const HeadMap<T>& map, HeadMap<T>& grad_map, const Samples<T>& samples,
                    const T* grad, int64_t at, int64_t dim) {
     for (int64_t i = 0; i < count_; ++i)
       for (int corner = 0; corner < 4; ++corner) {
@@ -452,8 +452,9 @@ class SampleGradients {
     for (int64_t first = 0; first < padded_; first += kLanes) {
       Lanes<T> dot[4];
       for (int corner = 0; corner < 4; ++corner) {
+        const Product* from = &products_[corner * padded_ + first];
         Lanes<T> products[kLanes];
-        for (int i = 0; i < kLanes; ++i) products[i] = products_[corner * padded_ + first + i].lanes;
+        for (int i = 0; i < kLanes; ++i) products[i] = from[i].lanes;
         add_up<kLanes>(products);
         dot[corner] = products[0];
       }
@@ -496,8 +497,8 @@ void backward(const Inputs<T, V>& in, const T* grad_out, T* grad_value, T* grad_
           const int64_t place = n.place(picture, query, head);
           const T* grad = grad_out + place * n.head_dim;
           prefetch(grad + kBatch * n.heads * n.head_dim, n.head_dim);
-          gradients.compute(map, grad_map, batch[query - start], grad, n.head_dim, grad_offsets + place * count * 2,
-                            grad_logits + place * count);
+          gradients.compute(map, grad_map, batch[query - start], grad, n.head_dim,
+                            grad_offsets + place * count * 2, grad_logits + place * count);
         }
       }
       grad_map.write(n, grad_value, picture, head);
