@@ -9,7 +9,7 @@ from torch.autograd.function import FunctionCtx
 
 from mmseg_m2f.ops.convolution import winograd
 from mmseg_m2f.ops.convolution.winograd import channels_last
-from mmseg_m2f.ops.linear import linear, onednn_linear, why_not_onednn
+from mmseg_m2f.ops.linear import linear, onednn_linear, why_not_onednn, without_gaps
 
 POINTWISE, WINOGRAD, DIRECT = 'pointwise', 'winograd', 'direct'
 
@@ -114,7 +114,7 @@ def _pointwise(
     residual: Tensor | None,
     relu: bool,
 ) -> Tensor:
-    pixels, matrix = _pixels(x, window[0]), weight.flatten(1)
+    pixels, matrix = _pixels(x, window[0]), without_gaps(weight.flatten(1))
     if residual is None:
         y = onednn_linear(pixels, matrix, bias, 'relu' if relu else 'none')
     else:
