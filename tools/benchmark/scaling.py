@@ -24,8 +24,8 @@ IMPLEMENTATIONS = ('ours', 'mmseg')
 # One of 301 labels means ignore.
 NUM_CLASSES, IGNORE = 301, 255
 # Share of the losses' range. Random queries are alike: of hundreds of targets a few may change
-# theirs for less than a rounding error, with another class loss (with 100 targets one of 30 terms by
-# 1.03 %, the same whether ours runs on its fast paths or plain).
+# theirs for less than a rounding error, with another class loss (with 100 targets one of 30 terms
+# by 1.03 %, the same whether ours runs on its fast paths or plain).
 TOLERANCE = 2e-2
 
 
