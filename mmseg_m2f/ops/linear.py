@@ -51,7 +51,8 @@ def without_gaps(weight: Tensor) -> Tensor:
 
     Of other strides oneDNN takes its reference code, a thousand times as slow.
     """
-    return weight if weight.is_contiguous() or weight.T.is_contiguous() else weight.contiguous()
+    by_columns = weight.stride() == (1, weight.shape[0])
+    return weight if by_columns or weight.is_contiguous() else weight.contiguous()
 
 
 def why_not_onednn(*given: Tensor) -> str | None:
