@@ -124,6 +124,7 @@ inline double exp_of_negative(double x) { return std::exp(x); }
 
 // Lists of samples are padded to whole groups: a loop over a group has no rest.
 constexpr int64_t kGroup = 16;
+inline int64_t whole_groups(int64_t count) { return (count + kGroup - 1) / kGroup * kGroup; }
 
 // Of the first `count` of a padded list; what follows comes out as good as zero.
 template <typename T>
@@ -215,7 +216,7 @@ class Samples {
   template <typename V>
   explicit Samples(const Inputs<T, V>& in)
       : count(in.sizes.samples()),
-        padded_((count + kGroup - 1) / kGroup * kGroup),
+        padded_(whole_groups(count)),
         outside_(static_cast<int32_t>(in.sizes.tokens)) {
     for (auto* list : {&weight, &right, &below, &share[0], &share[1], &share[2], &share[3]})
       list->resize(padded_);
@@ -373,7 +374,7 @@ class SampleGradients {
  public:
   explicit SampleGradients(int64_t count)
       : count_(count),
-        padded_((count + kGroup - 1) / kGroup * kGroup),
+        padded_(whole_groups(count)),
         products_(4 * padded_),
         weight_(padded_),
         x_(padded_),
