@@ -82,8 +82,9 @@ class Mask2Former(BaseDetector):
 
         All at the pictures' original size; ``test_cfg`` says which.
         """
+        maps = core.PassedOn(self.extract_feat(batch_inputs))
         results = self.panoptic_head.predict(
-            self.extract_feat(batch_inputs), batch_data_samples, _size(batch_inputs), self.test_cfg
+            maps, batch_data_samples, _size(batch_inputs), self.test_cfg
         )
         for sample, fields in zip(batch_data_samples, results, strict=True):
             for name, value in fields.items():

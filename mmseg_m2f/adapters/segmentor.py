@@ -39,7 +39,8 @@ class SemanticSegmentor(EncoderDecoder):
         geometries = self._geometries(inputs, data_samples)
         if geometries is None or data_samples is None:
             return super().predict(inputs, data_samples)
-        class_logits, mask_logits = self.decode_head(self.extract_feat(inputs))
+        maps = core.PassedOn(self.extract_feat(inputs))
+        class_logits, mask_logits = self.decode_head(maps)
         for index, (sample, geometry) in enumerate(zip(data_samples, geometries, strict=True)):
             labels = core.semantic_only_labels(class_logits[index], mask_logits[index], geometry)
             sample.set_data({'pred_sem_seg': PixelData(data=labels[None])})

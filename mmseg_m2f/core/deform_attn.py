@@ -77,8 +77,11 @@ class MSDeformAttn(nn.Module):
         offsets = self.sampling_offsets(query).unflatten(-1, (*samples, 2))
         logits = self.attention_weights(query).unflatten(-1, samples)
         projected = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
-        args = (projected, level_shapes, reference_points, offsets, logits)
-        return self.output_proj(ms_deform_attn(*args, self.backend))
+        attended = ms_deform_attn(
+            projected, level_shapes, reference_points, offsets, logits, self.backend
+        )
+        del projected, offsets, logits  # together larger than what follows
+        return self.output_proj(attended)
 
 
 def pixel_centres(

@@ -18,7 +18,7 @@ from mmseg_m2f.core.layers import (
     run_layer,
     sine_encoding,
 )
-from mmseg_m2f.core.structures import PixelFeatures, at_least_float32
+from mmseg_m2f.core.structures import PassedOn, PixelFeatures, at_least_float32
 
 AttentionFactory = Callable[[], nn.Module]
 
@@ -125,7 +125,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         """Decode the backbone's maps.
 
         Args:
-            features: maps ``(B, in_channels[i], h_i, w_i)``, finest (stride 4) first.
+            features: maps ``(B, in_channels[i], h_i, w_i)``, finest (stride 4) first; a `PassedOn`
+                list is empty afterwards.
 
         Returns:
             ``mask_features (B, C, h, w)`` on the finest map and ``num_levels`` maps of memory,
@@ -136,18 +137,23 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 f'the pixel decoder was built for {len(self.in_channels)} feature maps '
                 f'(in_channels {list(self.in_channels)}), got {len(features)}'
             )
-        if self.config.mixed_precision:
-            return self._decode(features)
-        with torch.autocast(features[0].device.type, enabled=False):
-            return self._decode([at_least_float32(feature) for feature in features])
+        mixed, device_type = self.config.mixed_precision, features[0].device.type
+        own = list(features) if mixed else [at_least_float32(feature) for feature in features]
+        if isinstance(features, PassedOn):
+            features.clear()
+        if mixed:
+            return self._decode(own)
+        with torch.autocast(device_type, enabled=False):
+            return self._decode(own)
 
-    def _decode(self, features: Sequence[Tensor]) -> PixelFeatures:
-        memory = self._encode(features[::-1][: self.config.num_levels])
-        mask_features = self._pyramid(features, memory[-1])
+    def _decode(self, own: list[Tensor]) -> PixelFeatures:
+        """Takes the maps out of the list, coarsest first, so that each lives until it is used."""
+        memory = self._encode(own)
+        mask_features = self._pyramid(own, memory[-1])
         return PixelFeatures(at_least_float32(mask_features), tuple(memory))
 
-    def _encode(self, features: Sequence[Tensor]) -> list[Tensor]:
-        maps = [project(x) for project, x in zip(self.input_proj, features, strict=True)]
+    def _encode(self, own: list[Tensor]) -> list[Tensor]:
+        maps = [project(own.pop()) for project in self.input_proj]
         level_shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)  # (B, S, C)
         # The residual stream and, by its type, the locations: in bfloat16 these lose up to a
@@ -172,10 +178,10 @@ class MSDeformAttnPixelDecoder(nn.Module):
     def _position(self, shape: tuple[int, int], like: Tensor) -> Tensor:
         return sine_encoding(shape, self.channels, device=like.device, dtype=like.dtype)
 
-    def _pyramid(self, features: Sequence[Tensor], finest: Tensor) -> Tensor:
+    def _pyramid(self, own: list[Tensor], finest: Tensor) -> Tensor:
         """Add the maps finer than the encoder's levels top-down; project to mask features."""
         for index in reversed(range(len(self.lateral))):
-            lateral = self.lateral[index](features[index])
+            lateral = self.lateral[index](own.pop())
             size = (lateral.shape[-2], lateral.shape[-1])
             # It is a view of tokens, the channels last; sums of two orders of memory are slow.
             finest = resize_maps(in_order_of(finest, lateral), size)

@@ -29,6 +29,14 @@ class PixelFeatures(NamedTuple):
     memory: tuple[Tensor, ...]
 
 
+class PassedOn(list[Tensor]):
+    """Maps that nobody needs after their receiver, which empties the list as soon as it has them.
+
+    A picture's maps are among the largest tensors of a network, and in Python a caller's arguments
+    live until the call is over.
+    """
+
+
 class MaskPrediction(NamedTuple):
     """One supervised prediction: ``class_logits (B, Q, K+1)`` and ``mask_embed (B, Q, C)``.
 
@@ -92,6 +100,7 @@ __all__ = [
     'MaskPrediction',
     'MaskTarget',
     'Match',
+    'PassedOn',
     'PixelFeatures',
     'at_least_float32',
     'mask_logits',

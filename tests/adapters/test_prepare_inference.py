@@ -4,6 +4,7 @@ import copy
 import inspect
 import subprocess
 import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,6 +191,24 @@ def test_after_accelerate() -> None:
     assert torch.equal(found_labels, labels)
 
 
+@pytest.mark.parametrize('kind', ['segmentor', 'detector'])
+def test_a_backbone_s_maps_are_gone_when_the_decoder_begins(kind: str) -> None:
+    if kind == 'segmentor':
+        config = ConfigDict({**small_models.segmentor(), 'type': 'mmseg_m2f.SemanticSegmentor'})
+        init_default_scope('mmseg')
+        model = MODELS.build(config).eval()
+    else:
+        model = build(kind)
+    maps: list[weakref.ref[Tensor]] = []
+    left: list[Tensor | None] = []
+    head = model.panoptic_head if kind == 'detector' else model.decode_head
+    model.backbone.register_forward_hook(lambda *args: maps.extend(map(weakref.ref, args[-1])))
+    head.decoder.layers[0].register_forward_pre_hook(lambda *_: left.extend(ref() for ref in maps))
+    with torch.no_grad():
+        model.test_step(batch(kind))
+    assert left == [None] * 4
+
+
 def test_synchronised_norms_are_fused() -> None:
     model = build('segmentor')
     expected, _ = outputs(model, 'segmentor')
@@ -244,6 +263,7 @@ def _refuse() -> None:
         (no_weight, {}, r'backbone\.bn1 .*affine=False.*fuse_norms=False'),
         (norm_elsewhere, {}, r'do not follow their convolutions directly.*fuse_norms=False'),
         (another_input, {}, r'224 x 224 only.*fuse_norms=False'),
+        (None, {'keep_memory': True, 'return_memory': True}, 'are opposites: take one of them'),
         (None, {'dtype': 'int8'}, r"one of \['float16', 'bfloat16', 'float32'\], got 'int8'"),
         (None, {'dtype': 'float16'}, r"float16 needs an accelerator.*dtype='bfloat16'"),
     ],
@@ -305,7 +325,7 @@ assert len(graphs) == number
 """
 
 
-@pytest.mark.parametrize('kind', ['segmentor', 'stock'])
+@pytest.mark.parametrize('kind', ['segmentor', 'detector', 'stock'])
 def test_the_network_is_compiled(kind: str) -> None:
     done = subprocess.run(
         [sys.executable, '-c', COMPILED, kind], cwd=ROOT, capture_output=True, text=True

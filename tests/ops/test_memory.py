@@ -8,9 +8,11 @@ import pytest
 
 COUNT = """
 import resource, sys, torch
-from mmseg_m2f.ops.memory import keep_freed_memory
-if sys.argv[1] == 'keep':
+from mmseg_m2f.ops.memory import keep_freed_memory, return_freed_memory
+if 'keep' in sys.argv:
     assert keep_freed_memory()
+if 'return' in sys.argv:
+    assert return_freed_memory()
 def faults(size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(size)  # gone at once
@@ -20,9 +22,9 @@ print(faults(2**24))
 """
 
 
-def pages(how: str) -> int:
+def pages(*how: str) -> int:
     done = subprocess.run(
-        [sys.executable, '-c', COUNT, how], capture_output=True, text=True, check=True
+        [sys.executable, '-c', COUNT, *how], capture_output=True, text=True, check=True
     )
     return int(done.stdout)
 
@@ -31,7 +33,41 @@ def pages(how: str) -> int:
 def test_memory_that_was_freed_comes_back_without_the_system():
     assert pages('keep') < 100
     # Otherwise all of it comes anew, whatever the size of a page.
-    assert pages('give back') >= 64 * 2**20 / (2 * 2**20)
+    assert pages() >= 64 * 2**20 / (2 * 2**20)
+
+
+HOLES = """
+import sys, torch
+from mmseg_m2f.ops.memory import return_freed_memory
+if 'return' in sys.argv:
+    assert return_freed_memory()
+def resident():
+    [line] = [line for line in open('/proc/self/status') if line.startswith('VmRSS')]
+    return int(line.split()[1]) / 1024
+torch.ones(2**22)  # 16 MiB: from now on glibc takes what is smaller from its heap
+before = resident()
+kept, freed = [], []
+for _ in range(16):
+    freed.append(torch.ones(2**20))  # 4 MiB
+    kept.append(torch.ones(2**14))  # 64 KiB, between two that will be freed
+freed.clear()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the C library is not glibc')
+def test_memory_is_returned_from_between_what_is_kept():
+    def left(*how: str) -> float:
+        command = [sys.executable, '-c', HOLES, *how]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert left() > 60
+    assert left('return') < 4
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the C library is not glibc')
+def test_returning_undoes_keeping():
+    assert pages('keep', 'return') >= 64 * 2**20 / (2 * 2**20)
 
 
 def test_another_c_library_is_left_as_it_is(monkeypatch):
@@ -39,3 +75,4 @@ def test_another_c_library_is_left_as_it_is(monkeypatch):
 
     monkeypatch.setattr(platform, 'libc_ver', lambda: ('', ''))
     assert memory.keep_freed_memory() is False
+    assert memory.return_freed_memory() is False
