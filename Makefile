@@ -5,6 +5,7 @@
 #   PYTHON  the interpreter that creates the environment, 3.10 to 3.13
 # and make demo for the
 #   TASK    panoptic (one model for all three questions), instance or semantic
+#   SEEDS   all of it once for each, then mean and deviation, e.g. SEEDS='0 1 2'; left out: once
 # and make test for
 #   JOBS    processes side by side, 2 unless given; 0: in this one
 # and make bench, the benchmarks on the CPU in less than half an hour, for
@@ -14,6 +15,7 @@ STACK ?= onedl
 TORCH ?=
 PYTHON ?= python3
 TASK ?= panoptic
+SEEDS ?=
 PYTEST_ARGS ?=
 JOBS ?= 2
 BENCH_THREADS ?= 2
@@ -36,7 +38,7 @@ check-task:
 	  echo "demo stopped: no task '$$TASK': TASK must be panoptic, instance or semantic" >&2; exit 1 ;; esac
 
 demo: check-task setup
-	@$(RUN) tools/demo.py --task '$(TASK)'
+	@$(RUN) tools/demo.py --task '$(TASK)' $(if $(SEEDS),--seeds $(SEEDS))
 
 # A process for each core, and each with one thread: small tensors gain nothing from more.
 test: setup

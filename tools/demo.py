@@ -1,11 +1,13 @@
 """Train a small Mask2Former on the photos in data/, test it, and compare it with OpenMMLab's own.
 
     python tools/demo.py [--task panoptic] [--work-dir DIR] [--skip-peer] [--iterations 100]
+                         [--seeds 0 1 2]
 
 The panoptic model is trained once and then answers all three questions in one test. The other
 head, mmdet's (mmseg's for TASK=semantic), gets the same photos, the same settings and as many
 iterations as it manages in the time the first training took. The commands it runs are printed;
-each also works alone.
+each also works alone. ``--seeds`` does all of it for each of them, and ends with means and
+standard deviations: a single training says little of small differences.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from demo_runs import ROOT, DemoError, Training, say, test, train, train_for
+from demo_seeds import over_seeds, table
 from demo_tasks import DEFAULT, TASKS, Task, why_no_peer, why_not
 from PIL import Image
 
@@ -39,10 +42,10 @@ def measure(task: Task, config: str, training: Training, *options: str) -> dict[
     }
 
 
-def measure_peer(task: Task, work_dir: Path, seconds: float) -> dict[str, Any]:
+def measure_peer(task: Task, work_dir: Path, seconds: float, seed: int | None) -> dict[str, Any]:
     """The same for the other head, with as many iterations as fit into ``seconds``."""
     say(f"{task.library}'s own head: how many iterations it manages in the same time")
-    training = train_for(task.peer_config, work_dir, seconds)
+    training = train_for(task.peer_config, work_dir, seconds, seed)
     return measure(task, task.peer_config, training, '--show-dir', str(work_dir / 'pictures'))
 
 
@@ -74,9 +77,13 @@ def best_constant(confusion: np.ndarray) -> float:
     return float(truth.max() / truth.sum() / (truth > 0).sum())
 
 
+def full_names(task: Task) -> dict[str, str]:
+    return {OURS: 'Mask2Former of this package', task.library: f'Mask2Former of {task.library}'}
+
+
 def summary(task: Task, results: Mapping[str, Any]) -> str:
     """A line for each model, a column for each measure."""
-    names = {OURS: 'Mask2Former of this package', task.library: f'Mask2Former of {task.library}'}
+    names = full_names(task)
     lines = [f'  {"":28}' + ''.join(f'{name:>8}' for name in task.headline)]
     for key, name in names.items():
         result = results[key]
@@ -107,7 +114,30 @@ def add_label_maps(task: Task, dataset: Any, work_dir: Path, results: dict[str, 
     results['best_constant_mIoU'] = round(best_constant(confusion), 4)
 
 
-def demonstrate(name: str, work_dir: Path, skip_peer: bool, iterations: int | None) -> None:
+def demonstrate_seeds(
+    name: str, work_dir: Path, skip_peer: bool, iterations: int | None, seeds: Sequence[int]
+) -> None:
+    folders = [work_dir / f'seed-{seed}' for seed in seeds]
+    for seed, folder in zip(seeds, folders, strict=True):
+        say(f'seed {seed}')
+        demonstrate(name, folder, skip_peer, iterations, seed)
+    task = TASKS[name]
+    names = full_names(task)
+    single = [json.loads((folder / 'metrics.json').read_text()) for folder in folders]
+    results = {'task': name, 'seeds': list(seeds), **over_seeds(single, list(names))}
+    (work_dir / 'metrics.json').write_text(json.dumps(results, indent=2) + '\n')
+    say(f'done: {name} with the seeds {", ".join(map(str, seeds))}; mean and standard deviation')
+    print(table(task, names, results))
+    print(f'All numbers: {work_dir}/metrics.json, of each seed in {work_dir}/seed-*')
+
+
+def demonstrate(
+    name: str,
+    work_dir: Path,
+    skip_peer: bool,
+    iterations: int | None = None,
+    seed: int | None = None,
+) -> None:
     reason = why_not(name)
     if reason:
         raise DemoError(reason)
@@ -117,7 +147,7 @@ def demonstrate(name: str, work_dir: Path, skip_peer: bool, iterations: int | No
     config = Config.fromfile(ROOT / task.config)
     dataset = config.test_dataloader.dataset
     say(f'{name}: training on the photos of {dataset.data_root} from scratch')
-    training = train(task.config, work_dir / 'training', iterations)
+    training = train(task.config, work_dir / 'training', iterations, seed)
     say('testing')
     options = ('--out', str(work_dir / task.results), '--show-dir', str(work_dir / 'pictures'))
     results: dict[str, Any] = {
@@ -134,7 +164,7 @@ def demonstrate(name: str, work_dir: Path, skip_peer: bool, iterations: int | No
     results[task.library] = (
         {'left_out': reason}
         if reason
-        else measure_peer(task, work_dir / task.library, training.seconds)
+        else measure_peer(task, work_dir / task.library, training.seconds, seed)
     )
     (work_dir / 'metrics.json').write_text(json.dumps(results, indent=2) + '\n')
     say(f'done: {name}, measured on the photos for validation')
@@ -160,14 +190,27 @@ def parse_args() -> argparse.Namespace:
         type=int,
         help='train for so many iterations, a multiple of ten, instead of the number in the config',
     )
-    return parser.parse_args()
+    parser.add_argument(
+        '--seeds',
+        type=int,
+        nargs='+',
+        help='all of it once for each of these seeds, two at least; then mean and deviation',
+    )
+    args = parser.parse_args()
+    if args.seeds and len(set(args.seeds)) < max(2, len(args.seeds)):
+        parser.error(f'--seeds takes two or more different numbers, got {args.seeds}')
+    return args
 
 
 def main() -> int:
     args = parse_args()
     work_dir = args.work_dir or ROOT / 'work_dirs/demo' / args.task
     try:
-        demonstrate(args.task, work_dir.resolve(), args.skip_peer, args.iterations)
+        options = args.task, work_dir.resolve(), args.skip_peer, args.iterations
+        if args.seeds:
+            demonstrate_seeds(*options, args.seeds)
+        else:
+            demonstrate(*options)
     except DemoError as error:
         print(f'demo stopped: {error}', file=sys.stderr)
         return 1

@@ -84,15 +84,19 @@ def follow(output: Iterable[str], log: TextIO) -> None:
             say(f'  iteration {done}/{total}, loss {loss}, {left} left')
 
 
-def train(config: str, work_dir: Path, iterations: int | None = None) -> Training:
+def train(
+    config: str, work_dir: Path, iterations: int | None = None, seed: int | None = None
+) -> Training:
     """Train by tools/train.py; ``iterations`` shortens or stretches the config's schedule."""
     command = ['tools/train.py', config, '--work-dir', str(work_dir)]
+    settings = {} if seed is None else {'randomness.seed': seed}
     if iterations:
-        settings = {
+        settings |= {
             'train_cfg.max_iters': iterations,
             'train_cfg.val_interval': iterations,
             'param_scheduler.1.end': max(iterations, SHORTEST_SCHEDULE) + 1,
         }
+    if settings:
         command += ['--cfg-options', *(f'{key}={value}' for key, value in settings.items())]
     run(command, work_dir / 'train.log')
     logged = logged_training(work_dir)
@@ -102,14 +106,14 @@ def train(config: str, work_dir: Path, iterations: int | None = None) -> Trainin
     return Training(work_dir, int(logged[-1]['iter']), seconds)
 
 
-def train_for(config: str, work_dir: Path, seconds: float) -> Training:
+def train_for(config: str, work_dir: Path, seconds: float, seed: int | None = None) -> Training:
     """Train for as many iterations as fit into ``seconds``, by the pace of a short try."""
     train(config, work_dir / 'probe', 2 * LOG_INTERVAL)
     # The first iterations warm up and do not count.
     pace = logged_training(work_dir / 'probe')[-1]['time']
     iterations = max(1, round(seconds / pace / LOG_INTERVAL)) * LOG_INTERVAL
     say(f'{pace:.2f} s per iteration, so {iterations} iterations')
-    return train(config, work_dir / 'training', iterations)
+    return train(config, work_dir / 'training', iterations, seed)
 
 
 def logged_training(work_dir: Path) -> list[dict[str, Any]]:

@@ -102,6 +102,49 @@ def test_the_summary_shows_what_each_can(demo, tasks):
     assert 'left out: of a reason' in demo.summary(tasks.TASKS['panoptic'], results)
 
 
+def test_seeds_end_in_means_and_deviations_by_hand(demo, tasks, tmp_path, monkeypatch):
+    given = {0: (0.2, 0.01, None), 1: (0.3, 0.03, None), 2: (0.4, 0.02, None)}
+
+    def demonstrate(name, folder, skip_peer, iterations, seed):
+        assert (name, skip_peer, iterations) == ('panoptic', False, 20)
+        pq, ap, miou = given[seed]
+        run = {'mIoU': 0.5, 'PQ': pq, 'AP': ap, 'training_minutes': 2.0, 'iterations': 20}
+        results = {'task': name, 'mask2former': {**run, 'config': 'x.py'}}
+        results['mmdet'] = {**run, 'mIoU': miou, 'iterations': 10}
+        folder.mkdir()
+        (folder / 'metrics.json').write_text(json.dumps(results))
+
+    monkeypatch.setattr(demo, 'demonstrate', demonstrate)
+    demo.demonstrate_seeds('panoptic', tmp_path, False, 20, [0, 1, 2])
+    found = json.loads((tmp_path / 'metrics.json').read_text())
+    assert found['seeds'] == [0, 1, 2]
+    assert found['mask2former']['PQ'] == {'mean': 0.3, 'standard_deviation': 0.1}
+    assert found['mask2former']['AP'] == {'mean': 0.02, 'standard_deviation': 0.01}
+    assert found['mmdet']['mIoU'] is None
+    lines = sys.modules['demo_seeds'].table(
+        tasks.TASKS['panoptic'], demo.full_names(tasks.TASKS['panoptic']), found
+    )
+    assert '0.5000 +- 0.0000' in lines.splitlines()[1]
+    assert lines.splitlines()[2].split()[3:5] == ['cannot', '0.3000']
+    assert lines.endswith('2.0 minutes, 10 iterations')
+
+
+def test_a_left_out_head_stays_so_over_seeds(demo):
+    run = {'PQ': 0.5, 'config': 'x.py'}
+    results = [{'mask2former': run, 'mmdet': {'left_out': 'of a reason'}}] * 2
+    found = sys.modules['demo_seeds'].over_seeds(results, ['mask2former', 'mmdet'])
+    assert found['mmdet'] == {'left_out': 'of a reason'}
+    assert found['mask2former'] == {'PQ': {'mean': 0.5, 'standard_deviation': 0.0}}
+
+
+@pytest.mark.parametrize('seeds', [['3'], ['3', '4', '3']])
+def test_seeds_are_two_or_more_different_ones(demo, seeds, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['demo.py', '--seeds', *seeds])
+    with pytest.raises(SystemExit):
+        demo.parse_args()
+    assert 'two or more different numbers' in capsys.readouterr().err
+
+
 def test_a_failing_tool_ends_the_demo_with_the_end_of_its_output(demo, tmp_path):
     with pytest.raises(demo.DemoError, match='unrecognized arguments: --no'):
         sys.modules['demo_runs'].run(['tools/train.py', 'x.py', '--no'], tmp_path / 'train.log')

@@ -1,0 +1,55 @@
+"""The demo's numbers over several seeds: how much of a difference is chance."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from demo_tasks import Task
+
+
+def over_seeds(results: Sequence[Mapping[str, Any]], models: Sequence[str]) -> dict[str, Any]:
+    """Per model each number's mean and standard deviation, from ``results`` of one seed each.
+
+    A number that a model cannot give, or a model that was left out, stays so.
+    """
+    return {model: _of_model([result[model] for result in results]) for model in models}
+
+
+def _of_model(runs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    if 'left_out' in runs[0]:
+        return runs[0]
+    numbers = [name for name, value in runs[0].items() if not isinstance(value, str)]
+    return {name: _mean_and_deviation([run[name] for run in runs]) for name in numbers}
+
+
+def _mean_and_deviation(values: Sequence[float | None]) -> dict[str, float] | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return {
+        'mean': round(statistics.mean(known), 4),
+        'standard_deviation': round(statistics.stdev(known), 4),
+    }
+
+
+def table(task: Task, names: Mapping[str, str], results: Mapping[str, Any]) -> str:
+    """A line for each model, a column for each measure, under the models' full ``names``."""
+    lines = [f'  {"":28}' + ''.join(f'{name:>17}' for name in task.headline)]
+    for key, name in names.items():
+        result = results[key]
+        if 'left_out' in result:
+            lines.append(f'  {name:28}left out: {result["left_out"]}')
+            continue
+        shown = ''.join(f'{_shown(result[measure]):>17}' for measure in task.headline)
+        spent = ' minutes, '.join(
+            f'{result[key]["mean"]:.{digits}f}'
+            for key, digits in (('training_minutes', 1), ('iterations', 0))
+        )
+        lines.append(f'  {name:28}{shown}   {spent} iterations')
+    return '\n'.join(lines)
+
+
+def _shown(number: Mapping[str, float] | None) -> str:
+    if number is None:
+        return 'cannot'
+    return f'{number["mean"]:.4f} +- {number["standard_deviation"]:.4f}'
