@@ -61,7 +61,8 @@ def prepare_inference(
             minutes at the first pictures.
         keep_memory: of a model on a CPU: the whole process keeps the memory it frees, for what it
             allocates next, until it ends; where the C library is glibc. Faster.
-        return_memory: the opposite: the process gives back large tensors as it frees them. Leaner.
+        return_memory: of a model on a CPU, with glibc: the opposite: the whole process gives back
+            tensors of a MiB or more as it frees them. Leaner.
 
     Returns:
         ``model`` itself.

@@ -128,7 +128,7 @@ def demonstrate_seeds(
     (work_dir / 'metrics.json').write_text(json.dumps(results, indent=2) + '\n')
     say(f'done: {name} with the seeds {", ".join(map(str, seeds))}; mean and standard deviation')
     print(table(task, names, results))
-    print(f'All numbers: {work_dir}/metrics.json, of each seed in {work_dir}/seed-*')
+    print(f'All numbers: {work_dir}/metrics.json, of each seed in {work_dir}/seed-<number>')
 
 
 def demonstrate(

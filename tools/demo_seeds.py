@@ -1,5 +1,6 @@
 """The demo's numbers over several seeds: how much of a difference is chance."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from demo_tasks import Task
 def over_seeds(results: Sequence[Mapping[str, Any]], models: Sequence[str]) -> dict[str, Any]:
     """Per model each number's mean and standard deviation, from ``results`` of one seed each.
 
-    A number that a model cannot give, or a model that was left out, stays so.
+    A model that was left out stays so; a number is None unless every seed has it.
     """
     return {model: _of_model([result[model] for result in results]) for model in models}
 
@@ -23,8 +24,8 @@ def _of_model(runs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _mean_and_deviation(values: Sequence[float | None]) -> dict[str, float] | None:
-    known = [value for value in values if value is not None]
-    if not known:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if len(known) < len(values):
         return None
     return {
         'mean': round(statistics.mean(known), 4),

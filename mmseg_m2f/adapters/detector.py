@@ -10,7 +10,7 @@ from torch import Tensor
 from mmseg_m2f import core
 from mmseg_m2f.adapters.assembly import check_keys
 from mmseg_m2f.adapters.backbones import speed_up
-from mmseg_m2f.adapters.heads import reject_unknown
+from mmseg_m2f.adapters.heads import passed_on, reject_unknown
 from mmseg_m2f.adapters.mmdet_gaps import fill_gaps
 from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
 
@@ -82,7 +82,7 @@ class Mask2Former(BaseDetector):
 
         All at the pictures' original size; ``test_cfg`` says which.
         """
-        maps = core.PassedOn(self.extract_feat(batch_inputs))
+        maps = passed_on(self.extract_feat(batch_inputs), self.panoptic_head)
         results = self.panoptic_head.predict(
             maps, batch_data_samples, _size(batch_inputs), self.test_cfg
         )

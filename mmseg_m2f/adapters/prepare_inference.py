@@ -53,16 +53,15 @@ def prepare_openmmlab(
     inner = _checked_model(model)
     checked_dtype = _checked_dtype(dtype, inner)
     head = _compilable_head(inner) if compile else None
-    # First, since the rest makes copies.
-    if keep_memory:
-        keep_on_cpu(inner)
     if return_memory:
-        return_on_cpu(inner)
+        return_on_cpu(inner)  # now, since fusing makes a copy, whose holes would stay
     if fuse_norms:
         _fuse_norms(inner.backbone)
     if channels_last:
         to_channels_last(inner)
     _set_autocast(inner, checked_dtype)
+    if keep_memory:
+        keep_on_cpu(inner)
     for part in (inner.backbone, getattr(inner, 'neck', None), head) if compile else ():
         if part is not None:
             part.compile()

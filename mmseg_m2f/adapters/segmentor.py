@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmseg_m2f import core
 from mmseg_m2f.adapters.backbones import speed_up
+from mmseg_m2f.adapters.heads import passed_on
 from mmseg_m2f.adapters.semantic import Mask2FormerHead
 
 
@@ -39,7 +40,7 @@ class SemanticSegmentor(EncoderDecoder):
         geometries = self._geometries(inputs, data_samples)
         if geometries is None or data_samples is None:
             return super().predict(inputs, data_samples)
-        maps = core.PassedOn(self.extract_feat(inputs))
+        maps = passed_on(self.extract_feat(inputs), self.decode_head)
         class_logits, mask_logits = self.decode_head(maps)
         for index, (sample, geometry) in enumerate(zip(data_samples, geometries, strict=True)):
             labels = core.semantic_only_labels(class_logits[index], mask_logits[index], geometry)

@@ -156,6 +156,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         maps = [project(own.pop()) for project in self.input_proj]
         level_shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)  # (B, S, C)
+        del maps
         # The residual stream and, by its type, the locations: in bfloat16 these lose up to a
         # quarter of a pixel.
         tokens = at_least_float32(tokens)

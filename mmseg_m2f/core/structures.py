@@ -33,7 +33,7 @@ class PassedOn(list[Tensor]):
     """Maps that nobody needs after their receiver, which empties the list as soon as it has them.
 
     A picture's maps are among the largest tensors of a network, and in Python a caller's arguments
-    live until the call is over.
+    live until the call is over. Forward hooks of the receiver see the list empty.
     """
 
 

@@ -21,9 +21,9 @@ def keep_freed_memory() -> bool:
     A training step on a CPU takes and frees some GB in large tensors. By default glibc asks the
     system for each of them and gives it back, and the system clears every page of it again: a
     fifth of the time of a step on two cores (R50, 512 x 512, two pictures, measured by us). What a
-    process has held once it holds until it ends, and so do processes that it starts by fork. With
-    sizes that change from step to step its peak may become higher. What it holds by then stays so
-    whatever is set later.
+    process has held once it holds until it ends, and so do processes that it starts by fork, unless
+    `return_freed_memory` is called. With sizes that change from step to step its peak may become
+    higher.
 
     Returns:
         True if glibc took the setting. Another C library is left as it is; an allocator that was
@@ -36,7 +36,8 @@ def return_freed_memory() -> bool:
     """Let this process give back each tensor of a MiB or more as soon as it frees it.
 
     The opposite of `keep_freed_memory`, for pictures whose peak counts more than their time. It
-    holds for the whole process, and what is free by now is given back, too.
+    holds for the whole process, and what is free by now is given back, too. Large tensors that
+    were allocated before, while the process kept its memory, may stay with it.
 
     Returns:
         True if glibc took the setting. Another C library is left as it is.

@@ -24,7 +24,10 @@ pytest.importorskip('mmseg')
 import small_models
 
 import mmseg_m2f
+from mmseg_m2f import core
+from mmseg_m2f.adapters import keep_memory
 from mmseg_m2f.adapters.channels_last import ChannelsLastHook
+from mmseg_m2f.adapters.heads import passed_on
 from mmseg_m2f.adapters.prepare_inference import CannotPrepareError, PrepareInferenceHook
 from tests import reduced
 from tests.parity.parity_weights import redraw, tell_queries_apart
@@ -207,6 +210,30 @@ def test_a_backbone_s_maps_are_gone_when_the_decoder_begins(kind: str) -> None:
     with torch.no_grad():
         model.test_step(batch(kind))
     assert left == [None] * 4
+
+
+def test_only_the_usual_sequence_of_maps_is_passed_on() -> None:
+    head, maps = nn.Identity(), (torch.zeros(1), torch.ones(1))
+    passed = passed_on(maps, head)
+    assert isinstance(passed, core.PassedOn)
+    assert passed == list(maps)
+    for other in ({'res2': maps[0]}, maps[0], core.PixelFeatures(maps[0], maps)):
+        assert passed_on(other, head) is other
+    head.compile(backend='eager')
+    assert passed_on(maps, head) is maps
+
+
+@pytest.mark.parametrize('name', ['keep_memory', 'return_memory'])
+def test_what_becomes_of_freed_memory_is_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    for way in ('keep', 'return'):
+        function = lambda way=way: called.append(way) or True  # noqa: E731
+        monkeypatch.setattr(keep_memory, f'{way}_freed_memory', function)
+    model = build('segmentor')
+    mmseg_m2f.prepare_inference(model)
+    assert called == []
+    mmseg_m2f.prepare_inference(model, **{name: True})
+    assert called == [name.removesuffix('_memory')]
 
 
 def test_synchronised_norms_are_fused() -> None:

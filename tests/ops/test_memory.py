@@ -9,10 +9,8 @@ import pytest
 COUNT = """
 import resource, sys, torch
 from mmseg_m2f.ops.memory import keep_freed_memory, return_freed_memory
-if 'keep' in sys.argv:
-    assert keep_freed_memory()
-if 'return' in sys.argv:
-    assert return_freed_memory()
+for how in sys.argv[1:]:
+    assert {'keep': keep_freed_memory, 'return': return_freed_memory}[how]()
 def faults(size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(size)  # gone at once
@@ -65,9 +63,34 @@ def test_memory_is_returned_from_between_what_is_kept():
     assert left('return') < 4
 
 
+SWITCH = """
+import torch
+from mmseg_m2f.ops.memory import keep_freed_memory, return_freed_memory
+def resident():
+    [line] = [line for line in open('/proc/self/status') if line.startswith('VmRSS')]
+    return int(line.split()[1]) / 1024
+assert keep_freed_memory()
+before = resident()
+torch.ones(2**24)  # 64 MiB, gone at once
+print(resident() - before)
+class Cycle:
+    def __init__(self):
+        self.me, self.tensor = self, torch.ones(2**24)
+Cycle()
+assert return_freed_memory()
+print(resident() - before)
+"""
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the C library is not glibc')
 def test_returning_undoes_keeping():
     assert pages('keep', 'return') >= 64 * 2**20 / (2 * 2**20)
+    assert pages('return', 'keep') < 100
+    command = [sys.executable, '-c', SWITCH]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    kept, left = map(float, done.stdout.split())
+    assert kept > 60
+    assert left < 4
 
 
 def test_another_c_library_is_left_as_it_is(monkeypatch):

@@ -121,12 +121,29 @@ def test_seeds_end_in_means_and_deviations_by_hand(demo, tasks, tmp_path, monkey
     assert found['mask2former']['PQ'] == {'mean': 0.3, 'standard_deviation': 0.1}
     assert found['mask2former']['AP'] == {'mean': 0.02, 'standard_deviation': 0.01}
     assert found['mmdet']['mIoU'] is None
+    single = [{'mmdet': {'AP': value}} for value in (0.1, float('nan'))]
+    assert sys.modules['demo_seeds'].over_seeds(single, ['mmdet'])['mmdet'] == {'AP': None}
     lines = sys.modules['demo_seeds'].table(
         tasks.TASKS['panoptic'], demo.full_names(tasks.TASKS['panoptic']), found
     )
     assert '0.5000 +- 0.0000' in lines.splitlines()[1]
     assert lines.splitlines()[2].split()[3:5] == ['cannot', '0.3000']
     assert lines.endswith('2.0 minutes, 10 iterations')
+
+
+def test_a_seed_reaches_both_trainings(demo, tmp_path, monkeypatch):
+    runs, commands = sys.modules['demo_runs'], []
+    monkeypatch.setattr(runs, 'run', lambda command, log: commands.append(command))
+    monkeypatch.setattr(runs, 'logged_training', lambda _: [{'iter': 20, 'time': 0.5}])
+    runs.train('ours.py', tmp_path, None, 3)
+    runs.train_for('theirs.py', tmp_path, 60, 3)
+    runs.train('ours.py', tmp_path)
+    ours, probe, theirs, without = commands
+    assert ours[-2:] == ['--cfg-options', 'randomness.seed=3']
+    assert 'randomness.seed=3' in theirs
+    assert 'train_cfg.max_iters=120' in theirs
+    assert 'train_cfg.max_iters=20' in probe
+    assert '--cfg-options' not in without
 
 
 def test_a_left_out_head_stays_so_over_seeds(demo):

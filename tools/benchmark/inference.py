@@ -120,7 +120,10 @@ def load_variant(case: str, implementation: str) -> tuple[Any, Calling]:
         lean = variant == LEAN
         mmseg_m2f.prepare_inference(model, dtype=dtype, keep_memory=not lean, return_memory=lean)
     else:
-        return_freed_memory() if variant == LEAN else keep_freed_memory()
+        if variant == LEAN:
+            return_freed_memory()
+        else:
+            keep_freed_memory()
         model = tuned(model, fuse=layout != 'hf')
     if variant == 'compiled':
         model.compile()

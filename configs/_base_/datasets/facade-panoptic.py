@@ -7,7 +7,7 @@ train_pipeline = [
     dict(type='mmseg_m2f.LoadSegments'),
     dict(
         type='RandomChoiceResize',
-        scales=[160, 192, 224, 256, 288, 320, 352, 384],
+        scales=[192, 224, 256, 288, 320, 384, 448, 512],
         resize_type='mmseg_m2f.ResizeShortestEdge',
         max_size=1024,
         deferred=True,
@@ -18,7 +18,7 @@ train_pipeline = [
     dict(type='mmseg_m2f.PhotoMetricDistortion'),
     # A photo has some 40 segments, most of them tiny windows. Minutes of training are too short for
     # those, and with them nothing else is learned in that time: the large ones stay.
-    dict(type='mmseg_m2f.PackSegments', keep_empty=False, min_area=400),
+    dict(type='mmseg_m2f.PackSegments', keep_empty=False, min_area=300),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
