@@ -1,6 +1,7 @@
 """Built segmentors and detectors of OpenMMLab, made ready for fast predictions; the hook for it."""
 
 import copy
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,6 +58,7 @@ def prepare_openmmlab(
         return_on_cpu(inner)  # now, since fusing makes a copy, whose holes would stay
     if fuse_norms:
         _fuse_norms(inner.backbone)
+        gc.collect()  # the copy it was tried on, whose modules refer to themselves
     if channels_last:
         to_channels_last(inner)
     _set_autocast(inner, checked_dtype)

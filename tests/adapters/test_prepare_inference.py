@@ -212,6 +212,20 @@ def test_a_backbone_s_maps_are_gone_when_the_decoder_begins(kind: str) -> None:
     assert left == [None] * 4
 
 
+def test_nothing_is_left_of_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[weakref.ref[nn.Module]] = []
+    deepcopy = copy.deepcopy
+
+    def watched(module: nn.Module) -> nn.Module:
+        copied = deepcopy(module)
+        copies.append(weakref.ref(copied))
+        return copied
+
+    monkeypatch.setattr(copy, 'deepcopy', watched)
+    mmseg_m2f.prepare_inference(build('segmentor'))
+    assert [ref() for ref in copies] == [None]
+
+
 def test_only_the_usual_sequence_of_maps_is_passed_on() -> None:
     head, maps = nn.Identity(), (torch.zeros(1), torch.ones(1))
     passed = passed_on(maps, head)
