@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from demo_runs import ROOT, DemoError, Training, say, test, train, train_for
 from demo_seeds import over_seeds, table
-from demo_tasks import DEFAULT, TASKS, Task, why_no_peer, why_not
+from demo_tasks import DEFAULT, TASKS, Task, rows, why_no_peer, why_not
 from PIL import Image
 
 OURS = 'mask2former'
@@ -81,19 +81,13 @@ def full_names(task: Task) -> dict[str, str]:
     return {OURS: 'Mask2Former of this package', task.library: f'Mask2Former of {task.library}'}
 
 
+def _spent(result: Mapping[str, Any]) -> str:
+    return f'{result["training_minutes"]:.1f} minutes, {result["iterations"]} iterations'
+
+
 def summary(task: Task, results: Mapping[str, Any]) -> str:
     """A line for each model, a column for each measure."""
-    names = full_names(task)
-    lines = [f'  {"":28}' + ''.join(f'{name:>8}' for name in task.headline)]
-    for key, name in names.items():
-        result = results[key]
-        if 'left_out' in result:
-            lines.append(f'  {name:28}left out: {result["left_out"]}')
-            continue
-        numbers = [result[measure] for measure in task.headline]
-        shown = [f'{"cannot" if number is None else f"{number:.3f}":>8}' for number in numbers]
-        spent = f'{result["training_minutes"]:.1f} minutes, {result["iterations"]} iterations'
-        lines.append(f'  {name:28}{"".join(shown)}   {spent}')
+    lines = rows(task, full_names(task), results, '{:.3f}'.format, _spent, width=8)
     if 'best_constant_mIoU' in results:
         lines.append(f'  {"best constant prediction":28}{results["best_constant_mIoU"]:8.3f}')
     if 'object_mask_thr' in results:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from demo_tasks import Task
+from demo_tasks import Task, rows
 
 
 def over_seeds(results: Sequence[Mapping[str, Any]], models: Sequence[str]) -> dict[str, Any]:
@@ -35,22 +35,13 @@ def _mean_and_deviation(values: Sequence[float | None]) -> dict[str, float] | No
 
 def table(task: Task, names: Mapping[str, str], results: Mapping[str, Any]) -> str:
     """A line for each model, a column for each measure, under the models' full ``names``."""
-    lines = [f'  {"":28}' + ''.join(f'{name:>17}' for name in task.headline)]
-    for key, name in names.items():
-        result = results[key]
-        if 'left_out' in result:
-            lines.append(f'  {name:28}left out: {result["left_out"]}')
-            continue
-        shown = ''.join(f'{_shown(result[measure]):>17}' for measure in task.headline)
-        spent = ' minutes, '.join(
-            f'{result[key]["mean"]:.{digits}f}'
-            for key, digits in (('training_minutes', 1), ('iterations', 0))
-        )
-        lines.append(f'  {name:28}{shown}   {spent} iterations')
-    return '\n'.join(lines)
+    return '\n'.join(rows(task, names, results, _shown, _spent, width=17))
 
 
-def _shown(number: Mapping[str, float] | None) -> str:
-    if number is None:
-        return 'cannot'
+def _shown(number: Mapping[str, float]) -> str:
     return f'{number["mean"]:.4f} +- {number["standard_deviation"]:.4f}'
+
+
+def _spent(result: Mapping[str, Any]) -> str:
+    minutes, iterations = (result[key]['mean'] for key in ('training_minutes', 'iterations'))
+    return f'{minutes:.1f} minutes, {iterations:.0f} iterations'

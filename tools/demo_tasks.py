@@ -1,8 +1,8 @@
 """What the demo trains and measures for each task, and the head of OpenMMLab it compares with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Measure(NamedTuple):
@@ -74,6 +74,28 @@ DISTRIBUTIONS = {
     'mmseg': 'onedl-mmsegmentation (upstream: mmsegmentation)',
     'mmdet': 'onedl-mmdetection (upstream: mmdet)',
 }
+
+
+def rows(
+    task: Task,
+    names: Mapping[str, str],
+    results: Mapping[str, Any],
+    shown: Callable[[Any], str],
+    spent: Callable[[Any], str],
+    width: int,
+) -> list[str]:
+    """The headline's measures of each model in ``names``; ``shown`` and ``spent`` format them."""
+    lines = [f'  {"":28}' + ''.join(f'{name:>{width}}' for name in task.headline)]
+    for key, name in names.items():
+        result = results[key]
+        if 'left_out' in result:
+            lines.append(f'  {name:28}left out: {result["left_out"]}')
+            continue
+        numbers = [result[measure] for measure in task.headline]
+        texts = ['cannot' if number is None else shown(number) for number in numbers]
+        columns = ''.join(f'{text:>{width}}' for text in texts)
+        lines.append(f'  {name:28}{columns}   {spent(result)}')
+    return lines
 
 
 def why_not(name: str) -> str | None:

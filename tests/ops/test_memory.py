@@ -34,14 +34,19 @@ def test_memory_that_was_freed_comes_back_without_the_system():
     assert pages() >= 64 * 2**20 / (2 * 2**20)
 
 
-HOLES = """
+RESIDENT = """
+def resident():
+    [line] = [line for line in open('/proc/self/status') if line.startswith('VmRSS')]
+    return int(line.split()[1]) / 1024
+"""
+
+HOLES = (
+    RESIDENT
+    + """
 import sys, torch
 from mmseg_m2f.ops.memory import return_freed_memory
 if 'return' in sys.argv:
     assert return_freed_memory()
-def resident():
-    [line] = [line for line in open('/proc/self/status') if line.startswith('VmRSS')]
-    return int(line.split()[1]) / 1024
 torch.ones(2**22)  # 16 MiB: from now on glibc takes what is smaller from its heap
 before = resident()
 kept, freed = [], []
@@ -51,6 +56,7 @@ for _ in range(16):
 freed.clear()
 print(resident() - before)
 """
+)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the C library is not glibc')
@@ -63,12 +69,11 @@ def test_memory_is_returned_from_between_what_is_kept():
     assert left('return') < 4
 
 
-SWITCH = """
+SWITCH = (
+    RESIDENT
+    + """
 import torch
 from mmseg_m2f.ops.memory import keep_freed_memory, return_freed_memory
-def resident():
-    [line] = [line for line in open('/proc/self/status') if line.startswith('VmRSS')]
-    return int(line.split()[1]) / 1024
 assert keep_freed_memory()
 before = resident()
 torch.ones(2**24)  # 64 MiB, gone at once
@@ -80,6 +85,7 @@ Cycle()
 assert return_freed_memory()
 print(resident() - before)
 """
+)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the C library is not glibc')
