@@ -41,7 +41,6 @@ def prepare_inference(
     dtype: Any = None,
     compile: bool = False,  # noqa: A002 - as torch calls it
     keep_memory: bool = False,
-    return_memory: bool = False,
 ) -> Any:
     """Make a built segmentor of mmseg or detector of mmdet predict faster, in place.
 
@@ -60,9 +59,8 @@ def prepare_inference(
         compile: ``torch.compile`` on backbone, neck and head, not on the post-processing. It takes
             minutes at the first pictures.
         keep_memory: of a model on a CPU: the whole process keeps the memory it frees, for what it
-            allocates next, until it ends; where the C library is glibc. Faster.
-        return_memory: of a model on a CPU, with glibc: the opposite: the whole process gives back
-            tensors of a MiB or more as it frees them. Leaner.
+            allocates next, until it ends: ``ops.memory.keep_freed_memory``. Faster, and on Linux
+            with a C++ compiler leaner.
 
     Returns:
         ``model`` itself.
@@ -79,6 +77,5 @@ def prepare_inference(
         dtype=dtype,
         compile=compile,
         keep_memory=keep_memory,
-        return_memory=return_memory,
     )
     return model

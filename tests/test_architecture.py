@@ -16,7 +16,7 @@ FRAMEWORKS = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
 CORE_ORDER = [
     {'structures', 'config'},
     {'layers', 'points'},
-    {'deform_attn', 'losses', 'matching'},
+    {'deform_attn', 'losses', 'maps', 'matching'},
     {'pixel_decoder', 'decoder', 'criterion', 'postprocess', 'targets'},
     {'postprocess_instance', 'postprocess_panoptic', 'postprocess_semantic'},
     {'__init__'},

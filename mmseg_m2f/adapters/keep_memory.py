@@ -1,4 +1,4 @@
-"""Freed memory of runs and models on a CPU: kept, also by a hook, or returned at once."""
+"""Freed memory of runs and models on a CPU, kept for what comes next; the hook for it."""
 
 import logging
 
@@ -7,7 +7,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import nn
 
-from mmseg_m2f.ops.memory import keep_freed_memory, return_freed_memory
+from mmseg_m2f.ops.memory import keep_freed_memory
 from mmseg_m2f.registry import HOOKS
 
 
@@ -27,19 +27,14 @@ class KeepMemoryHook(Hook):
 def keep_on_cpu(model: nn.Module) -> None:
     """``keep_freed_memory`` if the model's weights are on the CPU."""
     if _is_on_cpu(model) and not keep_freed_memory():
-        _warn('Freed memory goes back to the system')
-
-
-def return_on_cpu(model: nn.Module) -> None:
-    """``return_freed_memory`` if the model's weights are on the CPU."""
-    if _is_on_cpu(model) and not return_freed_memory():
-        _warn('When freed memory goes back to the system is not set')
+        print_log(
+            'Freed memory goes back to the system: there is no C++ compiler, and the C library is '
+            'not glibc.',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def _is_on_cpu(model: nn.Module) -> bool:
     parameter = next(model.parameters(), None)
     return parameter is not None and parameter.device.type == 'cpu'
-
-
-def _warn(what: str) -> None:
-    print_log(f'{what}: the C library is not glibc.', logger='current', level=logging.WARNING)

@@ -16,7 +16,7 @@ from mmseg_m2f.acceleration import Twin
 from mmseg_m2f.adapters.amp import DTYPES
 from mmseg_m2f.adapters.channels_last import to_channels_last, with_backbone
 from mmseg_m2f.adapters.heads import MaskHead
-from mmseg_m2f.adapters.keep_memory import keep_on_cpu, return_on_cpu
+from mmseg_m2f.adapters.keep_memory import keep_on_cpu
 from mmseg_m2f.checkpoints import HEADS
 from mmseg_m2f.registry import HOOKS
 
@@ -39,31 +39,23 @@ def prepare_openmmlab(
     dtype: str | torch.dtype | None = None,
     compile: bool = False,  # noqa: A002 - as torch calls it
     keep_memory: bool = False,
-    return_memory: bool = False,
 ) -> None:
     """``mmseg_m2f.prepare_inference``, which has the documentation.
 
     Raises:
         CannotPrepareError: what cannot be prepared; the model is as it was.
     """
-    if keep_memory and return_memory:
-        raise CannotPrepareError(
-            'prepare_inference: keep_memory=True, for speed, and return_memory=True, for a lower '
-            'peak, are opposites: take one of them'
-        )
     inner = _checked_model(model)
     checked_dtype = _checked_dtype(dtype, inner)
     head = _compilable_head(inner) if compile else None
-    if return_memory:
-        return_on_cpu(inner)  # now, since fusing makes a copy, whose holes would stay
+    if keep_memory:
+        keep_on_cpu(inner)  # first, for what the copies below leave
     if fuse_norms:
         _fuse_norms(inner.backbone)
         gc.collect()  # the copy it was tried on, whose modules refer to themselves
     if channels_last:
         to_channels_last(inner)
     _set_autocast(inner, checked_dtype)
-    if keep_memory:
-        keep_on_cpu(inner)
     for part in (inner.backbone, getattr(inner, 'neck', None), head) if compile else ():
         if part is not None:
             part.compile()
@@ -76,7 +68,7 @@ class PrepareInferenceHook(Hook):
     Validation within a training is left alone: a prepared model cannot be trained on.
 
     Args:
-        channels_last, fuse_norms, dtype, compile, keep_memory, return_memory: as in
+        channels_last, fuse_norms, dtype, compile, keep_memory: as in
             ``mmseg_m2f.prepare_inference``.
 
     Raises:
@@ -94,7 +86,6 @@ class PrepareInferenceHook(Hook):
         dtype: str | torch.dtype | None = None,
         compile: bool = False,  # noqa: A002 - as torch calls it
         keep_memory: bool = False,
-        return_memory: bool = False,
     ) -> None:
         self.settings: dict[str, Any] = {
             'channels_last': channels_last,
@@ -102,7 +93,6 @@ class PrepareInferenceHook(Hook):
             'dtype': dtype,
             'compile': compile,
             'keep_memory': keep_memory,
-            'return_memory': return_memory,
         }
         self._fused = False
 

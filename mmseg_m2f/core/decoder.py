@@ -11,10 +11,10 @@ from mmseg_m2f.core.layers import (
     Attention,
     FeedForward,
     relu,
-    resize_maps,
     run_layer,
     sine_encoding,
 )
+from mmseg_m2f.core.maps import resize_maps
 from mmseg_m2f.core.structures import (
     MaskPrediction,
     PixelFeatures,

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
-from mmseg_m2f.ops.convolution import Window, convolve
 from mmseg_m2f.ops.linear import is_captured, linear
 
 # Float32 numbers of a hidden layer, 2 MiB, that the caches of a CPU hold between its two products.
@@ -31,15 +30,6 @@ def has_hooks(module: nn.Module) -> bool:
     """Whether a call of the module runs hooks, which a shorter way would pass by."""
     kinds = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
     return bool(any(vars(module).get(kind) for kind in kinds) or _has_any_global_hook())
-
-
-class Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` of one group and square windows through ``ops.convolution``."""
-
-    def forward(self, x: Float[Tensor, 'B C h w']) -> Float[Tensor, 'B C2 h2 w2']:
-        """On a CPU in float32 channels last."""
-        window = Window(self.stride[0], int(self.padding[0]), self.dilation[0])
-        return convolve(x, self.weight, self.bias, window)
 
 
 class Attention(nn.Module):
@@ -150,52 +140,6 @@ class FeedForward(nn.Module):
             return self.linear2(self.linear1(x, relu=True))
         # In the place of the layer, or around it, may be what adds something before ReLU.
         return self.linear2(relu(self.linear1(x)))
-
-
-class ConvNorm(nn.Module):
-    """Convolution, group norm and, if asked, ReLU; padding keeps the size."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        kernel_size: int = 1,
-        *,
-        norm_groups: int = 32,
-        bias: bool = False,
-        activate: bool = False,
-    ) -> None:
-        super().__init__()
-        self.conv = Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=bias)
-        self.norm = nn.GroupNorm(norm_groups, channels)
-        self.activate = activate
-
-    def forward(self, x: Float[Tensor, 'B C h w']) -> Float[Tensor, 'B C2 h w']:
-        """Map ``(B, in_channels, h, w)`` to ``(B, channels, h, w)``."""
-        x = self.norm(self.conv(x))
-        return F.relu(x, inplace=True) if self.activate else x
-
-
-def in_order_of(maps: Float[Tensor, 'B C h w'], other: Tensor) -> Float[Tensor, 'B C h w']:
-    """``maps`` in channels-last order if ``other`` is, else in the usual one."""
-    if other.is_contiguous() or not other.is_contiguous(memory_format=torch.channels_last):
-        return maps.contiguous()
-    pixels = maps.permute(0, 2, 3, 1)
-    # Of one picture any stride is contiguous, but only the usual one tells operators the order.
-    return pixels.flatten(0, 2).view(pixels.shape).permute(0, 3, 1, 2)
-
-
-def resize_maps(maps: Float[Tensor, 'B C h w'], size: tuple[int, int]) -> Float[Tensor, 'B C H W']:
-    """Bilinearly to ``size``, ``align_corners=False``; channels-last maps stay so.
-
-    On several threads PyTorch brings maps of many channels into the channels-last order and the
-    result back, which takes longer than the resizing; of pictures with one channel it does not.
-    """
-    if not maps.is_contiguous():
-        return F.interpolate(maps, size=size, mode='bilinear', align_corners=False)
-    pictures = maps.flatten(0, 1)[:, None]
-    resized = F.interpolate(pictures, size=size, mode='bilinear', align_corners=False)
-    return resized.view(*maps.shape[:2], *size)
 
 
 def sine_encoding(

@@ -8,16 +8,8 @@ from torch import Tensor, nn
 
 from mmseg_m2f.core.config import PixelDecoderConfig
 from mmseg_m2f.core.deform_attn import LevelShapes, MSDeformAttn, pixel_centres
-from mmseg_m2f.core.layers import (
-    Conv2d,
-    ConvNorm,
-    FeedForward,
-    in_order_of,
-    init_c2_xavier,
-    resize_maps,
-    run_layer,
-    sine_encoding,
-)
+from mmseg_m2f.core.layers import FeedForward, init_c2_xavier, run_layer, sine_encoding
+from mmseg_m2f.core.maps import Conv2d, ConvNorm, in_order_of, pass_on, resize_maps
 from mmseg_m2f.core.structures import PassedOn, PixelFeatures, at_least_float32
 
 AttentionFactory = Callable[[], nn.Module]
@@ -182,15 +174,14 @@ class MSDeformAttnPixelDecoder(nn.Module):
     def _pyramid(self, own: list[Tensor], finest: Tensor) -> Tensor:
         """Add the maps finer than the encoder's levels top-down; project to mask features."""
         for index in reversed(range(len(self.lateral))):
-            lateral = self.lateral[index](own.pop())
+            lateral = pass_on(own, self.lateral[index])
             size = (lateral.shape[-2], lateral.shape[-1])
             # It is a view of tokens, the channels last; sums of two orders of memory are slow.
             finest = resize_maps(in_order_of(finest, lateral), size)
             # In the place of what nobody needs again: the maps are the largest of the network.
-            summed = lateral + finest if torch.is_grad_enabled() else finest.add_(lateral)
+            summed = [lateral + finest if torch.is_grad_enabled() else finest.add_(lateral)]
             del lateral, finest
-            finest = self.output[index](summed)
-            del summed
+            finest = pass_on(summed, self.output[index])
         return self.mask_proj(finest)
 
 

@@ -1,56 +1,47 @@
-"""What the C library does with the memory that a process frees."""
+"""What becomes of the memory that a process on a CPU frees."""
 
 import ctypes
-import gc
 import platform
-from collections.abc import Mapping
+
+from mmseg_m2f.ops.native import Library
+
+LIBRARY = Library('memory', __file__, extends_torch=True)
 
 # Of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _NEVER = -1
-# glibc's own number of blocks that come from the system one by one.
-_MMAP_MAX = 65536
-# Bytes. Left alone, glibc raises the first up to 32 MiB, and holds what is smaller in a heap that
-# shrinks at its end alone: after a picture of 800 x 1333 300 MiB of holes were left in it.
-_LARGE, _LOOSE_END = 1 << 20, 2 << 20
 
 
 def keep_freed_memory() -> bool:
     """Let this process keep the memory it frees, for what it allocates next.
 
-    A training step on a CPU takes and frees some GB in large tensors. By default glibc asks the
-    system for each of them and gives it back, and the system clears every page of it again: a
-    fifth of the time of a step on two cores (R50, 512 x 512, two pictures, measured by us). What a
-    process has held once it holds until it ends, and so do processes that it starts by fork, unless
-    `return_freed_memory` is called. With sizes that change from step to step its peak may become
-    higher.
+    A training step on a CPU takes and frees some GB in large tensors. By default the system is
+    asked for each of them and gets it back, and clears every page of it again: a fifth of the time
+    of a step on two cores (R50, 512 x 512, two pictures, measured by us). On Linux with a C++
+    compiler tensors of a MiB or more are put together from the pages that others have left
+    (``memory.cpp``): kept is what they held together at their peak, whatever their sizes, and no
+    page more. Otherwise glibc is asked to keep its heap, where sizes that change from step to step
+    leave holes. What a process has held it holds until it ends. A process that it starts by fork
+    starts with nothing kept, in glibc's heap with a copy.
 
     Returns:
-        True if glibc took the setting. Another C library is left as it is; an allocator that was
-        put before glibc's own knows nothing of it.
+        True if it was done. Without a compiler and with another C library than glibc all is left
+        as it is.
     """
-    return _set({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _NEVER})
+    if platform.system() == 'Linux' and LIBRARY.why_not() is None and LIBRARY.loaded().recycle():
+        if _is_glibc():
+            ctypes.CDLL(None).malloc_trim(0)  # holes that no tensor will fill from now on
+        return True
+    return keep_heap()
 
 
-def return_freed_memory() -> bool:
-    """Let this process give back each tensor of a MiB or more as soon as it frees it.
-
-    The opposite of `keep_freed_memory`, for pictures whose peak counts more than their time. It
-    holds for the whole process, and what is free by now is given back, too. Large tensors that
-    were allocated before, while the process kept its memory, may stay with it.
-
-    Returns:
-        True if glibc took the setting. Another C library is left as it is.
-    """
-    done = _set({_M_MMAP_MAX: _MMAP_MAX, _M_MMAP_THRESHOLD: _LARGE, _M_TRIM_THRESHOLD: _LOOSE_END})
-    if done:
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-    return done
-
-
-def _set(options: Mapping[int, int]) -> bool:
-    if platform.libc_ver()[0] != 'glibc':
+def keep_heap() -> bool:
+    """The second way of `keep_freed_memory` alone, which two variables of glibc can do as well."""
+    if not _is_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(option, value) for option, value in options.items())
+    return all(mallopt(*option) for option in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER)))
+
+
+def _is_glibc() -> bool:
+    return platform.libc_ver()[0] == 'glibc'

@@ -11,6 +11,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
+
 logger = logging.getLogger('mmseg_m2f')
 
 _FLAGS = ('-O3', '-std=c++17', '-fPIC', '-shared', '-fopenmp')
@@ -26,10 +28,12 @@ class Library:
         name: of the library, in file names and messages.
         beside: the Python file that the source lies beside, with another ending. OpenMP is that of
             PyTorch, already in the process.
+        extends_torch: whether it is made against PyTorch's own headers, those of ``c10``.
     """
 
-    def __init__(self, name: str, beside: str) -> None:
+    def __init__(self, name: str, beside: str, *, extends_torch: bool = False) -> None:
         self.name = name
+        self._extends_torch = extends_torch
         self._source = Path(beside).with_suffix('.cpp')
         self._outcome: tuple[ctypes.CDLL | None, str | None] | None = None
 
@@ -51,31 +55,33 @@ class Library:
                 self._outcome = ctypes.CDLL(str(self._built())), None
             except (OSError, subprocess.SubprocessError) as error:
                 objection = f'it could not be compiled ({_reason(error)})'
-                logger.warning('%s: no compiled CPU kernel: %s', self.name, objection)
+                logger.warning('%s: no compiled CPU code: %s', self.name, objection)
                 self._outcome = None, objection
         return self._outcome
 
     def _built(self) -> Path:
         """Path of the library, compiled if the cache has none for this source and machine."""
         command = [_compiler(), *_FLAGS, *_FLOATING_POINT, _for_this_processor()]
-        path = _cache() / f'{self.name}-{self._key(command)}.so'
+        against = _against_torch() if self._extends_torch else []
+        path = _cache() / f'{self.name}-{self._key([*command, *against])}.so'
         if not path.exists():
-            logger.info('%s: compiling the CPU kernel (once, some seconds)', self.name)
-            self._compile(command, path)
+            logger.info('%s: compiling the CPU code (once, some seconds)', self.name)
+            self._compile([*command, str(self._source), *against], path)
         return path
 
     def _key(self, command: list[str]) -> str:
-        """Changes with the source, the compiler, its flags and the processor."""
+        """Changes with the source, the compiler, its flags (PyTorch's release) and processor."""
         version = subprocess.run([command[0], '--version'], capture_output=True, check=True).stdout
         parts = [self._source.read_bytes(), version, ' '.join(command).encode(), _processor()]
         return hashlib.sha256(b'\0'.join(parts)).hexdigest()[:16]
 
-    def _compile(self, command: list[str], path: Path) -> None:
+    @staticmethod
+    def _compile(command: list[str], path: Path) -> None:
         # Under its own name first: of several processes none sees half a file.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             part = Path(folder) / path.name
             subprocess.run(
-                [*command, str(self._source), '-o', str(part)],
+                [*command, '-o', str(part)],
                 capture_output=True,
                 check=True,
                 text=True,
@@ -96,6 +102,19 @@ def _compiler() -> str:
 
 def _for_this_processor() -> str:
     return '-march=native' if platform.machine() in ('x86_64', 'AMD64') else '-mcpu=native'
+
+
+def _against_torch() -> list[str]:
+    """The release is for the key alone: headers change with it."""
+    root = Path(torch.__file__).parent
+    abi = int(torch.compiled_with_cxx11_abi())
+    return [
+        f'-I{root / "include"}',
+        f'-D_GLIBCXX_USE_CXX11_ABI={abi}',
+        f'-DMMSEG_M2F_TORCH="{torch.__version__}"',
+        f'-L{root / "lib"}',
+        '-lc10',
+    ]
 
 
 @functools.cache

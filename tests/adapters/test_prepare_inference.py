@@ -244,17 +244,14 @@ def test_only_the_usual_sequence_of_maps_is_passed_on() -> None:
     assert passed_on(maps, head) is maps
 
 
-@pytest.mark.parametrize('name', ['keep_memory', 'return_memory'])
-def test_what_becomes_of_freed_memory_is_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_freed_memory_is_kept_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    for way in ('keep', 'return'):
-        function = lambda way=way: called.append(way) or True  # noqa: E731
-        monkeypatch.setattr(keep_memory, f'{way}_freed_memory', function)
+    monkeypatch.setattr(keep_memory, 'keep_freed_memory', lambda: called.append('kept') or True)
     model = build('segmentor')
     mmseg_m2f.prepare_inference(model)
     assert called == []
-    mmseg_m2f.prepare_inference(model, **{name: True})
-    assert called == [name.removesuffix('_memory')]
+    mmseg_m2f.prepare_inference(model, keep_memory=True)
+    assert called == ['kept']
 
 
 def test_synchronised_norms_are_fused() -> None:
@@ -311,7 +308,6 @@ def _refuse() -> None:
         (no_weight, {}, r'backbone\.bn1 .*affine=False.*fuse_norms=False'),
         (norm_elsewhere, {}, r'do not follow their convolutions directly.*fuse_norms=False'),
         (another_input, {}, r'224 x 224 only.*fuse_norms=False'),
-        (None, {'keep_memory': True, 'return_memory': True}, 'are opposites: take one of them'),
         (None, {'dtype': 'int8'}, r"one of \['float16', 'bfloat16', 'float32'\], got 'int8'"),
         (None, {'dtype': 'float16'}, r"float16 needs an accelerator.*dtype='bfloat16'"),
     ],

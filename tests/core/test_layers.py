@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from mmseg_m2f.core.layers import (
     CACHED_HIDDEN,
     Attention,
-    ConvNorm,
     FeedForward,
     init_c2_xavier,
     init_xavier_normal,
@@ -120,23 +119,6 @@ def test_feed_forward_by_hand():
     assert ffn(x).tolist() == [[[80.0]], [[255.0]]]
 
 
-@pytest.mark.parametrize('kernel_size', [1, 3])
-@pytest.mark.parametrize('activate', [False, True])
-def test_conv_norm_is_convolution_then_group_norm_then_relu(kernel_size, activate):
-    block = ConvNorm(3, 8, kernel_size, norm_groups=2, activate=activate)
-    nn.init.normal_(block.norm.weight)
-    x = torch.randn(2, 3, 5, 7)
-    raw = F.conv2d(x, block.conv.weight, padding=kernel_size // 2).view(2, 2, -1)
-    normal = (raw - raw.mean(-1, keepdim=True)) / (raw.var(-1, False, keepdim=True) + 1e-5).sqrt()
-    expected = normal.view(2, 8, 5, 7) * block.norm.weight[:, None, None]
-    torch.testing.assert_close(block(x), expected.relu() if activate else expected)
-
-
-def test_conv_norm_has_a_bias_only_on_request():
-    assert ConvNorm(3, 8, norm_groups=2).conv.bias is None
-    assert ConvNorm(3, 8, norm_groups=2, bias=True).conv.bias is not None
-
-
 def test_c2_xavier_is_uniform_by_fan_in_with_zero_bias():
     conv = nn.Conv2d(32, 16, 3)
     init_c2_xavier(conv)
@@ -150,7 +132,7 @@ def test_xavier_normal_changes_the_law_of_the_matrices_and_nothing_else():
         {
             'a': Attention(64, 4),
             'f': FeedForward(64, 128),
-            'c': ConvNorm(64, 64),
+            'c': nn.Conv2d(64, 64, 1),
             'n': nn.Linear(64, 8),
         }
     )

@@ -262,7 +262,12 @@ def test_maps_that_are_passed_on_live_until_they_are_used(mixed_precision):
     passed_on = PassedOn(maps)
     del maps
     seen = {}
-    parts = {'layer': decoder.layers[0], 'finer': decoder.output[1], 'finest': decoder.output[0]}
+    parts = {
+        'layer': decoder.layers[0],
+        'finer': decoder.output[1],
+        'norm': decoder.lateral[0].norm,
+        'finest': decoder.output[0],
+    }
     for name, part in parts.items():
         part.register_forward_pre_hook(
             lambda _, __, name=name: seen.update({name: [ref() is not None for ref in alive]})
@@ -272,11 +277,23 @@ def test_maps_that_are_passed_on_live_until_they_are_used(mixed_precision):
     assert seen == {
         'layer': [True, True, False, False],
         'finer': [True, False, False, False],
+        'norm': [False] * 4,
         'finest': [False] * 4,
     }
     for one, other in zip(found.memory, expected.memory, strict=True):
         assert torch.equal(one, other)
     assert torch.equal(found.mask_features, expected.mask_features)
+
+
+@torch.no_grad()
+def test_hooks_of_a_block_see_its_map():
+    decoder, seen = make_decoder(), []
+    maps = make_maps(24, 32)
+    expected = decoder(maps).mask_features
+    for block in (decoder.lateral[0], decoder.output[0]):
+        block.register_forward_hook(lambda _, args, __: seen.append(args[0].shape))
+    assert torch.equal(decoder(maps).mask_features, expected)
+    assert seen == [maps[0].shape, expected.shape]
 
 
 def test_checkpointing_changes_no_bit_and_keeps_less():

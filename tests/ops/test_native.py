@@ -39,7 +39,7 @@ def test_a_source_is_compiled_once_and_kept(tmp_path, cache, monkeypatch, caplog
     monkeypatch.setattr(Library, '_compile', None)
     assert library(tmp_path).loaded().answer() == 42
     said = [record.message for record in caplog.records]
-    assert said == ['answer: compiling the CPU kernel (once, some seconds)']
+    assert said == ['answer: compiling the CPU code (once, some seconds)']
 
 
 def test_another_source_or_processor_is_compiled_anew(tmp_path, cache, monkeypatch):
@@ -91,4 +91,4 @@ def test_a_machine_without_a_compiler_trains_and_tests_all_the_same():
     done = subprocess.run([sys.executable, '-c', WITHOUT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name in ('ms_deform_attn', 'winograd'):
-        assert done.stderr.count(f'{name}: no compiled CPU kernel') == 1
+        assert done.stderr.count(f'{name}: no compiled CPU code') == 1

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import mmseg_m2f
 from mmseg_m2f import core
-from mmseg_m2f.ops.memory import keep_freed_memory
+from mmseg_m2f.ops.memory import keep_freed_memory, keep_heap
 from tools.benchmark import harness, segmentors
 from tools.benchmark.inference import ACCELERATED, is_hugging_face, normalised
 from tools.benchmark.pictures import class_masks, semantic_batch
@@ -66,11 +66,10 @@ def prepare(case: str, implementation: str) -> harness.Step:
     """One step of one model on one batch."""
     model = load_model(case, implementation)
     # A user of a peer can have the memory by two variables of glibc, and AdamW by its config.
-    as_our_configs = implementation.startswith('ours') or implementation.endswith(
-        ('-tuned', '-bf16')
-    )
+    ours = implementation.startswith('ours')
+    as_our_configs = ours or implementation.endswith(('-tuned', '-bf16'))
     if as_our_configs:
-        keep_freed_memory()
+        (keep_freed_memory if ours else keep_heap)()
     batch = semantic_batch(SIDES[case], 2)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05, fused=as_our_configs)

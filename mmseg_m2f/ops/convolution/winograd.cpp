@@ -10,8 +10,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 
 namespace {
 
@@ -38,17 +36,8 @@ typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
 
-struct Free {
-  void operator()(float* memory) const { std::free(memory); }
-};
-using Buffer = std::unique_ptr<float, Free>;
-
 Index round_up(Index number, Index multiple) {
   return (number + multiple - 1) / multiple * multiple;
-}
-
-Buffer make_buffer(Index floats) {
-  return Buffer(static_cast<float*>(std::aligned_alloc(64, round_up(floats * 4, 64))));
 }
 
 // Sizes of the maps (batch, height, width, channels in, channels out) and what follows from them.
@@ -64,6 +53,31 @@ struct Sizes {
     return round_up(std::min(tiles(), std::max(fitting, kFewestTiles)), kRows);
   }
 };
+
+// What a pass works on: the transforms of a batch of tiles, inputs and outputs, and those of the
+// weights. The caller brings the memory, as its allocator may keep it from one call to the next.
+struct Workspace {
+  Index in_row, out_row, in_plane, out_plane, weights;
+
+  void write_floats(Index* to) const {
+    to[0] = kPoints * in_plane, to[1] = kPoints * out_plane, to[2] = kPoints * weights;
+  }
+};
+
+// A row has a vector more than the channels: at a power of two rows would share the sets of the
+// cache.
+Workspace workspace_of_forward(const Sizes& sizes) {
+  const Index batch = sizes.tiles_of_batch(), columns = sizes.panels() * kColumns;
+  const Index in_row = sizes.in + kLanes, out_row = columns + kLanes;
+  return {in_row, out_row, batch * in_row, batch * out_row, sizes.in * columns};
+}
+
+Workspace workspace_of_backward(const Sizes& sizes) {
+  const Index batch = sizes.tiles_of_batch(), columns = sizes.panels() * kColumns;
+  const Index rows = round_up(sizes.in, kRows);
+  const Index in_row = round_up(rows, kLanes) + kLanes, out_row = columns + kLanes;
+  return {in_row, out_row, batch * in_row, batch * out_row, rows * columns};
+}
 
 // Where a tile of outputs lies: its map and its top left pixel.
 struct Place {
@@ -306,83 +320,86 @@ extern "C" {
 // Channels that both kinds of maps must have a multiple of.
 int lanes() { return kLanes; }
 
+// Floats of the three parts of a workspace.
+void forward_floats(const Index* dims, Index* to) {
+  workspace_of_forward(read_sizes(dims)).write_floats(to);
+}
+void backward_weight_floats(const Index* dims, Index* to) {
+  workspace_of_backward(read_sizes(dims)).write_floats(to);
+}
+
 // y (batch, height, width, out) of x (batch, height, width, in); bias (out) may be null.
 void forward(const Index* dims, const float* x, const float* weight, const Index* strides,
-             const float* bias, bool relu, float* y, int threads) {
+             const float* bias, bool relu, float* y, float* const* workspace, int threads) {
   const Sizes sizes = read_sizes(dims);
+  const Workspace space = workspace_of_forward(sizes);
   const Weights weights{weight, strides[0], strides[1], strides[2], strides[3]};
   const Index tiles = sizes.tiles(), batch = sizes.tiles_of_batch(), panels = sizes.panels();
-  // A vector more than the channels: rows at a power of two would share the sets of the cache.
-  const Index in_row = sizes.in + kLanes, out_row = panels * kColumns + kLanes;
-  const Index in_plane = batch * in_row, out_plane = batch * out_row;
   const Index panel_size = sizes.in * kColumns;
-  const Buffer factors = make_buffer(kPoints * panels * panel_size);
-  const Buffer inputs = make_buffer(kPoints * in_plane), outputs = make_buffer(kPoints * out_plane);
+  float *inputs = workspace[0], *outputs = workspace[1], *factors = workspace[2];
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
     for (Index first = 0; first < panels * kColumns; first += kLanes)
-      weights_of_lanes(weights, sizes, first, factors.get());
+      weights_of_lanes(weights, sizes, first, factors);
     for (Index start = 0; start < tiles; start += batch) {
       const Index number = std::min(batch, tiles - start), strips = (number + kRows - 1) / kRows;
       const Index groups = (strips + kStripsAtOnce - 1) / kStripsAtOnce;
 #pragma omp for schedule(static)
       for (Index t = 0; t < number; ++t)
-        inputs_of_tile(x, sizes, start + t, inputs.get() + t * in_row, in_plane);
+        inputs_of_tile(x, sizes, start + t, inputs + t * space.in_row, space.in_plane);
 #pragma omp for schedule(static) collapse(2)
       for (Index point = 0; point < kPoints; ++point)
         for (Index group = 0; group < groups; ++group)
           for (Index panel = 0; panel < panels; ++panel)
             for (Index strip = group * kStripsAtOnce;
                  strip < std::min(strips, (group + 1) * kStripsAtOnce); ++strip)
-              multiply<false>(sizes.in, inputs.get() + point * in_plane + strip * kRows * in_row,
-                              in_row, factors.get() + (point * panels + panel) * panel_size,
-                              kColumns,
-                              outputs.get() + point * out_plane + strip * kRows * out_row +
-                                  panel * kColumns,
-                              out_row, false);
+              multiply<false>(
+                  sizes.in, inputs + point * space.in_plane + strip * kRows * space.in_row,
+                  space.in_row, factors + (point * panels + panel) * panel_size, kColumns,
+                  outputs + point * space.out_plane + strip * kRows * space.out_row +
+                      panel * kColumns,
+                  space.out_row, false);
 #pragma omp for schedule(static)
       for (Index t = 0; t < number; ++t)
-        outputs_of_tile(outputs.get() + t * out_row, out_plane, bias, relu, sizes, start + t, y);
+        outputs_of_tile(outputs + t * space.out_row, space.out_plane, bias, relu, sizes, start + t,
+                        y);
     }
   }
 }
 
 // The gradient (out, in, 3, 3) of the weights, from x and the gradient of y.
 void backward_weight(const Index* dims, const float* x, const float* grad, float* grad_weight,
-                     int threads) {
+                     float* const* workspace, int threads) {
   const Sizes sizes = read_sizes(dims);
+  const Workspace space = workspace_of_backward(sizes);
   const Index tiles = sizes.tiles(), batch = sizes.tiles_of_batch();
   const Index in_padded = round_up(sizes.in, kRows), out_padded = sizes.panels() * kColumns;
-  const Index in_row = round_up(in_padded, kLanes) + kLanes, out_row = out_padded + kLanes;
-  const Index in_plane = batch * in_row, out_plane = batch * out_row;
-  const Index plane = in_padded * out_padded;
-  const Buffer inputs = make_buffer(kPoints * in_plane), outputs = make_buffer(kPoints * out_plane);
-  const Buffer points = make_buffer(kPoints * plane);
+  float *inputs = workspace[0], *outputs = workspace[1], *points = workspace[2];
   // What pads the rows is multiplied, too.
-  std::fill_n(inputs.get(), kPoints * in_plane, 0.f);
-  std::fill_n(outputs.get(), kPoints * out_plane, 0.f);
+  std::fill_n(inputs, kPoints * space.in_plane, 0.f);
+  std::fill_n(outputs, kPoints * space.out_plane, 0.f);
 #pragma omp parallel num_threads(threads)
   {
     for (Index start = 0; start < tiles; start += batch) {
       const Index number = std::min(batch, tiles - start);
 #pragma omp for schedule(static)
       for (Index t = 0; t < number; ++t) {
-        inputs_of_tile(x, sizes, start + t, inputs.get() + t * in_row, in_plane);
-        gradients_of_tile(grad, sizes, start + t, outputs.get() + t * out_row, out_plane);
+        inputs_of_tile(x, sizes, start + t, inputs + t * space.in_row, space.in_plane);
+        gradients_of_tile(grad, sizes, start + t, outputs + t * space.out_row, space.out_plane);
       }
 #pragma omp for schedule(static) collapse(2)
       for (Index point = 0; point < kPoints; ++point)
         for (Index c = 0; c < in_padded; c += kRows)
           for (Index k = 0; k < out_padded; k += kColumns)
-            multiply<true>(number, inputs.get() + point * in_plane + c, in_row,
-                           outputs.get() + point * out_plane + k, out_row,
-                           points.get() + point * plane + c * out_padded + k, out_padded,
+            multiply<true>(number, inputs + point * space.in_plane + c, space.in_row,
+                           outputs + point * space.out_plane + k, space.out_row,
+                           points + point * space.weights + c * out_padded + k, out_padded,
                            start > 0);
     }
 #pragma omp for schedule(static)
     for (Index k = 0; k < sizes.out; k += kLanes)
-      gradients_of_weights(points.get(), plane, out_padded, k, sizes, grad_weight);
+      gradients_of_weights(points, space.weights, out_padded, k, sizes, grad_weight);
   }
 }
 

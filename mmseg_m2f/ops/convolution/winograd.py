@@ -5,6 +5,7 @@ large. On GPUs cuDNN chooses the same algorithm.
 """
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,8 +70,10 @@ def backward_weight(x: Tensor, grad: Tensor) -> Tensor:
     """Gradient ``(K, C, 3, 3)`` of the weight."""
     x, grad = channels_last(x), channels_last(grad)
     out = x.new_empty(grad.shape[1], x.shape[1], 3, 3)
-    LIBRARY.loaded().backward_weight(
-        _sizes(x, grad.shape[1]), _pointer(x), _pointer(grad), _pointer(out), _num_threads()
+    library, sizes = LIBRARY.loaded(), _sizes(x, grad.shape[1])
+    parts = _workspace(x, library.backward_weight_floats, sizes)
+    library.backward_weight(
+        sizes, _pointer(x), _pointer(grad), _pointer(out), _pointers(parts), _num_threads()
     )
     return out
 
@@ -88,17 +91,27 @@ def _forward(
     bias = None if bias is None else bias.contiguous()
     batch, _, height, width = x.shape
     out = x.new_empty(batch, height, width, channels)
-    LIBRARY.loaded().forward(
-        _sizes(x, channels),
+    library, sizes = LIBRARY.loaded(), _sizes(x, channels)
+    parts = _workspace(x, library.forward_floats, sizes)
+    library.forward(
+        sizes,
         _pointer(x),
         ctypes.c_void_p(weight),
         (ctypes.c_int64 * 4)(*strides),
         _pointer(bias),
         ctypes.c_bool(relu),
         _pointer(out),
+        _pointers(parts),
         _num_threads(),
     )
     return out.permute(0, 3, 1, 2)
+
+
+def _workspace(x: Tensor, write_floats: Any, sizes: ctypes.Array) -> list[Tensor]:
+    """PyTorch's memory, which a process may keep (``ops.memory``)."""
+    floats = (ctypes.c_int64 * 3)()
+    write_floats(sizes, floats)
+    return [x.new_empty(number) for number in floats]
 
 
 def _sizes(x: Tensor, channels: int) -> ctypes.Array:
@@ -108,6 +121,10 @@ def _sizes(x: Tensor, channels: int) -> ctypes.Array:
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _pointers(tensors: list[Tensor]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def _num_threads() -> ctypes.c_int:
