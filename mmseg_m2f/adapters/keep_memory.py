@@ -15,8 +15,8 @@ from mmseg_m2f.registry import HOOKS
 class KeepMemoryHook(Hook):
     """Memory that a run on a CPU frees stays with its process, for what it allocates next.
 
-    See ``ops.memory.keep_freed_memory``, which holds for the whole process and the workers that it
-    starts. On a GPU it does nothing; where it cannot be done, the log says so.
+    See ``ops.memory.keep_freed_memory``, which holds for the whole process and for workers that it
+    starts by fork. On a GPU it does nothing; where it cannot be done, the log says so.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -28,8 +28,8 @@ def keep_on_cpu(model: nn.Module) -> None:
     """``keep_freed_memory`` if the model's weights are on the CPU."""
     if _is_on_cpu(model) and not keep_freed_memory():
         print_log(
-            'Freed memory goes back to the system: there is no C++ compiler, and the C library is '
-            'not glibc.',
+            'Freed memory goes back to the system: it is kept on Linux with a C++ compiler, or '
+            'where the C library is glibc.',
             logger='current',
             level=logging.WARNING,
         )

@@ -48,14 +48,14 @@ def prepare_openmmlab(
     inner = _checked_model(model)
     checked_dtype = _checked_dtype(dtype, inner)
     head = _compilable_head(inner) if compile else None
-    if keep_memory:
-        keep_on_cpu(inner)  # first, for what the copies below leave
     if fuse_norms:
         _fuse_norms(inner.backbone)
         gc.collect()  # the copy it was tried on, whose modules refer to themselves
     if channels_last:
         to_channels_last(inner)
     _set_autocast(inner, checked_dtype)
+    if keep_memory:
+        keep_on_cpu(inner)
     for part in (inner.backbone, getattr(inner, 'neck', None), head) if compile else ():
         if part is not None:
             part.compile()

@@ -1,9 +1,13 @@
 """What becomes of the memory that a process on a CPU frees."""
 
 import ctypes
+import functools
+import logging
 import platform
 
 from mmseg_m2f.ops.native import Library
+
+logger = logging.getLogger('mmseg_m2f')
 
 LIBRARY = Library('memory', __file__, extends_torch=True)
 
@@ -19,20 +23,15 @@ def keep_freed_memory() -> bool:
     asked for each of them and gets it back, and clears every page of it again: a fifth of the time
     of a step on two cores (R50, 512 x 512, two pictures, measured by us). On Linux with a C++
     compiler tensors of a MiB or more are put together from the pages that others have left
-    (``memory.cpp``): kept is what they held together at their peak, whatever their sizes, and no
-    page more. Otherwise glibc is asked to keep its heap, where sizes that change from step to step
-    leave holes. What a process has held it holds until it ends. A process that it starts by fork
-    starts with nothing kept, in glibc's heap with a copy.
+    (``memory.cpp``): kept is what they held together at their peak, whatever their sizes.
+    PyTorch's own settings of its allocator do not reach them. Otherwise glibc is asked to keep its
+    heap, where sizes that change from step to step leave holes. What a process has held it holds
+    until it ends. A process that it starts by fork does the same.
 
     Returns:
-        True if it was done. Without a compiler and with another C library than glibc all is left
-        as it is.
+        True if it was done, False where neither can be.
     """
-    if platform.system() == 'Linux' and LIBRARY.why_not() is None and LIBRARY.loaded().recycle():
-        if _is_glibc():
-            ctypes.CDLL(None).malloc_trim(0)  # holes that no tensor will fill from now on
-        return True
-    return keep_heap()
+    return _recycle() or keep_heap()
 
 
 def keep_heap() -> bool:
@@ -41,6 +40,21 @@ def keep_heap() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(*option) for option in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER)))
+
+
+@functools.cache
+def _recycle() -> bool:
+    if platform.system() != 'Linux' or LIBRARY.why_not() is not None:
+        return False
+    if not LIBRARY.loaded().recycle():
+        logger.warning(
+            "memory: not PyTorch's own allocator is there: it is left, and freed memory is glibc's "
+            'to keep'
+        )
+        return False
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)  # holes that no tensor will fill from now on
+    return True
 
 
 def _is_glibc() -> bool:

@@ -15,7 +15,7 @@ import torch
 
 logger = logging.getLogger('mmseg_m2f')
 
-_FLAGS = ('-O3', '-std=c++17', '-fPIC', '-shared', '-fopenmp')
+_FLAGS = ('-O3', '-std=c++17', '-fPIC', '-shared')
 # Exact to the letter of IEEE but for flags and traps, which nobody reads: floor() and the rounding
 # of a number then become single instructions. Sums keep their order.
 _FLOATING_POINT = ('-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast')
@@ -28,7 +28,8 @@ class Library:
         name: of the library, in file names and messages.
         beside: the Python file that the source lies beside, with another ending. OpenMP is that of
             PyTorch, already in the process.
-        extends_torch: whether it is made against PyTorch's own headers, those of ``c10``.
+        extends_torch: whether it is made against PyTorch's headers, those of ``c10``, without
+            OpenMP.
     """
 
     def __init__(self, name: str, beside: str, *, extends_torch: bool = False) -> None:
@@ -62,7 +63,7 @@ class Library:
     def _built(self) -> Path:
         """Path of the library, compiled if the cache has none for this source and machine."""
         command = [_compiler(), *_FLAGS, *_FLOATING_POINT, _for_this_processor()]
-        against = _against_torch() if self._extends_torch else []
+        against = _against_torch() if self._extends_torch else ['-fopenmp']
         path = _cache() / f'{self.name}-{self._key([*command, *against])}.so'
         if not path.exists():
             logger.info('%s: compiling the CPU code (once, some seconds)', self.name)
@@ -70,9 +71,11 @@ class Library:
         return path
 
     def _key(self, command: list[str]) -> str:
-        """Changes with the source, the compiler, its flags (PyTorch's release) and processor."""
+        """Changes with the source, the compiler, its flags, the processor and, if used, PyTorch."""
         version = subprocess.run([command[0], '--version'], capture_output=True, check=True).stdout
         parts = [self._source.read_bytes(), version, ' '.join(command).encode(), _processor()]
+        if self._extends_torch:
+            parts.append(str(torch.version.git_version).encode())
         return hashlib.sha256(b'\0'.join(parts)).hexdigest()[:16]
 
     @staticmethod
@@ -105,15 +108,14 @@ def _for_this_processor() -> str:
 
 
 def _against_torch() -> list[str]:
-    """The release is for the key alone: headers change with it."""
     root = Path(torch.__file__).parent
     abi = int(torch.compiled_with_cxx11_abi())
     return [
         f'-I{root / "include"}',
         f'-D_GLIBCXX_USE_CXX11_ABI={abi}',
-        f'-DMMSEG_M2F_TORCH="{torch.__version__}"',
         f'-L{root / "lib"}',
         '-lc10',
+        '-pthread',
     ]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmseg_m2f.core.maps import ConvNorm, pass_on
+from mmseg_m2f.core.maps import ConvNorm, in_order_of, pass_on, resize_maps
 
 
 @pytest.mark.parametrize('kernel_size', [1, 3])
@@ -54,3 +54,21 @@ def test_what_is_passed_on_is_a_map_where_somebody_could_see_it():
     block.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     pass_on([x], block)
     assert seen[0] is x
+
+
+@pytest.mark.parametrize('order', [torch.contiguous_format, torch.channels_last])
+def test_maps_are_resized_as_pytorch_does_in_their_own_order(order):
+    maps = torch.randn(2, 6, 5, 7).contiguous(memory_format=order)
+    resized = resize_maps(maps, (9, 4))
+    expected = F.interpolate(maps.contiguous(), (9, 4), mode='bilinear', align_corners=False)
+    torch.testing.assert_close(resized, expected)
+    assert resized.is_contiguous(memory_format=order)
+
+
+@pytest.mark.parametrize('order', [torch.contiguous_format, torch.channels_last])
+def test_maps_take_the_order_of_others(order):
+    maps = torch.randn(1, 20, 6).transpose(1, 2).unflatten(-1, (4, 5))  # a view of tokens
+    other = torch.empty(1, 6, 8, 10).contiguous(memory_format=order)
+    ordered = in_order_of(maps, other)
+    assert torch.equal(ordered, maps)
+    assert ordered.is_contiguous(memory_format=order)
