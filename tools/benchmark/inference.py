@@ -8,10 +8,10 @@ last, inference mode, freed memory kept (a peer's by glibc, which two variables 
 of threads up to ``--threads``; ours by ``mmseg_m2f.prepare_inference``. ``-bf16`` is ``-tuned``
 under autocast (ours ``-bf16-mixed`` with ``mixed_precision`` of the pixel decoder), ``-compiled``
 ``-tuned`` with ``torch.compile``, which takes minutes. ``-accelerated`` is the stock peer after
-``mmseg_m2f.accelerate`` and nothing else; these two run where they are named. Before any timing the
-scores (semantic) or logits (panoptic) are compared; the labels are those of the finished maps.
-Hugging Face forms its masks at 384 x 384 whatever the picture, so that its labels differ while its
-logits do not.
+``mmseg_m2f.accelerate`` and nothing else, ``ours-channels-last`` and ``ours-fused`` are parts of
+``ours-tuned``; these run where they are named. Before any timing the scores (semantic) or logits
+(panoptic) are compared; the labels are those of the finished maps. Hugging Face forms its masks at
+384 x 384 whatever the picture, so that its labels differ while its logits do not.
 """
 
 import functools
@@ -37,6 +37,8 @@ VARIANTS = ('-compiled', '-bf16', '-tuned', '')
 ACCELERATED = 'accelerated'
 # Ours in bfloat16 with the pixel decoder, which '-bf16' leaves in float32.
 MIXED = 'bf16-mixed'
+# Of ours alone, what '-tuned' does in one: each by itself.
+SWITCHES = {'channels-last': {'fuse_norms': False}, 'fused': {'channels_last': False}}
 PEERS = {'r50': ('hf', 'mmseg'), 'r18': ('hf', 'mmseg'), 'swin-l': ('mmseg',)}
 
 # Share of the outputs' range that float32 may differ by: one attention mask whose logit rounds to
@@ -47,6 +49,7 @@ TOLERANCE = {
     ACCELERATED: 3e-3,
     'tuned': 3e-3,
     'compiled': 3e-3,
+    **dict.fromkeys(SWITCHES, 3e-3),
     'bf16': 1.0,
     MIXED: 1.0,
 }
@@ -66,6 +69,7 @@ def main() -> None:
                 'r18_128',
                 'panoptic_200x333',
                 *(f'{name}-compiled' for name in ('ours', 'hf', 'mmseg', 'mmdet')),
+                *(f'ours-{switch}' for switch in SWITCHES),
                 *(f'{name}-{ACCELERATED}' for name in ('hf', 'mmseg', 'mmdet')),
             ],
         )
@@ -75,7 +79,8 @@ def main() -> None:
 def implementations(case: str) -> list[str]:
     """Ours first, the stock peer last: the baseline."""
     # mmdet's own way to bfloat16 is the one that is asked of mmseg.
-    names = [f'ours-{MIXED}', *(f'ours{variant}' for variant in VARIANTS)]
+    names = [f'ours-{MIXED}', *(f'ours-{switch}' for switch in SWITCHES)]
+    names += [f'ours{variant}' for variant in VARIANTS]
     for peer in peers_of(case):
         names += [f'{peer}-{ACCELERATED}', *(f'{peer}{variant}' for variant in VARIANTS)]
     return names
@@ -117,7 +122,8 @@ def load_variant(case: str, implementation: str) -> tuple[Any, Calling]:
         return model, lambda step: step
     if layout == 'ours':
         dtype = 'bfloat16' if variant in ('bf16', MIXED) else None
-        mmseg_m2f.prepare_inference(model, dtype=dtype, keep_memory=True)
+        parts = SWITCHES.get(variant, {})
+        mmseg_m2f.prepare_inference(model, dtype=dtype, keep_memory=True, **parts)
     else:
         keep_heap()
         model = tuned(model, fuse=layout != 'hf')
