@@ -75,6 +75,26 @@ def test_half_types_get_weights_of_their_type_and_sums_in_float32(package, dtype
     torch.testing.assert_close(got, expected, rtol=0, atol=3 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_package_itself_equals_the_reference(dtype):
+    pytest.importorskip('deformops')
+    given = inputs(device='cuda', head_dim=32)
+    results = []
+    for function, type_ in (
+        (backend.ms_deform_attn_deformops, dtype),
+        (ms_deform_attn_reference, torch.float32),
+    ):
+        value, shapes, points, *samples = given
+        leaves = [value.to(type_).requires_grad_(), *(x.clone().requires_grad_() for x in samples)]
+        out = function(leaves[0], shapes, points, *leaves[1:])
+        results.append([out, *torch.autograd.grad(out.float().square().sum(), leaves)])
+    # Values, weights and the gradient of the output are rounded to the type; sums are of some ten.
+    room = 1e-4 if dtype == torch.float32 else 30 * torch.finfo(dtype).eps
+    for ours, exact in zip(*results, strict=True):
+        torch.testing.assert_close(ours.float(), exact, rtol=room, atol=room)
+
+
 def test_level_tensors_are_made_once(package):
     first, second = (backend._level_tensors(((3, 4), (2, 1)), torch.device('cpu')) for _ in '12')
     assert all(a is b for a, b in zip(first, second, strict=True))

@@ -235,3 +235,15 @@ def test_autocast_does_not_lower_the_precision():
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         got = backend.ms_deform_attn_triton(*case)
     assert torch.equal(got, expected)
+
+
+@pytest.mark.skipif(IS_INTERPRETED, reason='nothing waits for the interpreter')
+def test_the_host_never_waits():
+    case = make_case([(4, 4), (3, 5)])
+    grad_out = torch.ones(2, 5, 16, device=DEVICE)
+    gradients(backend.ms_deform_attn_triton, case, grad_out)  # compiles, which may wait
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        gradients(backend.ms_deform_attn_triton, case, grad_out)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')

@@ -19,7 +19,7 @@ from triton.compiler import ASTSource
 from mmseg_m2f.ops.ms_deform_attn import triton_kernels, triton_launch
 
 CAPABILITIES = 80, 90
-TYPES = {'fp32': 4, 'bf16': 2}
+TYPES = {'fp32': 4, 'bf16': 2, 'fp16': 2}
 HEADS, HEAD_DIM, LEVELS, POINTS = 8, 32, 3, 4
 COLUMNS = 'kernel', 'type', 'target', 'registers', 'spilled', 'shared'
 

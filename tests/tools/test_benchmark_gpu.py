@@ -81,6 +81,25 @@ def test_dry_run_of_everything(tmp_path: Path) -> None:
     assert float(waterfall['stock']['ratio']) == 1
 
 
+@pytest.mark.filterwarnings('ignore:torch.meshgrid')
+@pytest.mark.filterwarnings('ignore:The arguments `dropout` in MultiheadAttention')
+def test_what_is_timed_has_no_score_maps_and_what_is_compared_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip('mmseg')
+    pytest.importorskip('mmdet')
+    from tools.benchmark import gpu_models, harness, segmentors
+
+    monkeypatch.setenv(harness.FOLDER, str(tmp_path))
+    case, cpu = gpu_models.DRY_CASES['semantic-64_inference'], torch.device('cpu')
+    segmentors.share_weights(segmentors.SPECS['r18'], 'r18', ['mmseg'], case.batch)
+    ours, peer = (gpu_models.prepare(case, name, cpu, amp=False) for name in ('ours', 'mmseg'))
+    torch.testing.assert_close(ours.values, peer.values, atol=1e-3, rtol=0)
+    [sample] = ours.step()
+    assert 'seg_logits' not in sample
+    assert 'pred_sem_seg' in sample
+
+
 def test_a_section_that_fails_is_reported_and_the_others_run(tmp_path: Path) -> None:
     (tmp_path / 'python').write_text(
         '#!/bin/sh\ncase "$*" in *gpu_ops*) exit 3 ;; *gpu_models*) echo "$@" ;; esac\n'

@@ -19,6 +19,7 @@ from tools.benchmark import (
     ops,
     postprocess,
     products,
+    sampling,
     scaling,
     train_step,
     tuning,
@@ -50,6 +51,8 @@ def verdicts(module: ModuleType, case: str, names: Sequence[str]) -> Mapping[str
     ('module', 'case', 'names'),
     [
         (ops, '64x64b1_both', ('reference', 'mmcv')),
+        (sampling, 'matching_64', ('features', 'masks')),
+        (sampling, 'loss_64', ('features', 'masks')),
         (postprocess, 'semantic_64x80', ('ours', 'naive')),
         (postprocess, 'instance_64x80', ('ours', 'ours-rle', 'naive')),
         (postprocess, 'panoptic_64x80', ('ours', 'naive')),

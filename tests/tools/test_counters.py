@@ -103,8 +103,13 @@ def test_what_waits_for_none() -> None:
 
 
 def test_flips_by_hand() -> None:
-    """Pixels of +1 and -1.004 have the mean -0.002: bfloat16 has it as 0 once it is a mask."""
-    features = torch.tensor([1.0, -1.0078125]).view(1, 1, 1, 2).expand(1, 1, 2, 2)
-    noted = [Embeddings(torch.full((1, 1, 1), 1.0078125), features, (1, 1))]
+    """Pixels of +1 and -1.004 have the mean -0.002: bfloat16 has it as 0 once it is a mask.
+
+    Two more are open beside them: a query kept away from everything attends everywhere.
+    """
+    features = torch.tensor([1.0, -1.0078125, 1.0, 1.0]).view(1, 1, 1, 4).expand(1, 1, 2, 4)
+    noted = [Embeddings(torch.full((1, 1, 1), 1.0078125), features, (1, 2))]
     found = sign_flips(noted, torch.bfloat16, trained=False)
-    assert (found.ours, found.official, found.bits) == (0, 1, 1)
+    assert (found.ours, found.official, found.bits) == (0, 1, 2)
+    alone = [noted[0]._replace(mask_features=features[..., :2], size=(1, 1))]
+    assert sign_flips(alone, torch.bfloat16, trained=False) == (0, 0, 1)

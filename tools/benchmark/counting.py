@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmseg_m2f.core import decoder as core_decoder
+from mmseg_m2f.core.maps import resize_maps
+from mmseg_m2f.core.structures import at_least_float32
 
 # Operators that wait for a GPU: a value or a size that depends on the data goes to the host.
 _WAITING = (
@@ -212,19 +214,15 @@ def sign_flips(noted: Iterable[Embeddings], dtype: torch.dtype, *, trained: bool
         embed, features = (embed * factor).to(dtype), (features * factor).to(dtype)
         exact = _official(embed.double(), features.double(), size)
         official += int((_official(embed, features, size) != exact).sum())
-        ours += int((_ours(embed, features, size) != exact).sum())
+        pooled = resize_maps(at_least_float32(features), size)
+        ours += int((core_decoder.attention_mask(embed, pooled)[:, 0] != exact).sum())
         bits += exact.numel()
     return Flips(ours, official, bits)
 
 
 def _official(embed: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where a query is kept away, as ``mask2former_transformer_decoder.py`` has it."""
+    """Where a query may attend, as ``mask2former_transformer_decoder.py`` has it."""
     masks = torch.einsum('bqc,bchw->bqhw', embed, features)
     resized = F.interpolate(masks, size=size, mode='bilinear', align_corners=False)
-    return resized.sigmoid().flatten(2) < 0.5
-
-
-def _ours(embed: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
-    """The same of the pooled features; a query kept away from everything is opened by neither."""
-    pooled = F.interpolate(features.float(), size=size, mode='bilinear', align_corners=False)
-    return torch.einsum('bqc,bchw->bqhw', embed.float(), pooled).flatten(2) < 0
+    away = resized.sigmoid().flatten(2) < 0.5
+    return ~away | away.all(-1, keepdim=True)

@@ -179,9 +179,20 @@ def inference(
             return model(**data, mode='predict')
 
     if hasattr(model, 'decode_head'):
-        [sample] = step()
-        return step, sample.seg_logits.data.float()
+        return step, _scores(model, step)
     return step, _panoptic_logits(model, step)
+
+
+def _scores(model: Any, step: harness.Step) -> Tensor:
+    """Of ours only for this, as what is timed gives label maps alone."""
+    test_cfg = model.test_cfg
+    if hasattr(model, 'keep_score_maps'):
+        model.keep_score_maps()
+    [sample] = step()
+    model.test_cfg = test_cfg
+    scores = sample.seg_logits.data.float()
+    del sample.seg_logits  # the sample is that of all steps
+    return scores
 
 
 def _panoptic_logits(model: Any, step: harness.Step) -> Tensor:

@@ -4,8 +4,9 @@
 
 The shapes of the paper's encoder (8 heads, 3 levels, 4 points, 32 channels a head) at five pictures
 and batches. All take what the linear layers give; mmcv's gets the softmax and the arithmetic of the
-locations that its module does. ``reference`` is the best plain form in torch: ``grid_sample`` level
-by level. ``forward`` is without, ``both`` with the backward pass.
+locations that its module does. The best plain forms in torch are ``embedding_bag`` forward and
+``reference``, ``grid_sample`` level by level, with the backward pass. ``forward`` is without,
+``both`` with it.
 """
 
 import functools
