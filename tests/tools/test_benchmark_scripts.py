@@ -21,6 +21,7 @@ from tools.benchmark import (
     products,
     sampling,
     scaling,
+    segmentors,
     train_step,
     tuning,
     weights,
@@ -97,6 +98,15 @@ def test_accelerated_peers_run_where_they_are_named(
     assert 'mmseg' in usual
     assert not [name for name in usual if name.endswith('-accelerated')]
     assert harness._parse(benchmark, named).implementations == named[1:]
+
+
+def test_of_ours_the_network_is_compiled_and_not_what_comes_after(folder: Path) -> None:
+    batch = inference.load('r18_128')
+    segmentors.share_weights(segmentors.SPECS['r18'], 'r18', (), batch)
+    model, _ = inference.load_variant('r18_128', 'ours-compiled')
+    assert model.backbone._compiled_call_impl is not None
+    assert model.decode_head._compiled_call_impl is not None
+    assert model._compiled_call_impl is None
 
 
 def test_what_cannot_run_says_why() -> None:

@@ -123,12 +123,13 @@ def load_variant(case: str, implementation: str) -> tuple[Any, Calling]:
     if layout == 'ours':
         dtype = 'bfloat16' if variant in ('bf16', MIXED) else None
         parts = SWITCHES.get(variant, {})
-        mmseg_m2f.prepare_inference(model, dtype=dtype, keep_memory=True, **parts)
+        compiled = variant == 'compiled'
+        mmseg_m2f.prepare_inference(model, dtype=dtype, keep_memory=True, compile=compiled, **parts)
     else:
         keep_heap()
         model = tuned(model, fuse=layout != 'hf')
-    if variant == 'compiled':
-        model.compile()
+        if variant == 'compiled':
+            model.compile()
     if variant == 'bf16' and layout != 'ours':
         return model, lambda step: in_bfloat16(torch.inference_mode()(step))
     return model, torch.inference_mode()
