@@ -100,6 +100,7 @@ def test_accelerated_peers_run_where_they_are_named(
     assert harness._parse(benchmark, named).implementations == named[1:]
 
 
+@pytest.mark.filterwarnings('ignore:`torch.jit.script_method` is deprecated:DeprecationWarning')
 def test_of_ours_the_network_is_compiled_and_not_what_comes_after(folder: Path) -> None:
     batch = inference.load('r18_128')
     segmentors.share_weights(segmentors.SPECS['r18'], 'r18', (), batch)
