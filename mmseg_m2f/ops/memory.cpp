@@ -221,7 +221,7 @@ class Recycling final : public c10::Allocator {
   }
 };
 
-// False if something else than PyTorch's own is there.
+// False if something else than PyTorch's own is there, or the unit is not of whole pages.
 bool install() {
   pytorchs = c10::GetDefaultCPUAllocator();
   if (c10::GetAllocator(c10::DeviceType::CPU) != pytorchs) return false;
@@ -237,7 +237,7 @@ bool install() {
 
 extern "C" {
 
-// Puts the allocator before PyTorch's own, once; 0 if another one is there.
+// Puts the allocator before PyTorch's own, once; 0 if that cannot be.
 int recycle() {
   static const bool done = install();
   return done;

@@ -48,8 +48,8 @@ def _recycle() -> bool:
         return False
     if not LIBRARY.loaded().recycle():
         logger.warning(
-            "memory: not PyTorch's own allocator is there: it is left, and freed memory is glibc's "
-            'to keep'
+            "memory: not PyTorch's own allocator is there, or pages are larger than 64 KiB: freed "
+            "memory is glibc's to keep"
         )
         return False
     if _is_glibc():
