@@ -23,8 +23,9 @@ constexpr int kLanes = 8, kRows = 6;
 #endif
 constexpr int kColumns = 2 * kLanes;
 constexpr int kPoints = 36;
-// Floats of a batch of tiles, inputs and outputs together: 16 MiB.
-constexpr Index kBatchFloats = Index{1} << 22;
+// Floats of a batch of tiles, inputs and outputs together: 2 MiB, as the second caches of some
+// cores hold.
+constexpr Index kBatchFloats = Index{1} << 19;
 // Below this the products of a batch are too small for their panels.
 constexpr Index kFewestTiles = 8 * kRows;
 // Strips that one thread takes at once: their rows stay in its cache while the panels pass.
@@ -64,19 +65,19 @@ struct Workspace {
   }
 };
 
-// A row has a vector more than the channels: at a power of two rows would share the sets of the
-// cache.
-Workspace workspace_of_forward(const Sizes& sizes) {
+// For so many channels in. A row has a vector more than the channels: at a power of two rows would
+// share the sets of the cache.
+Workspace workspace_for(const Sizes& sizes, Index in) {
   const Index batch = sizes.tiles_of_batch(), columns = sizes.panels() * kColumns;
-  const Index in_row = sizes.in + kLanes, out_row = columns + kLanes;
-  return {in_row, out_row, batch * in_row, batch * out_row, sizes.in * columns};
+  const Index in_row = round_up(in, kLanes) + kLanes, out_row = columns + kLanes;
+  return {in_row, out_row, batch * in_row, batch * out_row, in * columns};
 }
 
+Workspace workspace_of_forward(const Sizes& sizes) { return workspace_for(sizes, sizes.in); }
+
+// Whole strips: what pads the channels in is multiplied, too.
 Workspace workspace_of_backward(const Sizes& sizes) {
-  const Index batch = sizes.tiles_of_batch(), columns = sizes.panels() * kColumns;
-  const Index rows = round_up(sizes.in, kRows);
-  const Index in_row = round_up(rows, kLanes) + kLanes, out_row = columns + kLanes;
-  return {in_row, out_row, batch * in_row, batch * out_row, rows * columns};
+  return workspace_for(sizes, round_up(sizes.in, kRows));
 }
 
 // Where a tile of outputs lies: its map and its top left pixel.
