@@ -1,6 +1,10 @@
 """The benchmarks' gates on their smallest cases, in this process; nothing is timed."""
 
+import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -142,6 +146,42 @@ def test_the_threads_found_first_hold_for_all(folder: Path) -> None:
 def test_bytes_of_a_result() -> None:
     assert postprocess.num_bytes([torch.zeros(3), torch.zeros(5, dtype=torch.bool)]) == 17
     assert postprocess.num_bytes([torch.zeros(1), [{'counts': b'abc'}]]) == 7
+
+
+def above_model(case: str, implementation: str, folder: Path) -> float:
+    """MiB of a step in a fresh process beyond its inputs and what it returns."""
+    result = folder / 'result.json'
+    command = [sys.executable, '-m', 'tools.benchmark.postprocess', '--measure', case]
+    command += [implementation, '--warm-up', '0', '--steps', '1', '--result', str(result)]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    subprocess.run(command, cwd=harness.ROOT, env=environment, check=True)
+    return json.loads(result.read_text())['above_model_mib']
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ('case', 'implementation'),
+    [
+        ('semantic_4000x5000', 'ours'),
+        ('instance_4000x5000', 'ours'),
+        ('instance_4000x5000', 'ours-rle'),
+        ('panoptic_4000x5000', 'ours'),
+    ],
+)
+def test_a_huge_result_needs_less_than_a_gigabyte_beside_it(
+    case: str, implementation: str, folder: Path
+) -> None:
+    needed = above_model(case, implementation, folder)
+    # A measurement that sees nothing would pass, too.
+    assert 1 < needed < 1e9 / 2**20
+
+
+@pytest.mark.long
+def test_losses_of_300_instances_need_less_than_a_gigabyte_more_than_those_of_none(
+    folder: Path,
+) -> None:
+    many, none = (above_model(case, 'ours', folder) for case in ('loss_300x1024', 'loss_0x1024'))
+    assert 1 < many - none < 1e9 / 2**20
 
 
 def test_targets_of_the_growth() -> None:
