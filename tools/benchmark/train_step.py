@@ -65,15 +65,7 @@ def implementations(case: str) -> list[str]:
 def prepare(case: str, implementation: str) -> harness.Step:
     """One step of one model on one batch."""
     model = load_model(case, implementation)
-    # A user of a peer can have the memory by two variables of glibc, and AdamW by its config.
-    ours = implementation.startswith('ours')
-    as_our_configs = ours or implementation.endswith(('-tuned', '-bf16'))
-    if as_our_configs:
-        (keep_freed_memory if ours else keep_heap)()
-    batch = semantic_batch(SIDES[case], 2)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05, fused=as_our_configs)
-    step = functools.partial(train_step, model, batch, optimiser)
+    step = full_step(model, semantic_batch(SIDES[case], 2), implementation)
     if implementation.endswith(('-tuned', '-bf16')):
         return with_best_threads(step, f'{case}-{implementation}')
     return step
@@ -93,6 +85,18 @@ def load_model(case: str, implementation: str) -> Any:
     if variant == 'bf16':
         model.forward = in_bfloat16(model.forward)
     return mmseg_m2f.accelerate(model) if variant == ACCELERATED else model
+
+
+def full_step(model: Any, batch: dict[str, Any], implementation: str) -> harness.Step:
+    """With the memory and the optimiser that the implementation's name stands for."""
+    # A user of a peer can have the memory by two variables of glibc, and AdamW by its config.
+    ours = implementation.startswith('ours')
+    as_our_configs = ours or implementation.endswith(('-tuned', '-bf16'))
+    if as_our_configs:
+        (keep_freed_memory if ours else keep_heap)()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05, fused=as_our_configs)
+    return functools.partial(train_step, model, batch, optimiser)
 
 
 def train_step(model: Any, batch: dict[str, Any], optimiser: torch.optim.Optimizer) -> None:
@@ -187,8 +191,6 @@ def disagreement(case: str, names: Sequence[str]) -> dict[str, harness.Agreement
 
 def why_not(implementation: str) -> str | None:
     """Why an implementation has no such variant, if so."""
-    if implementation == 'hf-bf16':
-        return 'not asked of Hugging Face'
     if implementation == 'mmseg-checkpointed' or not implementation.endswith('-checkpointed'):
         return None
     if implementation.startswith('hf'):
