@@ -133,6 +133,8 @@ class MaskClassificationLoss(nn.Module):
                 zip(per_picture(mask_features), targets, matches, strict=True)
             )
         ]
+        if len(at_points) == 1:  # of which PyTorch would make a copy
+            return at_points[0]
         logits, point_targets = zip(*at_points, strict=True)
         return torch.cat(logits, dim=1), torch.cat(point_targets, dim=1)
 

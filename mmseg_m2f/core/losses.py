@@ -6,6 +6,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+# Numbers of point logits above which the rows of a loss are worked on in pieces of so many, and
+# what lies between is computed again in the backward pass: hundreds of targets in ten predictions
+# have as many points as several masks of the whole picture.
+PIECE_NUMBERS = 2**23
 
 # (point_logits (M, P), point_targets (M, P), num_masks) -> scalar
 MaskLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -81,7 +87,20 @@ class RowLoss(nn.Module):
         num_masks: Float[Tensor, ''],
     ) -> Float[Tensor, '...']:
         """Sum over the last axis of masks over ``num_masks``, times the weight."""
-        return self.weight * self.per_row(point_logits, point_targets).sum(-1) / num_masks
+        return self.weight * self._by_rows(point_logits, point_targets).sum(-1) / num_masks
+
+    def _by_rows(
+        self, point_logits: Float[Tensor, '*M P'], point_targets: Float[Tensor, '*M P']
+    ) -> Float[Tensor, '*M']:
+        if point_logits.numel() <= PIECE_NUMBERS:
+            return self.per_row(point_logits, point_targets)
+        rows = max(PIECE_NUMBERS // point_logits.shape[-1], 1)
+        pieces = (x.flatten(end_dim=-2).split(rows) for x in (point_logits, point_targets))
+        losses = [
+            checkpoint(self.per_row, *some, use_reentrant=False, preserve_rng_state=False)
+            for some in zip(*pieces, strict=True)
+        ]
+        return torch.cat(losses).view(point_logits.shape[:-1])
 
 
 class PointMaskLoss(RowLoss):

@@ -16,6 +16,7 @@ from mmseg_m2f.core.structures import mask_logits
 # of targets all rows at once take several times the memory of the result.
 PIECE_POINTS = 2**20
 PIECE_PIXELS = 2**23
+PIECE_LOGITS = 2**26  # 256 MiB of mask logits: more than most pictures have
 
 # (number of rows, number of points, device, dtype) -> (rows, points, 2), (x, y) in [0, 1].
 SamplePoints = Callable[[int, int, torch.device, torch.dtype], Tensor]
@@ -93,30 +94,30 @@ def sample_logits(
     """Mask logits at the points that ``draw`` chooses from them, and these points.
 
     The logits are formed once and not kept for the backward pass, which needs only their inputs;
-    their gradient, as large, never exists as a whole.
+    their gradient, as large, never exists as a whole. Of very many masks, ``PIECE_LOGITS``, they
+    are formed in pieces, and ``draw`` is called for each.
     """
-    with torch.no_grad():
-        logits = mask_logits(mask_embed, mask_features)
-        points = draw(logits)
-    return _SampledLogits.apply(mask_embed, mask_features, logits, points), points
+    return _SampledLogits.apply(mask_embed, mask_features, draw)
 
 
 class _SampledLogits(torch.autograd.Function):
-    """``logits`` at ``points``, differentiated as the function of embeddings and features it is."""
+    """Logits at points, differentiated as the function of embeddings and features that they are."""
 
     @staticmethod
     def forward(
-        ctx: Any, mask_embed: Tensor, mask_features: Tensor, logits: Tensor, points: Tensor
-    ) -> Tensor:
-        """Values ``(M, P)``."""
+        ctx: Any, mask_embed: Tensor, mask_features: Tensor, draw: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Values ``(M, P)`` and points."""
+        rows = _rows(mask_features.shape[1:].numel(), PIECE_LOGITS)
+        pieces = [_drawn(some, mask_features, draw) for some in mask_embed.split(rows)]
+        values, points = map(torch.cat, zip(*pieces, strict=True)) if pieces[1:] else pieces[0]
+        ctx.mark_non_differentiable(points)
         ctx.save_for_backward(mask_embed, mask_features, points)
-        rows = _rows(points.shape[1], PIECE_POINTS)
-        pieces = zip(logits.split(rows), points.split(rows), strict=True)
-        return torch.cat([sample_features(some[:, None], at)[:, 0] for some, at in pieces])
+        return values, points
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         """Of ``mask_embed (M, C)`` and ``mask_features (C, h, w)``."""
         mask_embed, mask_features, points = ctx.saved_tensors
         needs_embed, needs_features = ctx.needs_input_grad[:2]
@@ -132,7 +133,19 @@ class _SampledLogits(torch.autograd.Function):
                     torch.mm(logits_grad, features.T, out=grad)
                 if needs_features:
                     torch.addmm(features_grad, embed.T, logits_grad, out=features_grad)
-        return embed_grad, features_grad.view_as(mask_features), None, None
+        return embed_grad, features_grad.view_as(mask_features), None
+
+
+def _drawn(
+    mask_embed: Float[Tensor, 'M C'],
+    mask_features: Float[Tensor, 'C h w'],
+    draw: Callable[[Tensor], Tensor],
+) -> tuple[Float[Tensor, 'M P'], Float[Tensor, 'M P 2']]:
+    logits = mask_logits(mask_embed, mask_features)
+    points = draw(logits)
+    rows = _rows(points.shape[1], PIECE_POINTS)
+    pieces = zip(logits.split(rows), points.split(rows), strict=True)
+    return torch.cat([sample_features(some[:, None], at)[:, 0] for some, at in pieces]), points
 
 
 def _sampling_gradient(
@@ -184,8 +197,8 @@ class PointSampler:
     """Points for the mask losses: most of them where the prediction is least certain.
 
     ``sample_points`` draws uniform points and may be replaced to make losses repeatable; it is
-    called once for the candidates and once for the remaining uniform points of each picture.
-    Its default draws many candidates in pieces.
+    called once for the candidates and once for the remaining uniform points of each call, which is
+    a picture's or, of very many masks, a piece's. Its default draws many candidates in pieces.
     """
 
     def __init__(

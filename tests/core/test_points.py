@@ -240,6 +240,30 @@ def test_sampled_logits_and_gradients_are_those_of_formed_masks(
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize('rows', [1, 3, 7])
+def test_logits_formed_in_pieces_are_those_of_all_at_once(rows, monkeypatch):
+    mask_embed, mask_features, points = logits_problem()
+    leaves = (mask_embed, mask_features)
+    at_once, _ = sample_logits(*leaves, lambda _: points)
+    monkeypatch.setattr(points_module, 'PIECE_LOGITS', rows * 6 * 8)
+    pieces, formed = iter(points.split(rows)), []
+
+    def draw(logits):
+        formed.append(len(logits))
+        return next(pieces)
+
+    in_pieces, where = sample_logits(*leaves, draw)
+    assert max(formed) == rows
+    assert torch.equal(where, points)
+    torch.testing.assert_close(in_pieces, at_once, rtol=0, atol=1e-13)
+    for one, other in zip(
+        torch.autograd.grad(in_pieces.square().sum(), leaves),
+        torch.autograd.grad(at_once.square().sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize('frozen', [0, 1], ids=['embeddings', 'features'])
 def test_sampled_logits_of_what_is_frozen(frozen):
     problem = logits_problem()

@@ -6,7 +6,7 @@
 returns instances as run lengths. ``naive`` is the official form, all masks at full size at once; it
 is left out where the machine has no room for it. All are compared with it on a small picture. The
 losses are those of ten predictions on equal points; in ``mmdet`` they include the masks that its
-head must form first.
+head must form first, and ours keep freed memory, as their configs have it.
 """
 
 import functools
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mmseg_m2f import core
 from mmseg_m2f.adapters.samples import encode_rle
+from mmseg_m2f.ops.memory import keep_freed_memory
 from tools.benchmark import harness
 from tools.benchmark.train_step import equal_points
 
@@ -30,12 +31,13 @@ CONFIG = core.PostprocessConfig(object_mask_thr=0.3, overlap_thr=0.1)
 SIZES = {'4000x5000': (4000, 5000), '1000x1250': (1000, 1250), '64x80': (64, 80)}
 SMALL = '64x80'
 RESULTS = ('semantic', 'instance', 'panoptic')
-# The number of targets and the side of the picture.
+# The numbers of targets, of the picture's side, and of queries: so many targets find one.
 LOSSES = {
-    'loss_0x1024': (0, 1024),
-    'loss_300x1024': (300, 1024),
-    'loss_30x128': (30, 128),
-    'loss_300x128': (300, 128),
+    'loss_0x1024': (0, 1024, NUM_QUERIES),
+    'loss_300x1024': (300, 1024, NUM_QUERIES),
+    'loss_300x1024_300-queries': (300, 1024, 300),
+    'loss_30x128': (30, 128, NUM_QUERIES),
+    'loss_300x128': (300, 128, NUM_QUERIES),
 }
 SMALL_LOSSES = ('loss_30x128', 'loss_300x128')
 NUM_PREDICTIONS, CHANNELS = 10, 256
@@ -80,7 +82,9 @@ def implementations(case: str) -> list[str]:
 def prepare(case: str, implementation: str) -> harness.Step:
     """One picture's post-processing, or the losses of one picture."""
     if case in LOSSES:
-        return loss_step(implementation, *LOSSES[case])
+        if implementation == 'ours':
+            keep_freed_memory()
+        return loss_step(implementation, draw_losses(*LOSSES[case]))
     result, size = case.split('_')
     function = FUNCTIONS[result, implementation]
     prediction = draw(SIZES[size])
@@ -240,7 +244,7 @@ class LossProblem(NamedTuple):
     target: core.MaskTarget
 
 
-def draw_losses(num_targets: int, side: int) -> LossProblem:
+def draw_losses(num_targets: int, side: int, num_queries: int) -> LossProblem:
     """Targets are cells of a grid, each with a class of its own choice."""
     generator = torch.Generator().manual_seed(0)
 
@@ -254,16 +258,15 @@ def draw_losses(num_targets: int, side: int) -> LossProblem:
     masks = index == torch.arange(num_targets)[:, None, None]
     labels = torch.randint(NUM_THINGS, (num_targets,), generator=generator)
     return LossProblem(
-        normal(NUM_PREDICTIONS, 1, NUM_QUERIES, NUM_CLASSES + 1),
-        normal(NUM_PREDICTIONS, 1, NUM_QUERIES, CHANNELS),
+        normal(NUM_PREDICTIONS, 1, num_queries, NUM_CLASSES + 1),
+        normal(NUM_PREDICTIONS, 1, num_queries, CHANNELS),
         normal(1, CHANNELS, side // 4, side // 4),
         core.MaskTarget(labels, masks),
     )
 
 
-def loss_step(implementation: str, num_targets: int, side: int) -> harness.Step:
+def loss_step(implementation: str, problem: LossProblem) -> harness.Step:
     """Matching, losses and their backward pass."""
-    problem = draw_losses(num_targets, side)
     losses = our_losses() if implementation == 'ours' else mmdet_losses()
 
     def step() -> None:
