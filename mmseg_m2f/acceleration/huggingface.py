@@ -50,10 +50,13 @@ def accelerate_huggingface(model: Any, points: str = 'shared') -> None:
             'accelerated'
         )
     if is_accelerated(model):
-        raise CannotAccelerateError('the model is accelerated already')
+        raise CannotAccelerateError('the model is accelerated already: nothing is left to swap')
     given = tuple(inspect.signature(type(model).forward).parameters)[1:]
     if given[: len(_ARGUMENTS)] != _ARGUMENTS:
-        raise CannotAccelerateError(f'{MODEL}.forward of this transformers takes {given}')
+        raise CannotAccelerateError(
+            f'{MODEL}.forward of the transformers installed takes {", ".join(given)}; ours stands '
+            f'in for one whose arguments begin with {", ".join(_ARGUMENTS)}'
+        )
     stock = stock_parts(model)
     with torch.random.fork_rng(devices=[]):  # ours are initialised, and lose that at once
         ours = build_parts(model, stock, points)

@@ -100,7 +100,7 @@ class AccelerateHook(Hook):
 
 def _stock_head(model: nn.Module) -> tuple[str, Any]:
     if is_accelerated(model):
-        raise CannotAccelerateError('the model is accelerated already')
+        raise CannotAccelerateError('the model is accelerated already: nothing is left to swap')
     for name in HEADS:
         head = getattr(model, name, None)
         if head is None:

@@ -57,7 +57,10 @@ class PixelDecoderConfig:
         )
         _require_switch(self.checkpointing, 'pixel_decoder.checkpointing')
         _require_switch(self.mixed_precision, 'pixel_decoder.mixed_precision')
-        _require(self.channels % 4 == 0, f'channels must be a multiple of 4, got {self.channels}')
+        _require(
+            self.channels % 4 == 0,
+            f'pixel_decoder.channels must be a multiple of 4, got {self.channels}',
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -161,7 +161,7 @@ class HungarianMatcher:
                 self._picture_cost(class_logits[:, i], mask_embed[:, i], features[i], target)
                 for i, target in enumerate(targets)
             ]
-        # The only device-to-host copy of the step: scipy needs the costs on the host.
+        # The only device-to-host copy of the matching: scipy needs the costs on the host.
         host = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
         solved, start = [], 0
         for picture, cost in enumerate(costs):
