@@ -8,7 +8,7 @@ synchronisations: operators and copies that would wait for a GPU. The optimiser 
 and on a CPU asks for numbers that it keeps there on a GPU, too. And the bits of attention masks
 that fall to the other side than in float64 with the official order of operations, by type, as the
 weights are and with logits of the size they have after training. ``panoptic`` is beside mmdet: a
-test at 800 x 1333, a training step at 512 x 512.
+test at 800 x 1333, a training step at 512 x 512; in ``panoptic_128`` a quarter of these sides.
 """
 
 import argparse
@@ -27,7 +27,9 @@ from tools.benchmark.gpu_pictures import panoptic_training_batch
 from tools.benchmark.pictures import panoptic_batch, semantic_batch
 
 SIDES = {'r50_512': 512, 'r18_128': 128}
-CASES = (*SIDES, 'panoptic')
+# The scale of the test picture and the side of those for training.
+PANOPTIC = {'panoptic': (1.0, 512), 'panoptic_128': (0.25, 128)}
+CASES = (*SIDES, *PANOPTIC)
 IMPLEMENTATIONS = ('ours', 'hf', 'mmseg', 'mmdet')
 TYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -84,7 +86,8 @@ def _batches(case: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """To test on and to train on."""
     if case in SIDES:
         return semantic_batch(SIDES[case], 1), semantic_batch(SIDES[case], 2)
-    return panoptic_batch(), panoptic_training_batch(512, 2)
+    scale, side = PANOPTIC[case]
+    return panoptic_batch(scale), panoptic_training_batch(side, 2)
 
 
 def counts(case: str, implementation: str) -> dict[str, int]:
