@@ -6,9 +6,11 @@ R50 with the same random weights and the same real pictures: 512 x 512 for mmseg
 picture, training of two), 800 x 1333 (inference) and 1024 x 1024 (training of two) for mmdet's
 panoptic model; with automatic mixed precision in float16, inference also in torch's float32.
 Inference includes post-processing, a training step forward, losses, backward, the scaler's work,
-clipping and AdamW; pictures and annotations are on the GPU already. ``ours`` is as it comes,
-``ours-triton`` with the Triton kernel. The difference beside the time is of the scores or logits
-(inference), or of the losses on equal points (training), to the peer's in the same type.
+clipping and AdamW, fused for ours as our configs have it; pictures and annotations are on the GPU
+already. ``ours`` is as it comes, ``ours-triton`` with the Triton kernel, ``ours-triton-mixed`` with
+the pixel decoder in float16, too, where the autocast has the peers'. The difference beside the time
+is of the scores or logits (inference), or of the losses on equal points (training), to the peer's
+in the same type.
 """
 
 import contextlib
@@ -108,8 +110,9 @@ def _shared_folder() -> Iterator[None]:
 def compare(table: gpu_timing.Table, device: torch.device, name: str, case: Case) -> None:
     """Check one case's implementations against each other, then time them by turns."""
     subjects: dict[str, Subject] = {}
-    for implementation in (*_ours(device), case.peer):
-        work = functools.partial(prepare, case, implementation, device, amp=name.endswith('amp'))
+    amp = name.endswith('amp')
+    for implementation in (*_ours(device, amp=amp), case.peer):
+        work = functools.partial(prepare, case, implementation, device, amp=amp)
         is_ours = implementation != case.peer
         found = gpu_timing.attempt(table, name, implementation, work, ours=is_ours)
         if found is not None:
@@ -122,8 +125,9 @@ def compare(table: gpu_timing.Table, device: torch.device, name: str, case: Case
     _collect(device)
 
 
-def _ours(device: torch.device) -> tuple[str, ...]:
-    return ('ours',) if device.type == 'cpu' else ('ours', 'ours-triton')
+def _ours(device: torch.device, *, amp: bool) -> list[str]:
+    kernel = 'ours' if device.type == 'cpu' else 'ours-triton'
+    return list(dict.fromkeys(['ours', kernel, *([f'{kernel}-mixed'] if amp else [])]))
 
 
 def _collect(device: torch.device) -> None:
@@ -135,14 +139,16 @@ def _collect(device: torch.device) -> None:
 def prepare(case: Case, implementation: str, device: torch.device, *, amp: bool) -> Subject:
     """Build a model, note its outputs and warm it up."""
     before = _allocated(device)
-    layout, _, backend = implementation.partition('-')
-    model = segmentors.build_shared(segmentors.SPECS[case.model], case.model, layout).to(device)
-    if backend:
-        use_backend(model, backend)
+    layout, *variant = implementation.split('-')
+    spec, mixed = segmentors.SPECS[case.model], 'mixed' in variant
+    model = segmentors.build_shared(spec, case.model, layout, mixed_precision=mixed).to(device)
+    if 'triton' in variant:
+        use_backend(model, 'triton')
     if case.kind == 'inference':
         step, values = inference(model.eval(), case.batch, device, amp=amp)
     else:
-        step, values = training(model.train(), case.batch, device, amp=amp)
+        fused = layout == 'ours'
+        step, values = training(model.train(), case.batch, device, amp=amp, fused=fused)
     for _ in range(WARM_UP if device.type == 'cuda' else 1):
         step()
     gpu_timing.synchronise(device)
@@ -206,12 +212,12 @@ def _panoptic_logits(model: Any, step: harness.Step) -> Tensor:
 
 
 def training(
-    model: Any, batch: dict[str, Any], device: torch.device, *, amp: bool
+    model: Any, batch: dict[str, Any], device: torch.device, *, amp: bool, fused: bool
 ) -> tuple[harness.Step, Tensor]:
     """A full step, and the losses on equal points before the first."""
     data = model.data_preprocessor(batch, training=True)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05)
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05, fused=fused)
     scaler = torch.amp.GradScaler(device.type, enabled=amp and device.type == 'cuda')
 
     def losses() -> Tensor:
