@@ -70,7 +70,7 @@ def _waits(func: Any, args: Any) -> bool:
 def count(step: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> Counts:
     """Of one call of ``step``; what is saved for backward is counted without ``parameters``."""
     operators = _Operators()
-    flops = FlopCounterMode(display=False, custom_mapping=_formulas())
+    flops = FlopCounterMode(display=False, custom_mapping=formulas())
     flops.mod_tracker = _NoModules()  # type: ignore[assignment]
     with _saved_bytes(parameters) as saved, _copies_to_host() as copies, operators, flops:
         step()
@@ -91,7 +91,7 @@ class _NoModules:
         pass
 
 
-def _formulas() -> dict[Any, Callable[..., int]]:
+def formulas() -> dict[Any, Callable[..., int]]:
     """Of what stands in for ATen's products, which PyTorch's counter does not know."""
     ours = torch.ops.mmseg_m2f
     return {

@@ -9,7 +9,9 @@ of threads up to ``--threads``; ours by ``mmseg_m2f.prepare_inference``. ``-bf16
 under autocast (ours ``-bf16-mixed`` with ``mixed_precision`` of the pixel decoder), ``-compiled``
 ``-tuned`` with ``torch.compile``, which takes minutes. ``-accelerated`` is the stock peer after
 ``mmseg_m2f.accelerate`` and nothing else, ``ours-channels-last`` and ``ours-fused`` are parts of
-``ours-tuned``; these run where they are named. Before any timing the scores (semantic) or logits
+``ours-tuned``, ``ours-plain`` keeps no memory, as a model that neither a config nor
+``prepare_inference`` asked to, and a peer's ``-kept`` keeps it as ours do; these run where they are
+named. Before any timing the scores (semantic) or logits
 (panoptic) are compared; the labels are those of the finished maps. Hugging Face forms its masks at
 384 x 384 whatever the picture, so that its labels differ while its logits do not.
 """
@@ -26,7 +28,13 @@ from mmseg_m2f import core
 from mmseg_m2f.ops.memory import keep_freed_memory, keep_heap
 from tools.benchmark import harness, segmentors
 from tools.benchmark.pictures import panoptic_batch, semantic_batch
-from tools.benchmark.tuning import in_bfloat16, our_parts, tuned, with_best_threads
+from tools.benchmark.tuning import (
+    compile_peer,
+    in_bfloat16,
+    our_parts,
+    tuned,
+    with_best_threads,
+)
 
 SIDES = {'r50_512': 512, 'r50_256': 256, 'swin-l_640': 640, 'r18_128': 128}
 SCALES = {'panoptic_800x1333': 1.0, 'panoptic_200x333': 0.25}
@@ -37,8 +45,13 @@ VARIANTS = ('-compiled', '-bf16', '-tuned', '')
 ACCELERATED = 'accelerated'
 # Ours in bfloat16 with the pixel decoder, which '-bf16' leaves in float32.
 MIXED = 'bf16-mixed'
+PLAIN, KEPT = 'plain', 'kept'
+# As they were built, and called as they are.
+AS_BUILT = ('', ACCELERATED, PLAIN, KEPT)
 # Of ours alone, what '-tuned' does in one: each by itself.
 SWITCHES = {'channels-last': {'fuse_norms': False}, 'fused': {'channels_last': False}}
+# Of a peer, where they are named.
+NAMED = (ACCELERATED, KEPT)
 PEERS = {'r50': ('hf', 'mmseg'), 'r18': ('hf', 'mmseg'), 'swin-l': ('mmseg',)}
 
 # Share of the outputs' range that float32 may differ by: one attention mask whose logit rounds to
@@ -46,7 +59,7 @@ PEERS = {'r50': ('hf', 'mmseg'), 'r18': ('hf', 'mmseg'), 'swin-l': ('mmseg',)}
 # with maps equal to 2e-6, and then scores by 2e-3. bfloat16 flips many of them.
 TOLERANCE = {
     '': 3e-3,
-    ACCELERATED: 3e-3,
+    **dict.fromkeys((ACCELERATED, PLAIN, KEPT), 3e-3),
     'tuned': 3e-3,
     'compiled': 3e-3,
     **dict.fromkeys(SWITCHES, 3e-3),
@@ -69,8 +82,8 @@ def main() -> None:
                 'r18_128',
                 'panoptic_200x333',
                 *(f'{name}-compiled' for name in ('ours', 'hf', 'mmseg', 'mmdet')),
-                *(f'ours-{switch}' for switch in SWITCHES),
-                *(f'{name}-{ACCELERATED}' for name in ('hf', 'mmseg', 'mmdet')),
+                *(f'ours-{variant}' for variant in (*SWITCHES, PLAIN)),
+                *(f'{name}-{kind}' for name in ('hf', 'mmseg', 'mmdet') for kind in NAMED),
             ],
         )
     )
@@ -79,10 +92,10 @@ def main() -> None:
 def implementations(case: str) -> list[str]:
     """Ours first, the stock peer last: the baseline."""
     # mmdet's own way to bfloat16 is the one that is asked of mmseg.
-    names = [f'ours-{MIXED}', *(f'ours-{switch}' for switch in SWITCHES)]
+    names = [f'ours-{MIXED}', *(f'ours-{variant}' for variant in (*SWITCHES, PLAIN))]
     names += [f'ours{variant}' for variant in VARIANTS]
     for peer in peers_of(case):
-        names += [f'{peer}-{ACCELERATED}', *(f'{peer}{variant}' for variant in VARIANTS)]
+        names += [*(f'{peer}-{kind}' for kind in NAMED), *(f'{peer}{kind}' for kind in VARIANTS)]
     return names
 
 
@@ -96,7 +109,7 @@ def prepare(case: str, implementation: str) -> harness.Step:
     batch = load(case)
     model, calling = load_variant(case, implementation)
     step = calling(functools.partial(run, model, batch))
-    if implementation.partition('-')[2] not in ('', ACCELERATED):
+    if implementation.partition('-')[2] not in AS_BUILT:
         return with_best_threads(step, f'{case}-{implementation}')
     return step
 
@@ -116,9 +129,9 @@ def load_variant(case: str, implementation: str) -> tuple[Any, Calling]:
     model = segmentors.build_shared(segmentors.SPECS[name], name, layout, **switches).eval()
     if variant == ACCELERATED:
         mmseg_m2f.accelerate(model)
-    if variant == '' and layout == 'ours':
+    if variant == KEPT or (variant == '' and layout == 'ours'):
         keep_freed_memory()
-    if variant in ('', ACCELERATED):
+    if variant in AS_BUILT:
         return model, lambda step: step
     if layout == 'ours':
         dtype = 'bfloat16' if variant in ('bf16', MIXED) else None
@@ -129,7 +142,7 @@ def load_variant(case: str, implementation: str) -> tuple[Any, Calling]:
         keep_heap()
         model = tuned(model, fuse=layout != 'hf')
         if variant == 'compiled':
-            model.compile()
+            compile_peer(model)
     if variant == 'bf16' and layout != 'ours':
         return model, lambda step: in_bfloat16(torch.inference_mode()(step))
     return model, torch.inference_mode()

@@ -101,8 +101,10 @@ def loss_features(problem: Problem) -> Tensor:
 
 
 def _one_piece(embed: Tensor, features: Tensor, points: Tensor) -> Tensor:
-    sampled = sample_features(features.expand(len(points), -1, -1, -1), points)
-    return torch.einsum('mc,mcp->mp', embed, sampled)
+    """As the matcher reads them, but with gradient."""
+    with_gradient: Callable[..., Tensor] = sample_pixels.__wrapped__  # type: ignore[attr-defined]
+    rows = with_gradient(features, points.flatten(0, 1)).unflatten(0, points.shape[:2])
+    return torch.einsum('mc,mpc->mp', embed, rows)
 
 
 def loss_masks(problem: Problem) -> Tensor:

@@ -1,19 +1,18 @@
-"""A full training step on the CPU, our head beside mmseg's and Hugging Face's.
+"""A full training step on the CPU, our head beside mmseg's, mmdet's and Hugging Face's.
 
     python -m tools.benchmark.train_step --threads 2 --csv docs/benchmarks/train-step_fp32_cpu.csv
 
-Two real pictures with their label maps, the same random weights: forward, losses, backward,
+Two real pictures with their annotation, the same random weights: forward, losses, backward,
 gradients clipped to 0.01, a step of AdamW. Ours keep freed memory and fuse AdamW, as their configs
 have it. ``-tuned`` is that, channels last and the best number of threads; ``-bf16`` is that under
-autocast, ours with ``mixed_precision`` of the pixel decoder;
-``-checkpointed`` computes activations again in the backward pass, in the backbone and, of ours, in
-both decoders; ``-accelerated``, which runs where it is named, is the stock peer after
-``mmseg_m2f.accelerate`` and nothing else. Our matcher draws its points once per picture (its
-default, also where it accelerates), the others for every prediction. Before any timing all losses
-and the norm of the gradient are compared, on equal points.
+autocast, ours with ``mixed_precision`` of the pixel decoder; ``-checkpointed`` computes activations
+again in the backward pass, in the backbone and, of ours, in both decoders. ``-accelerated`` is the
+stock peer after ``mmseg_m2f.accelerate`` and nothing else, ``ours-plain`` neither keeps memory nor
+fuses AdamW, a peer's ``-kept`` does both as ours do; these run where they are named. Our matcher
+draws its points once per picture (its default, also where it accelerates), the others for every
+prediction. Before any timing all losses and the norm of the gradient are compared, on equal points.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -27,12 +26,19 @@ import mmseg_m2f
 from mmseg_m2f import core
 from mmseg_m2f.ops.memory import keep_freed_memory, keep_heap
 from tools.benchmark import harness, segmentors
-from tools.benchmark.inference import ACCELERATED, is_hugging_face, normalised
+from tools.benchmark.gpu_pictures import panoptic_training_batch
+from tools.benchmark.inference import (
+    ACCELERATED,
+    KEPT,
+    NAMED,
+    PLAIN,
+    is_hugging_face,
+    normalised,
+)
 from tools.benchmark.pictures import class_masks, semantic_batch
 from tools.benchmark.tuning import in_bfloat16, our_parts, with_best_threads
 
-SIDES = {'r50_512': 512, 'r50_256': 256, 'r18_64': 64}
-PEERS = ('hf', 'mmseg')
+SIDES = {'r50_512': 512, 'panoptic_512': 512, 'r50_256': 256, 'r18_64': 64, 'panoptic_64': 64}
 VARIANTS = ('-bf16', '-checkpointed', '-tuned', '')
 
 # Share of the losses' range, and of the gradient's norm, that float32 may differ by; in bfloat16
@@ -46,26 +52,44 @@ def main() -> None:
         harness.Benchmark(
             'tools.benchmark.train_step',
             list(SIDES),
-            implementations(''),
+            {case: implementations(case) for case in SIDES},
             prepare,
             disagreement,
-            optional=['r50_256', 'r18_64', *(f'{name}-{ACCELERATED}' for name in PEERS)],
+            optional=[
+                'r50_256',
+                'r18_64',
+                'panoptic_64',
+                f'ours-{PLAIN}',
+                *(f'{name}-{kind}' for name in ('hf', 'mmseg', 'mmdet') for kind in NAMED),
+            ],
         )
     )
 
 
 def implementations(case: str) -> list[str]:
     """Ours first, the stock peer last: the baseline."""
-    names = [f'ours{variant}' for variant in VARIANTS]
-    for peer in PEERS:
-        names += [f'{peer}-{ACCELERATED}', *(f'{peer}{variant}' for variant in VARIANTS)]
+    names = [f'ours-{PLAIN}', *(f'ours{variant}' for variant in VARIANTS)]
+    for peer in peers_of(case):
+        names += [*(f'{peer}-{kind}' for kind in NAMED), *(f'{peer}{kind}' for kind in VARIANTS)]
     return names
+
+
+def peers_of(case: str) -> tuple[str, ...]:
+    """The implementations beside ours."""
+    return ('mmdet',) if case.startswith('panoptic') else ('hf', 'mmseg')
+
+
+def load(case: str) -> dict[str, Any]:
+    """The pictures of a case."""
+    if case.startswith('panoptic'):
+        return panoptic_training_batch(SIDES[case], 2)
+    return semantic_batch(SIDES[case], 2)
 
 
 def prepare(case: str, implementation: str) -> harness.Step:
     """One step of one model on one batch."""
     model = load_model(case, implementation)
-    step = full_step(model, semantic_batch(SIDES[case], 2), implementation)
+    step = full_step(model, load(case), implementation)
     if implementation.endswith(('-tuned', '-bf16')):
         return with_best_threads(step, f'{case}-{implementation}')
     return step
@@ -89,11 +113,12 @@ def load_model(case: str, implementation: str) -> Any:
 
 def full_step(model: Any, batch: dict[str, Any], implementation: str) -> harness.Step:
     """With the memory and the optimiser that the implementation's name stands for."""
+    layout, _, variant = implementation.partition('-')
     # A user of a peer can have the memory by two variables of glibc, and AdamW by its config.
-    ours = implementation.startswith('ours')
-    as_our_configs = ours or implementation.endswith(('-tuned', '-bf16'))
+    like_ours = variant == KEPT or (layout == 'ours' and variant != PLAIN)
+    as_our_configs = like_ours or variant in ('tuned', 'bf16')
     if as_our_configs:
-        (keep_freed_memory if ours else keep_heap)()
+        (keep_freed_memory if like_ours else keep_heap)()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05, fused=as_our_configs)
     return functools.partial(train_step, model, batch, optimiser)
@@ -168,10 +193,9 @@ def _mmseg_name(name: str) -> str:
 
 def disagreement(case: str, names: Sequence[str]) -> dict[str, harness.Agreement | str]:
     """Largest difference of losses, and of the gradients' norm where its share is worse."""
-    batch = semantic_batch(SIDES[case], 2)
-    name = case.split('_')[0]
-    segmentors.share_weights(segmentors.SPECS[name], name, PEERS, batch)
-    expected, expected_norm = _losses_and_norm(case, PEERS[-1])
+    name, peers = case.split('_')[0], peers_of(case)
+    segmentors.share_weights(segmentors.SPECS[name], name, peers, load(case))
+    expected, expected_norm = _losses_and_norm(case, peers[-1])
     value_range = float(expected.max() - expected.min())
     verdict: dict[str, harness.Agreement | str] = {}
     for implementation in names:
@@ -191,22 +215,16 @@ def disagreement(case: str, names: Sequence[str]) -> dict[str, harness.Agreement
 
 def why_not(implementation: str) -> str | None:
     """Why an implementation has no such variant, if so."""
-    if implementation == 'mmseg-checkpointed' or not implementation.endswith('-checkpointed'):
-        return None
-    if implementation.startswith('hf'):
+    if implementation == 'hf-checkpointed':
         return 'Hugging Face has no checkpointing for this model'
-    configs = (core.PixelDecoderConfig, core.DecoderConfig)
-    fields = [{field.name for field in dataclasses.fields(config)} for config in configs]
-    if all('checkpointing' in names for names in fields):
-        return None
-    return 'our decoders have no checkpointing'
+    return None
 
 
 def _losses_and_norm(case: str, implementation: str) -> tuple[Tensor, float]:
     """All losses, by name, and the norm of the gradient of their sum, on fixed points."""
     model = load_model(case, implementation)
     with mock.patch.object(torch, 'rand', equal_points()):
-        found = losses(model, semantic_batch(SIDES[case], 2))
+        found = losses(model, load(case))
     total = torch.stack([found[key] for key in sorted(found)])
     total.sum().backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
