@@ -20,7 +20,6 @@ from mmseg_m2f.core.postprocess import (
     some_rows,
 )
 from mmseg_m2f.core.structures import ImageGeometry, at_least_float32
-from mmseg_m2f.ops import linear
 
 
 def semantic_scores(
@@ -80,7 +79,7 @@ def semantic_labels(
         probs = restore_rows(mask_logits, geometry, rows).sigmoid_()
         with _without_autocast(probs):
             # Pixel by pixel: the best of neighbours in memory is found three times as fast.
-            scores = linear(probs.flatten(1).T, class_probs.T, None)
+            scores = probs.flatten(1).T @ class_probs
             return scores.argmax(1).view(len(rows), -1)
 
     return _by_bands(labels, class_logits, geometry)
