@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from tools.benchmark import harness, train_step
 from tools.benchmark.counting import formulas
@@ -88,7 +88,8 @@ class _Watching(TorchDispatchMode):
         self.seconds: dict[str, float] = defaultdict(float)
         self.calls: dict[str, int] = defaultdict(int)
         self.floors: dict[str, float] = defaultdict(float)
-        self._formulas = {**flop_registry, **formulas()}
+        ours = {operator: shape_wrapper(formula) for operator, formula in formulas().items()}
+        self._formulas = {**flop_registry, **ours}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Time the call."""
@@ -106,7 +107,7 @@ class _Watching(TorchDispatchMode):
         formula = self._formulas.get(func.overloadpacket)
         if kind in ARITHMETIC and formula is not None:
             return formula(*args, **kwargs, out_val=result) / self.speeds.flops
-        if kind == 'deformable attention' or func.is_view:
+        if kind == 'deformable attention' or getattr(func, 'is_view', False):
             return 0.0
         return num_bytes([args, kwargs, result]) / self.speeds.bytes
 
