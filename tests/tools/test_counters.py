@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 pytest.importorskip('mmseg')
 pytest.importorskip('mmdet')
@@ -76,6 +77,19 @@ def test_the_product_of_a_linear_layer_counts_wherever_it_runs() -> None:
         without = count(lambda: layer(x))
     assert without.flops == count(lambda: layer(x)).flops == 2 * 5 * 3 * 4
     assert without.aten_calls == 1
+
+
+def test_attention_counts_on_a_cpu_too() -> None:
+    """2 heads, 3 queries, 5 keys, 4 channels: two products, and five in the backward pass."""
+    query = torch.ones(1, 2, 3, 4, requires_grad=True)
+    key = torch.ones(1, 2, 5, 4, requires_grad=True)
+
+    def step() -> Tensor:
+        return F.scaled_dot_product_attention(query, key, key)
+
+    product = 2 * 2 * 3 * 5 * 4
+    assert count(step).flops == 2 * product
+    assert count(lambda: step().sum().backward()).flops == (2 + 5) * product
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
     python -m tools.benchmark.breakdown --threads 2 --csv docs/benchmarks/breakdown_fp32_cpu.csv
 
 Each operator of a step is timed as it is called, the median over steps; what is left of a step that
-nobody watches is Python, autograd and SciPy. ``floor_s`` is measured in the same process: the
-arithmetic of products, convolutions and attention at the speed of one large product, and of the
-rest what the operators read and write at the speed of one large copy. Deformable attention has
-none: it gathers.
+nobody watches is Python, autograd and SciPy. All run in one process, where after ours the others
+keep freed memory, too. ``floor_s`` is measured in the same process: the arithmetic of products,
+convolutions and attention at the speed of one large product, and of the rest what the operators
+read and write at the speed of one large copy. Deformable attention has none: it gathers.
 """
 
 import argparse

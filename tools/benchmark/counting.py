@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from mmseg_m2f.core import decoder as core_decoder
 from mmseg_m2f.core.maps import resize_maps
@@ -92,14 +96,24 @@ class _NoModules:
 
 
 def formulas() -> dict[Any, Callable[..., int]]:
-    """Of what stands in for ATen's products, which PyTorch's counter does not know."""
+    """Of what PyTorch's counter does not know: attention on a CPU, and what stands for ATen's."""
     ours = torch.ops.mmseg_m2f
     return {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_grad_flops,
         torch.ops.mkldnn._linear_pointwise: _linear_flops,
         ours.convolve_3x3: _winograd_flops,
         ours.convolve_3x3_backward_input: _winograd_flops,
         ours.convolve_3x3_backward_weight: _winograd_weight_flops,
     }
+
+
+def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _attention_grad_flops(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad, q, k, v)
 
 
 def _linear_flops(x: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
