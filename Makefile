@@ -62,7 +62,7 @@ bench: setup
 	@$(call BENCH,ops) $(BENCH_TWICE) --cases 512x512b2_forward 512x512b2_both
 	@$(call BENCH,inference) $(BENCH_TWICE) --cases r50_512 panoptic_800x1333 \
 	  --implementations ours ours-bf16 hf mmdet mmseg
-	@$(call BENCH,train_step) $(BENCH_TWICE) --steps 1 \
+	@$(call BENCH,train_step) $(BENCH_TWICE) --steps 1 --cases r50_512 \
 	  --implementations ours ours-checkpointed hf mmseg
 	@$(call BENCH,postprocess) $(BENCH_ONCE) --implementations ours ours-rle mmdet \
 	  --cases instance_4000x5000 panoptic_4000x5000 loss_300x1024

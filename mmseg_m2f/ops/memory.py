@@ -20,13 +20,12 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory it frees, for what it allocates next.
 
     A training step on a CPU takes and frees some GB in large tensors. By default the system is
-    asked for each of them and gets it back, and clears every page of it again: a fifth of the time
-    of a step on two cores (R50, 512 x 512, two pictures, measured by us). On Linux with a C++
-    compiler tensors of a MiB or more are put together from the pages that others have left
-    (``memory.cpp``): kept is what they held together at their peak, whatever their sizes.
-    PyTorch's own settings of its allocator do not reach them. Otherwise glibc is asked to keep its
-    heap, where sizes that change from step to step leave holes. What a process has held it holds
-    until it ends. A process that it starts by fork does the same.
+    asked for each of them and gets it back, and clears every page of it again: what that costs is
+    in docs/benchmarks. On Linux with a C++ compiler tensors of a MiB or more are put together from
+    the pages that others have left (``memory.cpp``): kept is what they held together at their peak,
+    whatever their sizes. PyTorch's own settings of its allocator do not reach them. Otherwise
+    glibc is asked to keep its heap, where sizes that change from step to step leave holes. What a
+    process has held it holds until it ends. A process that it starts by fork does the same.
 
     Returns:
         True if it was done, False where neither can be.
