@@ -1,8 +1,9 @@
 """Counts of our own step and test, which noise cannot touch, stay within recorded bounds.
 
 The bounds are in ``counter_bounds.json``. A change that needs fewer lowers them; one that needs
-more says why. Calls and bytes have 3 % of room for other versions of torch, flips one bit in ten
-thousand for other processors. Counted with the reference back end, so that no compiler is needed.
+more says why. Calls and bytes have 3 % of room for other versions of torch, FLOPs up to 10 %,
+flips one bit in ten thousand for other processors. Counted with the reference back end, so that no
+compiler is needed.
 """
 
 import functools

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
+from mmseg_m2f.ops.linear import linear
 from tools.benchmark import harness, train_step
 from tools.benchmark.counting import formulas
 
@@ -188,8 +189,6 @@ def timed(step: Callable[[], Any]) -> float:
 @torch.no_grad()
 def measured_speeds() -> Speeds:
     """The best of some tries."""
-    from mmseg_m2f.ops.linear import linear
-
     x, weight, target = torch.randn(8192, 1024), torch.randn(1024, 1024), torch.empty(2**25)
     source = torch.ones_like(target)
     product = min(timed(functools.partial(linear, x, weight, None)) for _ in range(10))
