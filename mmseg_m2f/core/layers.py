@@ -1,6 +1,7 @@
 """Attention, feed-forward, position encoding and the official initialisers."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -115,12 +116,13 @@ class FeedForward(nn.Module):
             return x + self._change(x)
         tokens = x.flatten(end_dim=-2)
         pieces = tokens.split(max(CACHED_HIDDEN // self.hidden, 1))
-        first = pieces[0] + self._change(pieces[0])
+        change = self._change_of_pieces()
+        first = pieces[0] + change(pieces[0])
         out = first.new_empty(tokens.shape)
         places = out.split(len(first))
         places[0].copy_(first)
         for piece, place in zip(pieces[1:], places[1:], strict=True):
-            place.copy_(piece + self._change(piece))
+            place.copy_(piece + change(piece))
         return out.view(x.shape)
 
     def _outgrows_caches(self, x: Tensor) -> bool:
@@ -135,11 +137,35 @@ class FeedForward(nn.Module):
             and not is_captured()
         )
 
+    def _change_of_pieces(self) -> Callable[[Tensor], Tensor]:
+        """``_change`` with weights in the type of an autocast.
+
+        In inference mode, and where they ask for no gradient, it casts them at every call.
+        """
+        if not (_is_plain(self.linear1) and _is_plain(self.linear2)):
+            return self._change
+        weight1, weight2 = _as_autocast(self.linear1.weight), _as_autocast(self.linear2.weight)
+        bias1, bias2 = _as_autocast(self.linear1.bias), _as_autocast(self.linear2.bias)
+        return lambda x: linear(linear(x, weight1, bias1, relu=True), weight2, bias2)
+
     def _change(self, x: Tensor) -> Tensor:
-        if type(self.linear1) is Linear and not has_hooks(self.linear1):
+        if _is_plain(self.linear1):
             return self.linear2(self.linear1(x, relu=True))
         # In the place of the layer, or around it, may be what adds something before ReLU.
         return self.linear2(relu(self.linear1(x)))
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether nothing is in the place of the layer, or around it."""
+    return type(layer) is Linear and not has_hooks(layer)
+
+
+def _as_autocast(value: Tensor) -> Tensor:
+    """A parameter as an autocast, if one is active, makes it for a product."""
+    device_type = value.device.type
+    if value.dtype == torch.float32 and torch.is_autocast_enabled(device_type):
+        return value.to(torch.get_autocast_dtype(device_type))
+    return value
 
 
 def sine_encoding(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.autograd.profiler import profile
 from torch.nn import functional as F
 
 from mmseg_m2f.core.layers import (
@@ -176,6 +177,20 @@ def test_a_feed_forward_without_gradient_goes_through_the_tokens_in_pieces(batch
     assert sizes[1:] == [piece] * whole + [rest]
     assert got.dtype == expected.dtype
     torch.testing.assert_close(got, expected.detach())
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+def test_an_autocast_casts_the_weights_once_for_all_pieces(frozen):
+    ffn = FeedForward(8, 256).requires_grad_(not frozen)
+    x = torch.randn(3 * CACHED_HIDDEN // 256, 8)
+    with torch.inference_mode(), torch.autocast('cpu', dtype=torch.bfloat16):
+        with profile(record_shapes=True, use_kineto=False) as noted:
+            got = ffn(x)
+        ffn.linear1.register_forward_hook(lambda *_: None)
+        # With a hook the layers are called piece by piece.
+        assert torch.equal(got, ffn(x))
+    casts = [e.input_shapes[0] for e in noted.function_events if e.name == 'aten::_to_copy']
+    assert casts.count([256, 8]) == casts.count([8, 256]) == 1
 
 
 def test_the_pieces_of_a_feed_forward_have_a_forward_derivative():
