@@ -1,5 +1,6 @@
 """The benchmarks' gates on their smallest cases, in this process; nothing is timed."""
 
+import csv
 import json
 import math
 import os
@@ -17,6 +18,7 @@ pytest.importorskip('mmdet')
 pytest.importorskip('transformers')
 
 from tools.benchmark import (
+    breakdown,
     data,
     harness,
     inference,
@@ -25,11 +27,11 @@ from tools.benchmark import (
     products,
     sampling,
     scaling,
-    segmentors,
     train_step,
     tuning,
     weights,
 )
+from tools.benchmark.cases import CASES
 from tools.benchmark.counting import count
 
 pytestmark = [
@@ -107,8 +109,8 @@ def test_accelerated_peers_run_where_they_are_named(
 
 @pytest.mark.filterwarnings('ignore:`torch.jit.script_method` is deprecated:DeprecationWarning')
 def test_of_ours_the_network_is_compiled_and_not_what_comes_after(folder: Path) -> None:
-    batch = inference.load('r18_128')
-    segmentors.share_weights(segmentors.SPECS['r18'], 'r18', (), batch)
+    alone = CASES['r18_128']._replace(peers=())
+    alone.share_weights(alone.test())
     model, _ = inference.load_variant('r18_128', 'ours-compiled')
     assert model.backbone._compiled_call_impl is not None
     assert model.decode_head._compiled_call_impl is not None
@@ -203,6 +205,26 @@ def test_products_alone_do_the_arithmetic_of_the_step() -> None:
     alone = products.replay(products.noted_products(step))
     # Attention, which is no product of matrices to PyTorch, is among the FLOPs of the step.
     assert 0.97 * count(step).flops < count(alone).flops <= count(step).flops
+
+
+def test_every_call_of_a_step_is_of_one_kind_of_work(tmp_path: Path) -> None:
+    path = tmp_path / 'breakdown.csv'
+    small = ['--case', 'r18_64', '--implementations', 'ours', '--steps', '1']
+    threads = str(torch.get_num_threads())
+    breakdown.main([*small, '--threads', threads, '--csv', str(path)])
+    with path.open() as file:
+        found = {row.pop('work'): row for row in csv.DictReader(file)}
+    whole = found.pop(breakdown.STEP)
+    assert {'products', 'convolutions', 'deformable attention', 'optimiser'} < set(found)
+    assert sum(int(row['calls']) for row in found.values()) == int(whole['calls'])
+    # Six of the encoder's layers, forward and backward.
+    assert int(found['deformable attention']['calls']) == 12
+    floors = {kind: float(row['floor_s']) for kind, row in found.items()}
+    assert sum(floors.values()) == pytest.approx(float(whole['floor_s']), rel=1e-2)
+    assert {kind for kind, floor in floors.items() if not floor} == {
+        'deformable attention',
+        breakdown.OUTSIDE,
+    }
 
 
 def test_products_are_noted_with_their_strides() -> None:

@@ -64,3 +64,12 @@ def test_numbers_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert '| **ours** | 0.45, 0.25, 0.002 |' in tables.long()
     assert '| the peer | 1.00, 1.00 |' in tables.long()
+
+
+def test_documents_are_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / 'README.md'
+    whole = tables.DOCUMENTS[0].read_text()
+    copy.write_text(tables.MARK.sub(r'\1an old table\n\3', whole))
+    monkeypatch.setattr(tables, 'DOCUMENTS', (copy,))
+    tables.main()
+    assert copy.read_text() == whole

@@ -22,6 +22,7 @@ pytest.importorskip('mmdet')
 from mmseg_m2f.core import deform_attn
 from mmseg_m2f.core.layers import Linear
 from tools.benchmark import counters, harness
+from tools.benchmark.cases import CASES
 from tools.benchmark.counting import Embeddings, count, sign_flips
 
 BOUNDS = json.loads(Path(__file__).with_name('counter_bounds.json').read_text())
@@ -38,8 +39,8 @@ def counted(case: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(harness.FOLDER, str(tmp_path_factory.mktemp('weights')))
         patch.setattr(deform_attn, 'ms_deform_attn', lambda *args, **_: reference(*args[:5]))
-        patch.setattr(counters, '_peers', lambda case: ())
-        counters.share_weights(case)
+        alone = CASES[case]._replace(peers=())
+        alone.share_weights(alone.test())
         yield {**counters.counts(case, 'ours'), **counters.flips(case)}
 
 

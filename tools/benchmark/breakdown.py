@@ -127,7 +127,7 @@ def num_bytes(values: Any) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table; with ``--csv`` write it."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--case', choices=list(train_step.SIDES), default='r50_512')
+    parser.add_argument('--case', choices=train_step.NAMES, default='r50_512')
     parser.add_argument('--implementations', nargs='+', default=['ours', 'mmseg'])
     parser.add_argument('--steps', type=int, default=5)
     parser.add_argument('--threads', type=int, default=1)

@@ -22,14 +22,10 @@ from typing import Any, NamedTuple
 import torch
 
 from tools.benchmark import harness, inference, segmentors, train_step
+from tools.benchmark.cases import CASES
 from tools.benchmark.counting import Counts, count, noting_embeddings, sign_flips
-from tools.benchmark.gpu_pictures import panoptic_training_batch
-from tools.benchmark.pictures import panoptic_batch, semantic_batch
 
-SIDES = {'r50_512': 512, 'r18_128': 128}
-# The scale of the test picture and the side of those for training.
-PANOPTIC = {'panoptic': (1.0, 512), 'panoptic_128': (0.25, 128)}
-CASES = (*SIDES, *PANOPTIC)
+NAMES = ('r50_512', 'r18_128', 'panoptic', 'panoptic_128')
 IMPLEMENTATIONS = ('ours', 'hf', 'mmseg', 'mmdet')
 TYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -48,7 +44,7 @@ class Row(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Count and print; with ``--csv`` write the table."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--cases', nargs='+', choices=CASES, default=['r50_512', 'panoptic'])
+    parser.add_argument('--cases', nargs='+', choices=NAMES, default=['r50_512', 'panoptic'])
     parser.add_argument(
         '--implementations', nargs='+', choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS)
     )
@@ -64,38 +60,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _rows(case: str, implementations: Sequence[str]) -> Iterator[Row]:
-    share_weights(case)
-    for name in [name for name in implementations if name in ('ours', *_peers(case))]:
+    CASES[case].share_weights(CASES[case].test())
+    for name in [name for name in implementations if name in ('ours', *CASES[case].peers)]:
         found = {**counts(case, name), **(flips(case) if name == 'ours' else {})}
         for counter, value in found.items():
             print(f'{case} {name} {counter}: {value:,}', flush=True)
             yield Row(case, name, counter, value, torch.__version__, harness.commit())
 
 
-def share_weights(case: str) -> None:
-    """In every layout."""
-    name = case.split('_')[0]
-    segmentors.share_weights(segmentors.SPECS[name], name, _peers(case), _batches(case)[0])
-
-
-def _peers(case: str) -> tuple[str, ...]:
-    return ('hf', 'mmseg') if case in SIDES else ('mmdet',)
-
-
-def _batches(case: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """To test on and to train on."""
-    if case in SIDES:
-        return semantic_batch(SIDES[case], 1), semantic_batch(SIDES[case], 2)
-    scale, side = PANOPTIC[case]
-    return panoptic_batch(scale), panoptic_training_batch(side, 2)
-
-
 def counts(case: str, implementation: str) -> dict[str, int]:
     """Of a training step with two pictures up to the optimiser, and of a test with one."""
-    name = case.split('_')[0]
-    model = segmentors.build_shared(segmentors.SPECS[name], name, implementation)
-    test_batch, train_batch = _batches(case)
-    tested = functools.partial(inference.run, model.eval(), test_batch)
+    model = CASES[case].build(implementation)
+    tested = functools.partial(inference.run, model.eval(), CASES[case].test())
     # What is made once and kept is no part of a step.
     tested()
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -107,7 +83,7 @@ def counts(case: str, implementation: str) -> dict[str, int]:
     model.train()
     if implementation == 'hf':
         segmentors.freeze_batch_norms(model)
-    trained = functools.partial(train_step.gradients, model, train_batch)
+    trained = functools.partial(train_step.gradients, model, CASES[case].train())
     return {**found, **_named('train', count(trained, model.parameters()))}
 
 
@@ -117,11 +93,10 @@ def _named(prefix: str, counted: Counts) -> dict[str, int]:
 
 def flips(case: str) -> dict[str, int]:
     """Attention bits of our test, and those that flip."""
-    name = case.split('_')[0]
-    model: Any = segmentors.build_shared(segmentors.SPECS[name], name, 'ours').eval()
-    head = model.decode_head if case in SIDES else model.panoptic_head
+    model: Any = CASES[case].build('ours').eval()
+    head = model.panoptic_head if CASES[case].is_panoptic else model.decode_head
     with noting_embeddings(head) as noted:
-        inference.run(model, _batches(case)[0])
+        inference.run(model, CASES[case].test())
     found: dict[str, int] = {}
     for kind, dtype in TYPES.items():
         for suffix, trained in (('', False), ('_trained', True)):

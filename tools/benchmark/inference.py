@@ -26,8 +26,8 @@ from torch import Tensor
 import mmseg_m2f
 from mmseg_m2f import core
 from mmseg_m2f.ops.memory import keep_freed_memory, keep_heap
-from tools.benchmark import harness, segmentors
-from tools.benchmark.pictures import panoptic_batch, semantic_batch
+from tools.benchmark import harness
+from tools.benchmark.cases import CASES
 from tools.benchmark.tuning import (
     compile_peer,
     in_bfloat16,
@@ -36,8 +36,8 @@ from tools.benchmark.tuning import (
     with_best_threads,
 )
 
-SIDES = {'r50_512': 512, 'r50_256': 256, 'swin-l_640': 640, 'r18_128': 128}
-SCALES = {'panoptic_800x1333': 1.0, 'panoptic_200x333': 0.25}
+SMALL = ('r50_256', 'r18_128', 'panoptic_200x333')
+NAMES = ('r50_512', 'swin-l_640', 'panoptic_800x1333', *SMALL)
 # Turns a function into one that is called as the variant asks.
 Calling = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -52,7 +52,6 @@ AS_BUILT = ('', ACCELERATED, PLAIN, KEPT)
 SWITCHES = {'channels-last': {'fuse_norms': False}, 'fused': {'channels_last': False}}
 # Of a peer, where they are named.
 NAMED = (ACCELERATED, KEPT)
-PEERS = {'r50': ('hf', 'mmseg'), 'r18': ('hf', 'mmseg'), 'swin-l': ('mmseg',)}
 
 # Share of the outputs' range that float32 may differ by: one attention mask whose logit rounds to
 # the other side of 0 moves its query. With Swin-L's random weights one bit of 2.5 million does,
@@ -73,14 +72,12 @@ def main() -> None:
     harness.main(
         harness.Benchmark(
             'tools.benchmark.inference',
-            [*SIDES, *SCALES],
-            {case: implementations(case) for case in [*SIDES, *SCALES]},
+            NAMES,
+            {case: implementations(case) for case in NAMES},
             prepare,
             disagreement,
             optional=[
-                'r50_256',
-                'r18_128',
-                'panoptic_200x333',
+                *SMALL,
                 *(f'{name}-compiled' for name in ('ours', 'hf', 'mmseg', 'mmdet')),
                 *(f'ours-{variant}' for variant in (*SWITCHES, PLAIN)),
                 *(f'{name}-{kind}' for name in ('hf', 'mmseg', 'mmdet') for kind in NAMED),
@@ -94,19 +91,14 @@ def implementations(case: str) -> list[str]:
     # mmdet's own way to bfloat16 is the one that is asked of mmseg.
     names = [f'ours-{MIXED}', *(f'ours-{variant}' for variant in (*SWITCHES, PLAIN))]
     names += [f'ours{variant}' for variant in VARIANTS]
-    for peer in peers_of(case):
+    for peer in CASES[case].peers:
         names += [*(f'{peer}-{kind}' for kind in NAMED), *(f'{peer}{kind}' for kind in VARIANTS)]
     return names
 
 
-def peers_of(case: str) -> tuple[str, ...]:
-    """The implementations beside ours."""
-    return ('mmdet',) if case in SCALES else PEERS[case.split('_')[0]]
-
-
 def prepare(case: str, implementation: str) -> harness.Step:
     """One picture through one model."""
-    batch = load(case)
+    batch = CASES[case].test()
     model, calling = load_variant(case, implementation)
     step = calling(functools.partial(run, model, batch))
     if implementation.partition('-')[2] not in AS_BUILT:
@@ -114,19 +106,11 @@ def prepare(case: str, implementation: str) -> harness.Step:
     return step
 
 
-def load(case: str) -> dict[str, Any]:
-    """The picture of a case."""
-    if case in SCALES:
-        return panoptic_batch(SCALES[case])
-    return semantic_batch(SIDES[case], 1)
-
-
 def load_variant(case: str, implementation: str) -> tuple[Any, Calling]:
     """A model in test mode with the weights that all share, and how it is to be called."""
-    name = case.split('_')[0]
     layout, _, variant = implementation.partition('-')
     switches = {'mixed_precision': True} if variant == MIXED else {}
-    model = segmentors.build_shared(segmentors.SPECS[name], name, layout, **switches).eval()
+    model = CASES[case].build(layout, **switches).eval()
     if variant == ACCELERATED:
         mmseg_m2f.accelerate(model)
     if variant == KEPT or (variant == '' and layout == 'ours'):
@@ -185,9 +169,8 @@ def normalised(batch: dict[str, Any]) -> Tensor:
 
 def disagreement(case: str, names: Sequence[str]) -> dict[str, harness.Agreement | str]:
     """Each against the stock peer; what cannot run says why."""
-    name, peers = case.split('_')[0], peers_of(case)
-    segmentors.share_weights(segmentors.SPECS[name], name, peers, load(case))
-    expected = outputs(case, peers[-1])
+    CASES[case].share_weights(CASES[case].test())
+    expected = outputs(case, CASES[case].peers[-1])
     value_range = float(expected.values.max() - expected.values.min())
     verdict: dict[str, harness.Agreement | str] = {}
     for implementation in names:
@@ -215,8 +198,8 @@ class Outputs(NamedTuple):
 def outputs(case: str, implementation: str) -> Outputs:
     """Of one implementation on the picture of a case."""
     model, calling = load_variant(case, implementation)
-    batch = load(case)
-    if case in SCALES:
+    batch = CASES[case].test()
+    if CASES[case].is_panoptic:
         return _panoptic_outputs(model, batch, calling)
     if is_hugging_face(model):
         return _hf_outputs(model, batch, calling)

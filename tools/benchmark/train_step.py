@@ -26,7 +26,7 @@ import mmseg_m2f
 from mmseg_m2f import core
 from mmseg_m2f.ops.memory import keep_freed_memory, keep_heap
 from tools.benchmark import harness, segmentors
-from tools.benchmark.gpu_pictures import panoptic_training_batch
+from tools.benchmark.cases import CASES
 from tools.benchmark.inference import (
     ACCELERATED,
     KEPT,
@@ -35,10 +35,11 @@ from tools.benchmark.inference import (
     is_hugging_face,
     normalised,
 )
-from tools.benchmark.pictures import class_masks, semantic_batch
+from tools.benchmark.pictures import class_masks
 from tools.benchmark.tuning import in_bfloat16, our_parts, with_best_threads
 
-SIDES = {'r50_512': 512, 'panoptic_512': 512, 'r50_256': 256, 'r18_64': 64, 'panoptic_64': 64}
+SMALL = ('r50_256', 'r18_64', 'panoptic_64')
+NAMES = ('r50_512', 'panoptic_512', *SMALL)
 VARIANTS = ('-bf16', '-checkpointed', '-tuned', '')
 
 # Share of the losses' range, and of the gradient's norm, that float32 may differ by; in bfloat16
@@ -51,14 +52,12 @@ def main() -> None:
     harness.main(
         harness.Benchmark(
             'tools.benchmark.train_step',
-            list(SIDES),
-            {case: implementations(case) for case in SIDES},
+            NAMES,
+            {case: implementations(case) for case in NAMES},
             prepare,
             disagreement,
             optional=[
-                'r50_256',
-                'r18_64',
-                'panoptic_64',
+                *SMALL,
                 f'ours-{PLAIN}',
                 *(f'{name}-{kind}' for name in ('hf', 'mmseg', 'mmdet') for kind in NAMED),
             ],
@@ -69,27 +68,15 @@ def main() -> None:
 def implementations(case: str) -> list[str]:
     """Ours first, the stock peer last: the baseline."""
     names = [f'ours-{PLAIN}', *(f'ours{variant}' for variant in VARIANTS)]
-    for peer in peers_of(case):
+    for peer in CASES[case].peers:
         names += [*(f'{peer}-{kind}' for kind in NAMED), *(f'{peer}{kind}' for kind in VARIANTS)]
     return names
-
-
-def peers_of(case: str) -> tuple[str, ...]:
-    """The implementations beside ours."""
-    return ('mmdet',) if case.startswith('panoptic') else ('hf', 'mmseg')
-
-
-def load(case: str) -> dict[str, Any]:
-    """The pictures of a case."""
-    if case.startswith('panoptic'):
-        return panoptic_training_batch(SIDES[case], 2)
-    return semantic_batch(SIDES[case], 2)
 
 
 def prepare(case: str, implementation: str) -> harness.Step:
     """One step of one model on one batch."""
     model = load_model(case, implementation)
-    step = full_step(model, load(case), implementation)
+    step = full_step(model, CASES[case].train(), implementation)
     if implementation.endswith(('-tuned', '-bf16')):
         return with_best_threads(step, f'{case}-{implementation}')
     return step
@@ -97,10 +84,9 @@ def prepare(case: str, implementation: str) -> harness.Step:
 
 def load_model(case: str, implementation: str) -> Any:
     """In training mode, with the weights that all share."""
-    name, (layout, _, variant) = case.split('_')[0], implementation.partition('-')
-    spec = segmentors.SPECS[name]
+    layout, _, variant = implementation.partition('-')
     switches = {'checkpointing': variant == 'checkpointed', 'mixed_precision': variant == 'bf16'}
-    model = segmentors.build_shared(spec, name, layout, **switches)
+    model = CASES[case].build(layout, **switches)
     model.train()
     if layout == 'hf':
         segmentors.freeze_batch_norms(model)
@@ -193,9 +179,8 @@ def _mmseg_name(name: str) -> str:
 
 def disagreement(case: str, names: Sequence[str]) -> dict[str, harness.Agreement | str]:
     """Largest difference of losses, and of the gradients' norm where its share is worse."""
-    name, peers = case.split('_')[0], peers_of(case)
-    segmentors.share_weights(segmentors.SPECS[name], name, peers, load(case))
-    expected, expected_norm = _losses_and_norm(case, peers[-1])
+    CASES[case].share_weights(CASES[case].train())
+    expected, expected_norm = _losses_and_norm(case, CASES[case].peers[-1])
     value_range = float(expected.max() - expected.min())
     verdict: dict[str, harness.Agreement | str] = {}
     for implementation in names:
@@ -224,7 +209,7 @@ def _losses_and_norm(case: str, implementation: str) -> tuple[Tensor, float]:
     """All losses, by name, and the norm of the gradient of their sum, on fixed points."""
     model = load_model(case, implementation)
     with mock.patch.object(torch, 'rand', equal_points()):
-        found = losses(model, load(case))
+        found = losses(model, CASES[case].train())
     total = torch.stack([found[key] for key in sorted(found)])
     total.sum().backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
