@@ -35,8 +35,17 @@ inline void store(float number, BFloat16* out) {
                      : static_cast<uint16_t>((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16);
 }
 
-// 64 bytes at once: GCC and Clang split them where the machine's registers are shorter.
+// Of a register. Longer vectors would compile, too, but GCC keeps them in memory.
+#if defined(__AVX512F__)
 constexpr int kBytes = 64;
+#elif defined(__AVX__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+// Registers that a loop over the samples fills at once: 32 channels of float.
+constexpr int kBlocks = 128 / kBytes;
+constexpr int kCacheLine = 64;
 template <typename T>
 struct Vector {
   static constexpr int lanes = kBytes / sizeof(T);
@@ -61,7 +70,7 @@ inline void store(const Lanes<float>& lanes, BFloat16* out) {
 // All cache lines of `count` numbers that may begin within one.
 template <typename T>
 inline void prefetch(const T* from, int64_t count) {
-  for (int64_t at = 0; at < count; at += kBytes / sizeof(T)) __builtin_prefetch(from + at);
+  for (int64_t at = 0; at < count; at += kCacheLine / sizeof(T)) __builtin_prefetch(from + at);
   __builtin_prefetch(from + count - 1);
 }
 
@@ -167,10 +176,10 @@ template <typename T>
 class HeadMap {
  public:
   explicit HeadMap(const Sizes& sizes)
-      : dim_(sizes.head_dim), memory_((sizes.tokens + 1) * sizes.head_dim + Vector<T>::lanes) {
+      : dim_(sizes.head_dim), memory_((sizes.tokens + 1) * sizes.head_dim + kCacheLine / sizeof(T)) {
     // A row that begins inside a cache line costs one line more to read.
-    const auto beyond = reinterpret_cast<uintptr_t>(memory_.data()) % kBytes;
-    rows_ = memory_.data() + (kBytes - beyond) % kBytes / sizeof(T);
+    const auto beyond = reinterpret_cast<uintptr_t>(memory_.data()) % kCacheLine;
+    rows_ = memory_.data() + (kCacheLine - beyond) % kCacheLine / sizeof(T);
   }
 
   T* row(int64_t token) const { return rows_ + token * dim_; }
@@ -320,7 +329,8 @@ template <typename T, typename V>
 inline void sum_samples(HeadMap<T>& map, const Samples<T>& samples, int64_t dim, V* out) {
   constexpr int lanes = Vector<T>::lanes;
   int64_t at = 0;
-  for (; at + 2 * lanes <= dim; at += 2 * lanes) sum_block<2>(map, samples, at, out);
+  for (; at + kBlocks * lanes <= dim; at += kBlocks * lanes)
+    sum_block<kBlocks>(map, samples, at, out);
   for (; at + lanes <= dim; at += lanes) sum_block<1>(map, samples, at, out);
   for (; at < dim; ++at) {
     T sum = 0;
@@ -384,7 +394,8 @@ class SampleGradients {
   void compute(const HeadMap<T>& map, HeadMap<T>& grad_map, const Samples<T>& samples,
                const T* grad, int64_t dim, T* grad_offsets, T* grad_logits) {
     int64_t at = 0;
-    for (; at + 2 * kLanes <= dim; at += 2 * kLanes) spread<2>(map, grad_map, samples, grad, at);
+    for (; at + kBlocks * kLanes <= dim; at += kBlocks * kLanes)
+      spread<kBlocks>(map, grad_map, samples, grad, at);
     for (; at + kLanes <= dim; at += kLanes) spread<1>(map, grad_map, samples, grad, at);
     if (at < dim) spread_rest(map, grad_map, samples, grad, at, dim);
     const T mean = differentiate(samples);
