@@ -65,6 +65,7 @@ def verdicts(module: ModuleType, case: str, names: Sequence[str]) -> Mapping[str
         (postprocess, 'panoptic_64x80', ('ours', 'naive')),
         (postprocess, 'loss_30x128', ('ours', 'mmdet')),
         (postprocess, 'loss_300x128', ('ours', 'mmdet')),
+        (postprocess, 'loss_130x128_130-queries', ('ours', 'mmdet')),
         (data, 'lsj', ('ours', 'mmdet')),
         (data, 'semantic', ('ours', 'mmseg')),
         (scaling, 'small_64', ('ours', 'hf', 'mmseg')),

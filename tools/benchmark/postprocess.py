@@ -38,8 +38,9 @@ LOSSES = {
     'loss_300x1024_300-queries': (300, 1024, 300),
     'loss_30x128': (30, 128, NUM_QUERIES),
     'loss_300x128': (300, 128, NUM_QUERIES),
+    'loss_130x128_130-queries': (130, 128, 130),
 }
-SMALL_LOSSES = ('loss_30x128', 'loss_300x128')
+SMALL_LOSSES = ('loss_30x128', 'loss_300x128', 'loss_130x128_130-queries')
 NUM_PREDICTIONS, CHANNELS = 10, 256
 # Of float tensors at full size, which the naive form holds at the same time.
 NAIVE_COPIES = 3
@@ -267,7 +268,7 @@ def draw_losses(num_targets: int, side: int, num_queries: int) -> LossProblem:
 
 def loss_step(implementation: str, problem: LossProblem) -> harness.Step:
     """Matching, losses and their backward pass."""
-    losses = our_losses() if implementation == 'ours' else mmdet_losses()
+    losses = our_losses() if implementation == 'ours' else mmdet_losses(problem)
 
     def step() -> None:
         torch.stack(losses(problem)).sum().backward()
@@ -295,17 +296,18 @@ def our_losses() -> Callable[[LossProblem], list[Tensor]]:
 
 
 @functools.cache
-def _mmdet_head() -> Any:
+def _mmdet_head(num_queries: int) -> Any:
     from tools.benchmark import segmentors
 
-    return segmentors.build(segmentors.SPECS['panoptic'], 'mmdet').panoptic_head
+    spec = segmentors.SPECS['panoptic']._replace(num_queries=num_queries)
+    return segmentors.build(spec, 'mmdet').panoptic_head
 
 
-def mmdet_losses() -> Callable[[LossProblem], list[Tensor]]:
-    """The same terms of mmdet's head, in the same order."""
+def mmdet_losses(problem: LossProblem) -> Callable[[LossProblem], list[Tensor]]:
+    """The same terms of mmdet's head, for as many queries, in the same order."""
     from mmengine.structures import InstanceData
 
-    head = _mmdet_head()
+    head = _mmdet_head(problem.class_logits.shape[2])
 
     def losses(problem: LossProblem) -> list[Tensor]:
         embeds = problem.mask_embed
@@ -321,7 +323,7 @@ def mmdet_losses() -> Callable[[LossProblem], list[Tensor]]:
 def _loss_disagreement(case: str, names: Sequence[str]) -> dict[str, harness.Agreement | str]:
     problem = draw_losses(*LOSSES[case])
     values = {}
-    for name, losses in (('ours', our_losses()), ('mmdet', mmdet_losses())):
+    for name, losses in (('ours', our_losses()), ('mmdet', mmdet_losses(problem))):
         with mock.patch.object(torch, 'rand', equal_points()), torch.no_grad():
             values[name] = torch.stack(losses(problem))
     value_range = float(values['mmdet'].max() - values['mmdet'].min())
