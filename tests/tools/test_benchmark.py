@@ -100,6 +100,26 @@ def test_no_number_when_outputs_disagree(
     assert not path.exists()
 
 
+def test_a_run_that_ends_early_leaves_the_cases_before(
+    started: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, measured = tmp_path / 'table.csv', harness._run
+
+    def stopped(bench: harness.Benchmark, options: Sequence[str], args: SimpleNamespace) -> dict:
+        if options[:2] == ['--measure', 'large']:
+            raise KeyboardInterrupt
+        return measured(bench, options, args)
+
+    monkeypatch.setattr(harness, '_run', stopped)
+    with pytest.raises(KeyboardInterrupt):
+        harness.main(benchmark(), ['--csv', str(path)])
+    with path.open() as file:
+        assert [(row['case'], row['impl']) for row in csv.DictReader(file)] == [
+            ('small', 'ours'),
+            ('small', 'theirs'),
+        ]
+
+
 def test_a_process_measures_itself(tmp_path: Path) -> None:
     path = tmp_path / 'result.json'
     harness.main(benchmark(), ['--measure', 'small', 'ours', '--result', str(path)])

@@ -122,9 +122,7 @@ def main(benchmark: Benchmark, argv: Sequence[str] | None = None) -> None:
         _write(args.result, gate_findings(benchmark, *args.gate))
     else:
         with _shared_folder():
-            rows = _compare(benchmark, args)
-        if args.csv:
-            write_csv(args.csv, rows)
+            _compare(benchmark, args)
 
 
 @contextlib.contextmanager
@@ -177,14 +175,16 @@ def gate_findings(benchmark: Benchmark, case: str, *names: str) -> dict[str, Any
     return {'torch': _torch_version(), 'verdict': dict(verdict)}
 
 
-def _compare(benchmark: Benchmark, args: argparse.Namespace) -> list[Row]:
+def _compare(benchmark: Benchmark, args: argparse.Namespace) -> None:
+    """All gates, then case by case; whatever ends the run leaves the table of those before."""
     gates = {case: _gate(benchmark, case, args) for case in args.cases}
     rows: list[Row] = []
     for case, gate in gates.items():
         samples = _alternate(benchmark, case, list(gate.agreements), args)
         rows += summarise(case, samples, gate, threads=args.threads, commit=commit())
         print(format_rows(rows[-len(samples) :]), flush=True)
-    return rows
+        if args.csv:
+            write_csv(args.csv, rows)
 
 
 def _gate(benchmark: Benchmark, case: str, args: argparse.Namespace) -> Gate:
