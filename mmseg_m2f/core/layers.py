@@ -138,14 +138,14 @@ class FeedForward(nn.Module):
         )
 
     def _change_of_pieces(self) -> Callable[[Tensor], Tensor]:
-        """``_change`` with weights in the type of an autocast.
+        """``_change``, with the weights in the type of an autocast.
 
-        In inference mode, and where they ask for no gradient, it casts them at every call.
+        It would cast them for every piece where it keeps no copy: of frozen weights and, in newer
+        PyTorch, in inference mode.
         """
         if not (_is_plain(self.linear1) and _is_plain(self.linear2)):
             return self._change
-        weight1, weight2 = _as_autocast(self.linear1.weight), _as_autocast(self.linear2.weight)
-        bias1, bias2 = _as_autocast(self.linear1.bias), _as_autocast(self.linear2.bias)
+        (weight1, bias1), (weight2, bias2) = _in_autocast(self.linear1), _in_autocast(self.linear2)
         return lambda x: linear(linear(x, weight1, bias1, relu=True), weight2, bias2)
 
     def _change(self, x: Tensor) -> Tensor:
@@ -157,15 +157,23 @@ class FeedForward(nn.Module):
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether nothing is in the place of the layer, or around it."""
-    return type(layer) is Linear and not has_hooks(layer)
+    return type(layer) is Linear and 'forward' not in vars(layer) and not has_hooks(layer)
 
 
-def _as_autocast(value: Tensor) -> Tensor:
-    """A parameter as an autocast, if one is active, makes it for a product."""
-    device_type = value.device.type
-    if value.dtype == torch.float32 and torch.is_autocast_enabled(device_type):
-        return value.to(torch.get_autocast_dtype(device_type))
-    return value
+def _in_autocast(layer: Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias as an autocast, if one is active, makes them for the product.
+
+    Subclasses (of quantised or distributed weights) are left to a product of their own.
+    """
+    device_type, dtype = layer.weight.device.type, None
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+
+    def cast(value: Tensor) -> Tensor:
+        plain = type(value) in (Tensor, nn.Parameter) and value.dtype == torch.float32
+        return value.to(dtype) if plain and dtype is not None else value
+
+    return cast(layer.weight), None if layer.bias is None else cast(layer.bias)
 
 
 def sine_encoding(

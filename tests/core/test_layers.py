@@ -177,6 +177,24 @@ def test_a_feed_forward_without_gradient_goes_through_the_tokens_in_pieces(batch
     assert sizes[1:] == [piece] * whole + [rest]
     assert got.dtype == expected.dtype
     torch.testing.assert_close(got, expected.detach())
+    # Without the hook nobody sees the layers.
+    ffn.linear1._forward_hooks.clear()
+    with torch.no_grad(), torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
+        assert torch.equal(ffn(x), got)
+
+
+def test_the_pieces_of_a_feed_forward_leave_other_layers_to_themselves():
+    x = torch.randn(3 * CACHED_HIDDEN // 256, 8)
+    without_bias, replaced = FeedForward(8, 256), FeedForward(8, 256)
+    for layer in (without_bias.linear1, without_bias.linear2):
+        layer.bias = None
+    replaced.linear2.forward = lambda hidden: hidden[:, :8]
+    with torch.no_grad():
+        hidden = F.linear(x, without_bias.linear1.weight).relu()
+        expected = x + F.linear(hidden, without_bias.linear2.weight)
+        torch.testing.assert_close(without_bias(x), expected)
+        hidden = F.linear(x, replaced.linear1.weight, replaced.linear1.bias).relu()
+        torch.testing.assert_close(replaced(x), x + hidden[:, :8])
 
 
 @pytest.mark.parametrize('frozen', [False, True])
