@@ -103,6 +103,17 @@ def test_results_and_gradients_are_those_of_float64(form):
 @pytest.mark.parametrize('size', [(1, 1), (2, 5), (4, 4), (5, 4), (7, 9), (13, 37)])
 def test_winograd_at_every_border(size):
     """Tiles that are cut, more maps than one, channels that do not fill a panel."""
+    check_winograd(size)
+
+
+@needs_winograd
+def test_winograd_with_shorter_registers(shorter_registers):
+    shorter_registers(winograd)
+    for size in ((1, 1), (5, 4), (13, 37)):
+        check_winograd(size)
+
+
+def check_winograd(size):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 32, *size, generator=generator, dtype=torch.float64)
     weight = torch.randn(48, 32, 3, 3, generator=generator, dtype=torch.float64)

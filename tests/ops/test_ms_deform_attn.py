@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmseg_m2f.ops import ms_deform_attn
-from mmseg_m2f.ops.ms_deform_attn import BACKENDS, check_shapes
+from mmseg_m2f.ops.ms_deform_attn import BACKENDS, check_shapes, compiled
 from mmseg_m2f.ops.ms_deform_attn.reference import ms_deform_attn_reference
 
 CPU_BACKENDS = ['compiled', 'embedding_bag', 'reference']
@@ -96,6 +96,17 @@ def test_float32_of_any_layout_equals_the_reference(backend):
 @pytest.mark.parametrize('head_dim', [1, 8, 16, 31, 32, 40, 64])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
 def test_compiled_gradients_equal_those_of_the_reference(head_dim, dtype):
+    check_gradients(head_dim, dtype)
+
+
+def test_compiled_gradients_with_shorter_registers(shorter_registers):
+    shorter_registers(compiled)
+    for head_dim in (1, 8, 16, 31, 32, 40, 64):
+        for dtype in (torch.float32, torch.float64):
+            check_gradients(head_dim, dtype)
+
+
+def check_gradients(head_dim, dtype):
     inputs = make_inputs(
         [(5, 3), (1, 1), (9, 7)], queries=19, heads=3, head_dim=head_dim, points=3, dtype=dtype
     )

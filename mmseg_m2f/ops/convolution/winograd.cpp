@@ -18,8 +18,10 @@ using Index = std::int64_t;
 // The product of a strip of rows and a panel of columns stays in registers.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kRows = 14;
-#else
+#elif defined(__AVX__)
 constexpr int kLanes = 8, kRows = 6;
+#else
+constexpr int kLanes = 4, kRows = 6;
 #endif
 constexpr int kColumns = 2 * kLanes;
 constexpr int kPoints = 36;

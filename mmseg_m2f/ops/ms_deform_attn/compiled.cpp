@@ -331,6 +331,8 @@ inline void sum_samples(HeadMap<T>& map, const Samples<T>& samples, int64_t dim,
   int64_t at = 0;
   for (; at + kBlocks * lanes <= dim; at += kBlocks * lanes)
     sum_block<kBlocks>(map, samples, at, out);
+  for (; at + kBlocks / 2 * lanes <= dim; at += kBlocks / 2 * lanes)
+    sum_block<kBlocks / 2>(map, samples, at, out);
   for (; at + lanes <= dim; at += lanes) sum_block<1>(map, samples, at, out);
   for (; at < dim; ++at) {
     T sum = 0;
@@ -396,6 +398,8 @@ class SampleGradients {
     int64_t at = 0;
     for (; at + kBlocks * kLanes <= dim; at += kBlocks * kLanes)
       spread<kBlocks>(map, grad_map, samples, grad, at);
+    for (; at + kBlocks / 2 * kLanes <= dim; at += kBlocks / 2 * kLanes)
+      spread<kBlocks / 2>(map, grad_map, samples, grad, at);
     for (; at + kLanes <= dim; at += kLanes) spread<1>(map, grad_map, samples, grad, at);
     if (at < dim) spread_rest(map, grad_map, samples, grad, at, dim);
     const T mean = differentiate(samples);
