@@ -104,6 +104,7 @@ def test_a_run_that_ends_early_leaves_the_cases_before(
     started: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, measured = tmp_path / 'table.csv', harness._run
+    three = benchmark()._replace(cases=('small', 'middle', 'large'))
 
     def stopped(bench: harness.Benchmark, options: Sequence[str], args: SimpleNamespace) -> dict:
         if options[:2] == ['--measure', 'large']:
@@ -111,12 +112,13 @@ def test_a_run_that_ends_early_leaves_the_cases_before(
         return measured(bench, options, args)
 
     monkeypatch.setattr(harness, '_run', stopped)
+    # A table that is part of the commit changes as soon as it is written.
+    monkeypatch.setattr(harness, 'commit', lambda: 'a+' if path.exists() else 'a')
     with pytest.raises(KeyboardInterrupt):
-        harness.main(benchmark(), ['--csv', str(path)])
+        harness.main(three, ['--csv', str(path)])
     with path.open() as file:
-        assert [(row['case'], row['impl']) for row in csv.DictReader(file)] == [
-            ('small', 'ours'),
-            ('small', 'theirs'),
+        assert [(row['case'], row['impl'], row['commit']) for row in csv.DictReader(file)] == [
+            (case, name, 'a') for case in ('small', 'middle') for name in ('ours', 'theirs')
         ]
 
 

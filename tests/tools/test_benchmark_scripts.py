@@ -208,7 +208,7 @@ def test_products_alone_do_the_arithmetic_of_the_step() -> None:
     assert 0.97 * count(step).flops < count(alone).flops <= count(step).flops
 
 
-def test_every_call_of_a_step_is_of_one_kind_of_work(tmp_path: Path) -> None:
+def test_a_breakdown_has_all_kinds_of_work_and_their_floors(tmp_path: Path) -> None:
     path = tmp_path / 'breakdown.csv'
     small = ['--case', 'r18_64', '--implementations', 'ours', '--steps', '1']
     threads = str(torch.get_num_threads())
@@ -217,15 +217,11 @@ def test_every_call_of_a_step_is_of_one_kind_of_work(tmp_path: Path) -> None:
         found = {row.pop('work'): row for row in csv.DictReader(file)}
     whole = found.pop(breakdown.STEP)
     assert {'products', 'convolutions', 'deformable attention', 'optimiser'} < set(found)
-    assert sum(int(row['calls']) for row in found.values()) == int(whole['calls'])
     # Six of the encoder's layers, forward and backward.
     assert int(found['deformable attention']['calls']) == 12
-    floors = {kind: float(row['floor_s']) for kind, row in found.items()}
-    assert sum(floors.values()) == pytest.approx(float(whole['floor_s']), rel=1e-2)
-    assert {kind for kind, floor in floors.items() if not floor} == {
-        'deformable attention',
-        breakdown.OUTSIDE,
-    }
+    without = {kind for kind, row in found.items() if not float(row['floor_s'])}
+    assert without == {'deformable attention', breakdown.OUTSIDE}
+    assert float(whole['floor_s']) > 0
 
 
 def test_products_are_noted_with_their_strides() -> None:

@@ -129,8 +129,10 @@ def main(benchmark: Benchmark, argv: Sequence[str] | None = None) -> None:
 def _shared_folder() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as path:
         os.environ[FOLDER] = path
-        yield
-        del os.environ[FOLDER]
+        try:
+            yield
+        finally:
+            del os.environ[FOLDER]
 
 
 def _parse(benchmark: Benchmark, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -179,9 +181,11 @@ def _compare(benchmark: Benchmark, args: argparse.Namespace) -> None:
     """All gates, then case by case; whatever ends the run leaves the table of those before."""
     gates = {case: _gate(benchmark, case, args) for case in args.cases}
     rows: list[Row] = []
+    # Before the table, which may be a file that the commit has.
+    state = commit()
     for case, gate in gates.items():
         samples = _alternate(benchmark, case, list(gate.agreements), args)
-        rows += summarise(case, samples, gate, threads=args.threads, commit=commit())
+        rows += summarise(case, samples, gate, threads=args.threads, commit=state)
         print(format_rows(rows[-len(samples) :]), flush=True)
         if args.csv:
             write_csv(args.csv, rows)

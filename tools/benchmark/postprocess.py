@@ -268,7 +268,8 @@ def draw_losses(num_targets: int, side: int, num_queries: int) -> LossProblem:
 
 def loss_step(implementation: str, problem: LossProblem) -> harness.Step:
     """Matching, losses and their backward pass."""
-    losses = our_losses() if implementation == 'ours' else mmdet_losses(problem)
+    num_queries = problem.class_logits.shape[2]
+    losses = our_losses() if implementation == 'ours' else mmdet_losses(num_queries)
 
     def step() -> None:
         torch.stack(losses(problem)).sum().backward()
@@ -303,11 +304,11 @@ def _mmdet_head(num_queries: int) -> Any:
     return segmentors.build(spec, 'mmdet').panoptic_head
 
 
-def mmdet_losses(problem: LossProblem) -> Callable[[LossProblem], list[Tensor]]:
-    """The same terms of mmdet's head, for as many queries, in the same order."""
+def mmdet_losses(num_queries: int) -> Callable[[LossProblem], list[Tensor]]:
+    """The same terms of mmdet's head, in the same order."""
     from mmengine.structures import InstanceData
 
-    head = _mmdet_head(problem.class_logits.shape[2])
+    head = _mmdet_head(num_queries)
 
     def losses(problem: LossProblem) -> list[Tensor]:
         embeds = problem.mask_embed
@@ -321,9 +322,9 @@ def mmdet_losses(problem: LossProblem) -> Callable[[LossProblem], list[Tensor]]:
 
 
 def _loss_disagreement(case: str, names: Sequence[str]) -> dict[str, harness.Agreement | str]:
-    problem = draw_losses(*LOSSES[case])
+    problem, num_queries = draw_losses(*LOSSES[case]), LOSSES[case][2]
     values = {}
-    for name, losses in (('ours', our_losses()), ('mmdet', mmdet_losses(problem))):
+    for name, losses in (('ours', our_losses()), ('mmdet', mmdet_losses(num_queries))):
         with mock.patch.object(torch, 'rand', equal_points()), torch.no_grad():
             values[name] = torch.stack(losses(problem))
     value_range = float(values['mmdet'].max() - values['mmdet'].min())
