@@ -33,6 +33,11 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(any(vars(module).get(kind) for kind in kinds) or _has_any_global_hook())
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its class's ``forward``, or something else."""
+    return has_hooks(module) or 'forward' in vars(module)
+
+
 class Attention(nn.Module):
     """Multi-head attention whose boolean mask is shared by the heads.
 
@@ -157,7 +162,7 @@ class FeedForward(nn.Module):
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether nothing is in the place of the layer, or around it."""
-    return type(layer) is Linear and 'forward' not in vars(layer) and not has_hooks(layer)
+    return type(layer) is Linear and not is_watched(layer)
 
 
 def _in_autocast(layer: Linear) -> tuple[Tensor, Tensor | None]:

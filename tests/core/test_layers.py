@@ -167,7 +167,7 @@ def test_a_feed_forward_without_gradient_goes_through_the_tokens_in_pieces(batch
     num_tokens = 3 * CACHED_HIDDEN // 256 + 5
     x = torch.randn(*batch, num_tokens, 8)
     sizes = []
-    ffn.linear1.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
+    hook = ffn.linear1.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
     with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
         expected = ffn(x)
         with torch.no_grad():
@@ -178,7 +178,7 @@ def test_a_feed_forward_without_gradient_goes_through_the_tokens_in_pieces(batch
     assert got.dtype == expected.dtype
     torch.testing.assert_close(got, expected.detach())
     # Without the hook nobody sees the layers.
-    ffn.linear1._forward_hooks.clear()
+    hook.remove()
     with torch.no_grad(), torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
         assert torch.equal(ffn(x), got)
 

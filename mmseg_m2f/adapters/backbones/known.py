@@ -1,13 +1,9 @@
-"""Which classes of the frameworks' backbones are meant, and what keeps a part from them."""
+"""Which classes of the frameworks' backbones are meant."""
 
 import functools
 import importlib
 import sys
 from collections.abc import Sequence
-
-from torch import nn
-
-from mmseg_m2f.core.layers import has_hooks
 
 _PACKAGES = ('mmseg', 'mmdet')
 
@@ -18,11 +14,6 @@ def known_classes(module: str, names: Sequence[str]) -> frozenset[type]:
     A model of a package that nobody has imported does not exist.
     """
     return frozenset().union(*(_classes(package, module, tuple(names)) for package in _loaded()))
-
-
-def is_watched(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its class's ``forward``, or something else."""
-    return has_hooks(module) or 'forward' in vars(module)
 
 
 def _loaded() -> list[str]:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmseg_m2f.adapters.backbones.known import is_watched, known_classes
+from mmseg_m2f.adapters.backbones.known import known_classes
+from mmseg_m2f.core.layers import is_watched
 from mmseg_m2f.ops.convolution import Window, convolve
 from mmseg_m2f.ops.linear import why_not_onednn
 

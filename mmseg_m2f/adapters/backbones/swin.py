@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmseg_m2f.adapters.backbones.known import is_watched, known_classes
+from mmseg_m2f.adapters.backbones.known import known_classes
+from mmseg_m2f.core.layers import is_watched
 from mmseg_m2f.ops.linear import linear, why_not_onednn
 
 # Tokens that go through a block together: enough of them for the products, which read all weights
