@@ -1,34 +1,27 @@
 """Built segmentors and detectors of OpenMMLab, made ready for fast predictions; the hook for it."""
 
-import copy
 import gc
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmcv.cnn import fuse_conv_bn
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmseg_m2f.acceleration import Twin
 from mmseg_m2f.adapters.amp import DTYPES
+from mmseg_m2f.adapters.cast_weights import cast_weights as cast_weights_of
+from mmseg_m2f.adapters.cast_weights import try_casting
 from mmseg_m2f.adapters.channels_last import to_channels_last, with_backbone
 from mmseg_m2f.adapters.heads import MaskHead
 from mmseg_m2f.adapters.keep_memory import keep_on_cpu
+from mmseg_m2f.adapters.trials import CannotPrepareError, try_on_copy
 from mmseg_m2f.checkpoints import HEADS
 from mmseg_m2f.registry import HOOKS
 
-# Of the picture that shows whether fusing keeps a backbone's maps, and what share of their range
-# they may move by: a wrong norm moves them by all of it, TF32 convolutions by 1e-3.
-_SIDE, _TOLERANCE = 64, 1e-2
-_SMALLEST = torch.finfo(torch.float32).tiny
 _WITHOUT = 'Set fuse_norms=False to leave the norms as they are.'
-
-
-class CannotPrepareError(ValueError):
-    """What of a model or of the settings cannot be prepared, what can, and the way out."""
 
 
 def prepare_openmmlab(
@@ -39,6 +32,7 @@ def prepare_openmmlab(
     dtype: str | torch.dtype | None = None,
     compile: bool = False,  # noqa: A002 - as torch calls it
     keep_memory: bool = False,
+    cast_weights: bool = False,
 ) -> None:
     """``mmseg_m2f.prepare_inference``, which has the documentation.
 
@@ -47,13 +41,18 @@ def prepare_openmmlab(
     """
     inner = _checked_model(model)
     checked_dtype = _checked_dtype(dtype, inner)
+    cast_to = _checked_casting(cast_weights, checked_dtype, inner)
     head = _compilable_head(inner) if compile else None
+    if cast_to is not None:
+        try_casting(inner, cast_to)
     if fuse_norms:
         _fuse_norms(inner.backbone)
-        gc.collect()  # the copy it was tried on, whose modules refer to themselves
+    gc.collect()  # the copies that were tried, whose modules refer to themselves
+    if cast_to is not None:
+        cast_weights_of(inner, cast_to)
     if channels_last:
         to_channels_last(inner)
-    _set_autocast(inner, checked_dtype)
+    _set_autocast(inner, checked_dtype, cast_weights)
     if keep_memory:
         keep_on_cpu(inner)
     for part in (inner.backbone, getattr(inner, 'neck', None), head) if compile else ():
@@ -68,7 +67,7 @@ class PrepareInferenceHook(Hook):
     Validation within a training is left alone: a prepared model cannot be trained on.
 
     Args:
-        channels_last, fuse_norms, dtype, compile, keep_memory: as in
+        channels_last, fuse_norms, dtype, compile, keep_memory, cast_weights: as in
             ``mmseg_m2f.prepare_inference``.
 
     Raises:
@@ -86,6 +85,7 @@ class PrepareInferenceHook(Hook):
         dtype: str | torch.dtype | None = None,
         compile: bool = False,  # noqa: A002 - as torch calls it
         keep_memory: bool = False,
+        cast_weights: bool = False,
     ) -> None:
         self.settings: dict[str, Any] = {
             'channels_last': channels_last,
@@ -93,28 +93,36 @@ class PrepareInferenceHook(Hook):
             'dtype': dtype,
             'compile': compile,
             'keep_memory': keep_memory,
+            'cast_weights': cast_weights,
         }
-        self._fused = False
+        # What makes the model one that cannot be trained on.
+        self._done: str | None = None
 
     def before_test(self, runner: Runner) -> None:
         """The runner has loaded the checkpoint by now."""
         fuses = self.settings['fuse_norms'] and _has_norms(runner.model)
-        if fuses and any(isinstance(hook, EMAHook) for hook in runner.hooks):
+        casts = self.settings['cast_weights']
+        if (fuses or casts) and any(isinstance(hook, EMAHook) for hook in runner.hooks):
+            culprits = {'fuse_norms': fuses, 'cast_weights': casts}
+            without = ', '.join(f'{name}=False' for name, is_on in culprits.items() if is_on)
             raise CannotPrepareError(
                 'PrepareInferenceHook: EMAHook exchanges all weights around a test, one by one, '
-                f'which fusing would mix up. {_WITHOUT} Or take EMAHook out of the test: '
-                "checkpoints hold the averaged weights as the model's own."
+                f'which fusing and casting would spoil. Set {without}. Or take EMAHook out of the '
+                "test: checkpoints hold the averaged weights as the model's own."
             )
         runner.model.eval()  # the loop does so only after this
         prepare_openmmlab(runner.model, **self.settings)
-        self._fused |= fuses
+        if casts:
+            self._done = 'cast the weights of this model'
+        elif fuses:
+            self._done = 'fused the norms of this model into its convolutions'
 
     def before_train(self, runner: Runner) -> None:
         """Nothing to train is left of fused norms, and checkpoints would lack them."""
-        if self._fused:
+        if self._done is not None:
             raise CannotPrepareError(
-                'PrepareInferenceHook: the test before has fused the norms of this model into its '
-                'convolutions. Train first, or in a runner of its own.'
+                f'PrepareInferenceHook: the test before has {self._done}. Train first, or in a '
+                'runner of its own.'
             )
 
 
@@ -146,6 +154,22 @@ def _checked_dtype(dtype: str | torch.dtype | None, model: nn.Module) -> torch.d
             "dtype='bfloat16' works there, or move the model first"
         )
     return None if name == 'float32' else DTYPES[name]
+
+
+def _checked_casting(cast: bool, dtype: torch.dtype | None, model: Any) -> torch.dtype | None:
+    """What to cast the weights to."""
+    if cast and dtype is None:
+        raise CannotPrepareError(
+            'prepare_inference: cast_weights=True wants to know what to cast to: '
+            "dtype='bfloat16', or 'float16' on an accelerator"
+        )
+    before = _autocast_of(model)
+    if before is not None and before.cast and dtype != before.dtype:
+        raise CannotPrepareError(
+            f'prepare_inference: the weights were cast to {before.dtype} before and are no more '
+            f'in float32, which dtype={dtype} starts from: load them into a new model'
+        )
+    return dtype if cast else None
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -182,20 +206,14 @@ def _fuse_norms(backbone: nn.Module) -> None:
                 f'prepare_inference: backbone.{name} ({type(norm).__name__}) {objection}. '
                 f'{_WITHOUT}'
             )
-    try:
-        moved = _moved_by_fusing(copy.deepcopy(backbone).float())
-    except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise CannotPrepareError(
-            f'prepare_inference: {type(backbone).__name__} cannot be fused and tried on a picture '
-            f'of {_SIDE} x {_SIDE}: {type(error).__name__}: {error}. {_WITHOUT}'
-        ) from error
-    # Written so that NaN fails.
-    if not moved <= _TOLERANCE:
-        raise CannotPrepareError(
-            f'prepare_inference: {type(backbone).__name__} gives other maps once its norms are '
-            f'fused (by {moved:.2g} of their range): its norms do not follow their convolutions '
-            f'directly. {_WITHOUT}'
-        )
+    try_on_copy(
+        backbone,
+        fuse_conv_bn,
+        'fused',
+        torch.float32,
+        'its norms do not follow their convolutions directly',
+        _WITHOUT,
+    )
     fuse_conv_bn(backbone)
 
 
@@ -220,33 +238,13 @@ def _objection(norm: Any) -> str | None:
     return None
 
 
-@torch.no_grad()
-def _moved_by_fusing(backbone: nn.Module) -> float:
-    """Fuse, and see by which share of their range the maps of a picture of noise move."""
-    convolutions = (part for part in backbone.modules() if isinstance(part, nn.Conv2d))
-    channels = next((part.in_channels for part in convolutions), 3)
-    # A generator of its own leaves the run's random numbers alone.
-    noise = torch.randn(1, channels, _SIDE, _SIDE, generator=torch.Generator())
-    noise = noise.to(_device_of(backbone))
-    with torch.autocast(noise.device.type, enabled=False):
-        before = _maps(backbone(noise))
-        after = _maps(fuse_conv_bn(backbone)(noise))
-    shares = [
-        (new - old).abs().max() / (old.max() - old.min()).clamp(min=_SMALLEST)
-        for old, new in zip(before, after, strict=True)
-    ]
-    return float(torch.stack(shares).max())
-
-
-def _maps(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
-
-
 class _UnderAutocast:
     """``predict`` of a model under autocast of its device, wherever that is by then."""
 
-    def __init__(self, model: nn.Module, original: Any, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, original: Any, dtype: torch.dtype, cast: bool) -> None:
         self.model, self.original, self.dtype = model, original, dtype
+        # The model's weights are in the type, too.
+        self.cast = cast
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's own."""
@@ -254,10 +252,16 @@ class _UnderAutocast:
             return self.original(*args, **kwargs)
 
 
-def _set_autocast(model: Any, dtype: torch.dtype | None) -> None:
+def _autocast_of(model: Any) -> _UnderAutocast | None:
+    """That of an earlier call."""
     owner = getattr(model.predict, '__self__', None)
-    if isinstance(owner, _UnderAutocast):  # of an earlier call
-        model.predict = owner.original
+    return owner if isinstance(owner, _UnderAutocast) else None
+
+
+def _set_autocast(model: Any, dtype: torch.dtype | None, cast: bool) -> None:
+    before = _autocast_of(model)
+    if before is not None:
+        model.predict, cast = before.original, cast or before.cast
     if dtype is not None:
         # A bound method of a plain object survives copy.deepcopy and torch.save with the model.
-        model.predict = _UnderAutocast(model, model.predict, dtype).predict
+        model.predict = _UnderAutocast(model, model.predict, dtype, cast).predict

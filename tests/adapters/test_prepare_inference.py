@@ -6,12 +6,10 @@ import inspect
 import subprocess
 import sys
 import weakref
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cv2
 import pytest
 import torch
 from mmengine import Config, ConfigDict
@@ -23,16 +21,15 @@ from torch import Tensor, nn
 pytest.importorskip('mmseg')
 
 import small_models
+from prepared_models import assert_near, assert_same_labels, batch, build, outputs
 
 import mmseg_m2f
 from mmseg_m2f import core
-from mmseg_m2f.adapters import keep_memory
-from mmseg_m2f.adapters import prepare_inference as preparing
+from mmseg_m2f.adapters import keep_memory, trials
 from mmseg_m2f.adapters.channels_last import ChannelsLastHook
 from mmseg_m2f.adapters.heads import passed_on
 from mmseg_m2f.adapters.prepare_inference import CannotPrepareError, PrepareInferenceHook
 from tests import reduced
-from tests.parity.parity_weights import redraw, tell_queries_apart
 from tests.tools.conftest import write_weights
 
 pytestmark = [
@@ -41,68 +38,6 @@ pytestmark = [
     pytest.mark.filterwarnings('ignore:The arguments `dropout` in MultiheadAttention'),
 ]
 ROOT = Path(__file__).parents[2]
-PICTURE = ROOT / 'data/tiny/coco/img/train/000000000436.jpg'
-SIZE = (128, 160)
-
-
-def batch(kind: str) -> dict[str, Any]:
-    """A real picture, as small as it may be."""
-    if kind == 'detector':
-        from mmdet.structures import DetDataSample as Sample
-    else:
-        from mmseg.structures import SegDataSample as Sample
-    pixels = cv2.resize(cv2.imread(str(PICTURE)), SIZE[::-1], interpolation=cv2.INTER_AREA)
-    sample = Sample(metainfo={'img_shape': SIZE, 'ori_shape': SIZE})
-    return {'inputs': [torch.from_numpy(pixels).permute(2, 0, 1)], 'data_samples': [sample]}
-
-
-def build(kind: str) -> nn.Module:
-    """In evaluation mode, with weights and statistics that matter."""
-    if kind == 'stock':
-        pytest.importorskip('mmdet')
-        import stock_models
-
-        return stock_models.build('mmseg')
-    if kind == 'detector':
-        pytest.importorskip('mmdet')
-        init_default_scope('mmdet')
-        model = MODELS.build(small_models.detector())
-    else:
-        init_default_scope('mmseg')
-        config = small_models.segmentor()
-        if kind == 'fcn':
-            channels = small_models.CHANNELS[-1]
-            config['decode_head'] = {'type': 'FCNHead', 'in_channels': channels, 'channels': 8}
-            config['decode_head'].update(num_classes=3, norm_cfg={'type': 'BN'})
-        model = MODELS.build(ConfigDict(config))
-    if kind == 'fcn':
-        redraw(model)
-    else:
-        tell_queries_apart(model, batch(kind))
-    return model.eval()
-
-
-def outputs(model: nn.Module, kind: str) -> tuple[Tensor, Tensor]:
-    """Scores of semantic models, instances' of a detector, and the labels of the pixels."""
-    data = batch(kind)
-    with torch.no_grad():
-        [sample] = model.test_step(data)
-    if kind == 'detector':
-        return sample.pred_instances.scores, sample.pred_sem_seg.sem_seg
-    return sample.seg_logits.data, sample.pred_sem_seg.data
-
-
-def assert_near(found: Tensor, expected: Tensor, share: float) -> None:
-    extent = float(expected.max() - expected.min())
-    assert extent > 0
-    assert float((found.float() - expected).abs().max()) <= share * extent
-
-
-def assert_same_labels(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """But for a pixel where two classes are equally likely."""
-    assert len(found) == len(expected) > 0
-    for one, other in zip(found, expected, strict=True):
-        assert float((one == other).float().mean()) >= 0.999
 
 
 @pytest.mark.parametrize('kind', ['segmentor', 'detector', 'stock', 'fcn'])
@@ -216,21 +151,21 @@ def test_a_backbone_s_maps_are_gone_when_the_decoder_begins(kind: str) -> None:
 
 def test_nothing_is_left_of_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     copies: list[weakref.ref[nn.Module]] = []
-    fuse_on_trial = preparing._moved_by_fusing
+    try_copy = trials._moved_by
 
-    def watched(copied: nn.Module) -> float:
+    def watched(copied: nn.Module, *args: Any) -> float:
         copies.append(weakref.ref(copied))
-        return fuse_on_trial(copied)
+        return try_copy(copied, *args)
 
-    monkeypatch.setattr(preparing, '_moved_by_fusing', watched)
+    monkeypatch.setattr(trials, '_moved_by', watched)
     model = build('detector')  # whose faster parts know their modules
     gc.disable()  # it would come at some time
     try:
-        mmseg_m2f.prepare_inference(model)
+        mmseg_m2f.prepare_inference(model, dtype='bfloat16', cast_weights=True)
         left = [ref() for ref in copies]
     finally:
         gc.enable()
-    assert left == [None]
+    assert left == [None, None]
 
 
 def test_only_the_usual_sequence_of_maps_is_passed_on() -> None:
@@ -344,7 +279,7 @@ sys.path.insert(0, 'tests/adapters')
 import torch
 from torch import nn
 import mmseg_m2f
-import test_prepare_inference as tests
+import prepared_models as tests
 
 graphs = []
 
@@ -441,18 +376,29 @@ def test_the_hook_acts_after_the_checkpoint_is_loaded(row: Path) -> None:
 
 
 @pytest.mark.filterwarnings('ignore')
-def test_the_hook_in_bfloat16(row: Path) -> None:
+@pytest.mark.parametrize('cast', [False, True], ids=['weights_float32', 'weights_cast'])
+def test_the_hook_in_bfloat16(row: Path, cast: bool) -> None:
     seen = []
-    hook = {'type': 'mmseg_m2f.PrepareInferenceHook', 'dtype': 'bfloat16'}
+    hook = {'type': 'mmseg_m2f.PrepareInferenceHook', 'dtype': 'bfloat16', 'cast_weights': cast}
 
     class Watch(Hook):
         def before_test_epoch(self, runner: Runner) -> None:
-            runner.model.backbone.register_forward_hook(
-                lambda _, __, maps: seen.append(maps[0].dtype)
-            )
+            backbone = runner.model.backbone
+            assert backbone.conv1.weight.dtype == (torch.bfloat16 if cast else torch.float32)
+            backbone.register_forward_hook(lambda _, __, maps: seen.append(maps[0].dtype))
 
     result_of(row, 'bfloat16', hook, Watch())
     assert set(seen) == {torch.bfloat16}
+
+
+def test_the_hook_lets_no_training_follow_a_test_with_weights_that_were_cast() -> None:
+    settings = {'fuse_norms': False, 'dtype': 'bfloat16', 'cast_weights': True}
+    hook = PrepareInferenceHook(**settings)
+    runner = SimpleNamespace(model=build('segmentor'), hooks=[hook])
+    hook.before_train(runner)
+    hook.before_test(runner)
+    with pytest.raises(CannotPrepareError, match='has cast the weights of this model'):
+        hook.before_train(runner)
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -475,9 +421,12 @@ def test_the_hook_leaves_training_and_validation_alone(row: Path) -> None:
 @pytest.mark.filterwarnings('ignore')
 def test_the_hook_beside_moving_averages(row: Path) -> None:
     hooks = [{'type': 'EMAHook'}, {'type': 'mmseg_m2f.PrepareInferenceHook'}]
-    with pytest.raises(CannotPrepareError, match='EMAHook exchanges all weights'):
+    with pytest.raises(CannotPrepareError, match=r'EMAHook exchanges all .*fuse_norms=False\.'):
         result_of(row, 'averages', *hooks)
     hooks[1]['fuse_norms'] = False
+    cast = {**hooks[1], 'dtype': 'bfloat16', 'cast_weights': True}
+    with pytest.raises(CannotPrepareError, match=r'EMAHook exchanges all .* cast_weights=False\.'):
+        result_of(row, 'averages', hooks[0], cast)
     _, plain = result_of(row, 'plain-averages', hooks[0])
     _, record = result_of(row, 'channels-last-averages', *hooks)
     assert_same_labels(record.labels['test'], plain.labels['test'])

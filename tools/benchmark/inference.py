@@ -6,7 +6,8 @@ One real picture, the same random weights, post-processing included. Ours keep f
 their configs have it. ``-tuned`` is without a change to anybody's code: batch norms fused, channels
 last, inference mode, freed memory kept (a peer's by glibc, which two variables do), the best number
 of threads up to ``--threads``; ours by ``mmseg_m2f.prepare_inference``. ``-bf16`` is ``-tuned``
-under autocast (ours ``-bf16-mixed`` with ``mixed_precision`` of the pixel decoder), ``-compiled``
+under autocast (ours with the weights cast before, and as ``-bf16-mixed`` with
+``mixed_precision`` of the pixel decoder), ``-compiled``
 ``-tuned`` with ``torch.compile``, which takes minutes. ``-accelerated`` is the stock peer after
 ``mmseg_m2f.accelerate`` and nothing else, ``ours-channels-last`` and ``ours-fused`` are parts of
 ``ours-tuned``, ``ours-plain`` keeps no memory, as a model that neither a config nor
@@ -118,10 +119,11 @@ def load_variant(case: str, implementation: str) -> tuple[Any, Calling]:
     if variant in AS_BUILT:
         return model, lambda step: step
     if layout == 'ours':
-        dtype = 'bfloat16' if variant in ('bf16', MIXED) else None
-        parts = SWITCHES.get(variant, {})
+        parts: dict[str, Any] = dict(SWITCHES.get(variant, {}))
+        if variant in ('bf16', MIXED):
+            parts = {'dtype': 'bfloat16', 'cast_weights': True}
         compiled = variant == 'compiled'
-        mmseg_m2f.prepare_inference(model, dtype=dtype, keep_memory=True, compile=compiled, **parts)
+        mmseg_m2f.prepare_inference(model, keep_memory=True, compile=compiled, **parts)
     else:
         keep_heap()
         model = tuned(model, fuse=layout != 'hf')
