@@ -63,9 +63,9 @@ def prepare_inference(
             allocates next, until it ends: ``ops.memory.keep_freed_memory``. Faster, and on Linux
             with a C++ compiler leaner.
         cast_weights: brings the weights, too, into ``dtype``, as the autocast does at every
-            picture: of the convolutions and linear layers of the backbone and, of ours, of what
-            computes in ``dtype``. The same numbers in less memory and time; only ``predict`` works
-            from then on. Tried on a copy of the backbone first.
+            picture: of convolutions, linear layers and attention, in the backbone and in what of
+            our head computes in ``dtype``. The same numbers in less memory and time; only
+            ``predict`` works from then on, and there is no way back. Tried on a copy first.
 
     Returns:
         ``model`` itself.

@@ -15,7 +15,7 @@ def replace_methods(module: nn.Module, **methods: Callable[..., Any]) -> None:
     """
     for name, method in methods.items():
         setattr(module, name, method)
-    setattr(module, _MARK, [*getattr(module, _MARK, ()), *methods])
+    setattr(module, _MARK, {**getattr(module, _MARK, {}), **methods})
 
 
 def is_accelerated(model: nn.Module) -> bool:
@@ -24,7 +24,20 @@ def is_accelerated(model: nn.Module) -> bool:
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """The model with its own methods again; the weights are what they have become."""
+    """The model with its own methods again; the weights are what they have become.
+
+    Raises:
+        ValueError: something else has taken the place of a method since, and may call it; the
+            model is as it was.
+    """
+    for module in model.modules():
+        for name, method in vars(module).get(_MARK, {}).items():
+            if vars(module).get(name) != method:
+                raise ValueError(
+                    f'restore: {name} of {type(module).__name__} is not what accelerate put there: '
+                    'undo first what has replaced it since (prepare_inference with a dtype does), '
+                    'or build the model anew'
+                )
     for module in model.modules():
         for name in vars(module).pop(_MARK, ()):
             del vars(module)[name]

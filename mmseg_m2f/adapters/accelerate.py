@@ -27,6 +27,7 @@ from mmseg_m2f.adapters.accelerate_methods import (
     postprocess_config,
 )
 from mmseg_m2f.adapters.accelerate_stock import KNOWN, NETWORK, loss_settings, network_settings
+from mmseg_m2f.adapters.autocast import autocast_of
 from mmseg_m2f.adapters.backbones import faster_forwards
 from mmseg_m2f.adapters.heads import MaskHead
 from mmseg_m2f.adapters.semantic import Mask2FormerHead
@@ -64,6 +65,11 @@ def accelerate_openmmlab(model: nn.Module, points: str = 'shared') -> None:
     else:
         _say(f'accelerate: the losses and the matching stay the stock ones, {why_stock_losses}')
     detector = None if is_semantic else _detector_methods(model, head, twin)
+    if detector is not None and autocast_of(model) is not None:
+        raise CannotAccelerateError(
+            'prepare_inference has put predict under an autocast, which would be lost: accelerate '
+            'goes first, of a model built anew or after prepare_inference(model) without dtype'
+        )
     replace_methods(head, **replaced, resolved_config=ours.resolved_config)
     backbone: Any = model.backbone
     for module, forward in faster_forwards(backbone):

@@ -1,61 +1,121 @@
 """Weights in the type that an autocast would cast them to at every picture."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmseg_m2f import core
 from mmseg_m2f.adapters.heads import MaskHead
-from mmseg_m2f.adapters.trials import try_on_copy
+from mmseg_m2f.adapters.trials import CannotPrepareError, Trial, try_on_copy
 from mmseg_m2f.checkpoints import HEADS
 from mmseg_m2f.core.layers import Attention
 
+# By class, the parameters that only products read, all of which an autocast casts.
+_CAST = {
+    (nn.Conv2d, nn.ConvTranspose2d, nn.Linear): ('weight', 'bias'),
+    (nn.MultiheadAttention, Attention): ('in_proj_weight', 'in_proj_bias'),
+}
+_MARK = '_weights_were_cast_to'
+
+
+def check_casting(
+    model: nn.Module, cast: bool, dtype: torch.dtype | None, *, fuses: bool
+) -> torch.dtype | None:
+    """What to cast the weights to; ``fuses``: norms would be fused, too.
+
+    Raises:
+        CannotPrepareError: no type, or the weights were cast before and what is asked for would
+            need them as they were.
+    """
+    if cast and dtype is None:
+        raise CannotPrepareError(
+            'prepare_inference: cast_weights=True wants to know what to cast to: '
+            "dtype='bfloat16', or 'float16' on an accelerator"
+        )
+    before = vars(model).get(_MARK)
+    if before is not None and (dtype != before or fuses):
+        asked = 'fuse_norms=True' if dtype == before else f'dtype={dtype}'
+        raise CannotPrepareError(
+            f'prepare_inference: the weights were cast to {before} before, and {asked} would start '
+            'from those in float32: load them into a new model'
+        )
+    return dtype if cast else None
+
 
 def try_casting(model: Any, dtype: torch.dtype) -> None:
-    """See that the model's backbone takes it.
+    """See that a copy of the network, cast, gives the same numbers.
 
     Raises:
         CannotPrepareError: it does not.
     """
     try_on_copy(
-        model.backbone,
-        lambda backbone: cast_products(backbone, dtype),
-        f'cast to {dtype}',
-        dtype,
-        'it computes with its weights outside of products that an autocast casts them for',
-        'Set cast_weights=False to leave the weights in float32.',
+        _network(model),
+        lambda network: network.cast(dtype),
+        Trial(
+            name=type(model).__name__,
+            done=f'cast to {dtype}',
+            dtype=dtype,
+            # An accelerator may take the same sum in another order.
+            tolerance=0.0 if next(model.parameters()).device.type == 'cpu' else 1e-2,
+            why='not all weights are read by products alone, which an autocast casts them for',
+            way_out='Set cast_weights=False to leave the weights in float32.',
+        ),
     )
 
 
 def cast_weights(model: Any, dtype: torch.dtype) -> None:
-    """Of the backbone and of those of our parts that an autocast reaches, in place."""
-    for part in (model.backbone, *_our_parts(model)):
-        cast_products(part, dtype)
+    """Of the backbone and of what of our head an autocast reaches, in place."""
+    _network(model).cast(dtype)
+    setattr(model, _MARK, dtype)
 
 
-def cast_products(part: nn.Module, dtype: torch.dtype) -> None:
-    """Cast what convolutions, linear layers and our attention multiply with, biases included.
+class _Network(nn.Module):
+    """From the picture to the logits of our head or, of another head, to the backbone's maps."""
 
-    The parameters stay the same objects. Norms, embeddings and what has a type of its own
-    (quantised, distributed) stay what they are.
+    def __init__(self, backbone: nn.Module, neck: nn.Module | None, head: MaskHead | None) -> None:
+        super().__init__()
+        self.backbone, self.neck, self.head = backbone, neck, head
+
+    def forward(self, pictures: Tensor) -> Any:
+        """``pictures`` have the shape ``(B, channels, height, width)``."""
+        maps = self.backbone(pictures)
+        if self.head is None:
+            return maps
+        return self.head(maps if self.neck is None else self.neck(maps))
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """All but what our head computes in float32 whatever the autocast."""
+        _cast_products(self.backbone, dtype)
+        if self.head is not None:
+            _cast_products(self.head.decoder, dtype)
+            pixel_decoder: Any = self.head.pixel_decoder
+            if pixel_decoder.config.mixed_precision:
+                _cast_products(pixel_decoder, dtype)
+
+
+def _network(model: Any) -> _Network:
+    return _Network(model.backbone, getattr(model, 'neck', None), _our_head(model))
+
+
+def _our_head(model: Any) -> MaskHead | None:
+    """With both of our decoders in it."""
+    for head in (getattr(model, name, None) for name in HEADS):
+        if isinstance(head, MaskHead):
+            kinds = (core.MSDeformAttnPixelDecoder, core.MaskedAttentionDecoder)
+            parts = (head.pixel_decoder, head.decoder)
+            return head if all(map(isinstance, parts, kinds)) else None
+    return None
+
+
+def _cast_products(part: nn.Module, dtype: torch.dtype) -> None:
+    """The parameters stay the same objects.
+
+    What has a type of its own (quantised, distributed) stays what it is.
     """
     for module in part.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear | Attention):
-            for value in module.parameters(recurse=False):
-                if type(value) is nn.Parameter and value.dtype == torch.float32:
-                    value.data = value.data.to(dtype)
-
-
-def _our_parts(model: Any) -> Iterator[nn.Module]:
-    """Our decoder and, where it is not in float32 whatever the autocast, our pixel decoder."""
-    for head in (getattr(model, name, None) for name in HEADS):
-        if not isinstance(head, MaskHead):
-            continue
-        if isinstance(head.decoder, core.MaskedAttentionDecoder):
-            yield head.decoder
-        pixel_decoder: Any = head.pixel_decoder
-        is_ours = isinstance(pixel_decoder, core.MSDeformAttnPixelDecoder)
-        if is_ours and pixel_decoder.config.mixed_precision:
-            yield pixel_decoder
+        for kinds, names in _CAST.items():
+            if isinstance(module, kinds):
+                for value in (module._parameters.get(name) for name in names):
+                    if type(value) is nn.Parameter and value.dtype == torch.float32:
+                        value.data = value.data.to(dtype)

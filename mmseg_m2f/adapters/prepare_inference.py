@@ -12,15 +12,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmseg_m2f.acceleration import Twin
 from mmseg_m2f.adapters.amp import DTYPES
+from mmseg_m2f.adapters.autocast import set_autocast
 from mmseg_m2f.adapters.cast_weights import cast_weights as cast_weights_of
-from mmseg_m2f.adapters.cast_weights import try_casting
+from mmseg_m2f.adapters.cast_weights import check_casting, try_casting
 from mmseg_m2f.adapters.channels_last import to_channels_last, with_backbone
 from mmseg_m2f.adapters.heads import MaskHead
 from mmseg_m2f.adapters.keep_memory import keep_on_cpu
-from mmseg_m2f.adapters.trials import CannotPrepareError, try_on_copy
+from mmseg_m2f.adapters.trials import CannotPrepareError, Trial, try_on_copy
 from mmseg_m2f.checkpoints import HEADS
 from mmseg_m2f.registry import HOOKS
 
+# A wrong norm moves maps by all of their range, TF32 convolutions by 1e-3.
+_TOLERANCE = 1e-2
 _WITHOUT = 'Set fuse_norms=False to leave the norms as they are.'
 
 
@@ -41,18 +44,19 @@ def prepare_openmmlab(
     """
     inner = _checked_model(model)
     checked_dtype = _checked_dtype(dtype, inner)
-    cast_to = _checked_casting(cast_weights, checked_dtype, inner)
+    fuses = fuse_norms and bool(_norms(inner.backbone))
+    cast_to = check_casting(inner, cast_weights, checked_dtype, fuses=fuses)
     head = _compilable_head(inner) if compile else None
     if cast_to is not None:
         try_casting(inner, cast_to)
-    if fuse_norms:
+    if fuses:
         _fuse_norms(inner.backbone)
     gc.collect()  # the copies that were tried, whose modules refer to themselves
     if cast_to is not None:
         cast_weights_of(inner, cast_to)
     if channels_last:
         to_channels_last(inner)
-    _set_autocast(inner, checked_dtype, cast_weights)
+    set_autocast(inner, checked_dtype)
     if keep_memory:
         keep_on_cpu(inner)
     for part in (inner.backbone, getattr(inner, 'neck', None), head) if compile else ():
@@ -156,22 +160,6 @@ def _checked_dtype(dtype: str | torch.dtype | None, model: nn.Module) -> torch.d
     return None if name == 'float32' else DTYPES[name]
 
 
-def _checked_casting(cast: bool, dtype: torch.dtype | None, model: Any) -> torch.dtype | None:
-    """What to cast the weights to."""
-    if cast and dtype is None:
-        raise CannotPrepareError(
-            'prepare_inference: cast_weights=True wants to know what to cast to: '
-            "dtype='bfloat16', or 'float16' on an accelerator"
-        )
-    before = _autocast_of(model)
-    if before is not None and before.cast and dtype != before.dtype:
-        raise CannotPrepareError(
-            f'prepare_inference: the weights were cast to {before.dtype} before and are no more '
-            f'in float32, which dtype={dtype} starts from: load them into a new model'
-        )
-    return dtype if cast else None
-
-
 def _device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
@@ -197,10 +185,7 @@ def _compilable_head(model: nn.Module) -> nn.Module:
 
 def _fuse_norms(backbone: nn.Module) -> None:
     """By mmcv, which goes by the order of definition: a copy is to show first that it is right."""
-    norms = _norms(backbone)
-    if not norms:
-        return
-    for name, norm in norms.items():
+    for name, norm in _norms(backbone).items():
         if objection := _objection(norm):
             raise CannotPrepareError(
                 f'prepare_inference: backbone.{name} ({type(norm).__name__}) {objection}. '
@@ -209,10 +194,14 @@ def _fuse_norms(backbone: nn.Module) -> None:
     try_on_copy(
         backbone,
         fuse_conv_bn,
-        'fused',
-        torch.float32,
-        'its norms do not follow their convolutions directly',
-        _WITHOUT,
+        Trial(
+            name=type(backbone).__name__,
+            done='fused',
+            dtype=torch.float32,
+            tolerance=_TOLERANCE,
+            why='its norms do not follow their convolutions directly',
+            way_out=_WITHOUT,
+        ),
     )
     fuse_conv_bn(backbone)
 
@@ -236,32 +225,3 @@ def _objection(norm: Any) -> str | None:
     if norm.weight is None or norm.bias is None:
         return 'has no weight and bias (affine=False), which mmcv asks for'
     return None
-
-
-class _UnderAutocast:
-    """``predict`` of a model under autocast of its device, wherever that is by then."""
-
-    def __init__(self, model: nn.Module, original: Any, dtype: torch.dtype, cast: bool) -> None:
-        self.model, self.original, self.dtype = model, original, dtype
-        # The model's weights are in the type, too.
-        self.cast = cast
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As the model's own."""
-        with torch.autocast(_device_of(self.model).type, self.dtype):
-            return self.original(*args, **kwargs)
-
-
-def _autocast_of(model: Any) -> _UnderAutocast | None:
-    """That of an earlier call."""
-    owner = getattr(model.predict, '__self__', None)
-    return owner if isinstance(owner, _UnderAutocast) else None
-
-
-def _set_autocast(model: Any, dtype: torch.dtype | None, cast: bool) -> None:
-    before = _autocast_of(model)
-    if before is not None:
-        model.predict, cast = before.original, cast or before.cast
-    if dtype is not None:
-        # A bound method of a plain object survives copy.deepcopy and torch.save with the model.
-        model.predict = _UnderAutocast(model, model.predict, dtype, cast).predict

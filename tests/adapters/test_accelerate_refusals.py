@@ -16,7 +16,7 @@ import huggingface_models  # noqa: E402
 from stock_models import batch, build, logits, losses, results  # noqa: E402
 
 import mmseg_m2f  # noqa: E402
-from mmseg_m2f.acceleration import CannotAccelerateError, restore  # noqa: E402
+from mmseg_m2f.acceleration import CannotAccelerateError, is_accelerated, restore  # noqa: E402
 from mmseg_m2f.adapters.backbones import speed_up  # noqa: E402
 
 pytestmark = [
@@ -44,6 +44,29 @@ def test_hooks_of_parts_send_to_the_stock_path(part: str, said: list[str]) -> No
     handle.remove()
     results(model, data)
     assert len(heard) == 4
+
+
+def test_the_way_back_is_closed_once_predict_is_under_an_autocast() -> None:
+    model = mmseg_m2f.accelerate(build('mmdet'))
+    mmseg_m2f.prepare_inference(model, fuse_norms=False, dtype='bfloat16')
+    before = copy.copy(vars(model))
+    with pytest.raises(ValueError, match=r'predict of Mask2Former is not what accelerate put'):
+        restore(model)
+    assert vars(model) == before
+    # Without it there is nothing in the way.
+    mmseg_m2f.prepare_inference(model, fuse_norms=False)
+    restore(copy.deepcopy(model))
+    restore(model)
+    assert not is_accelerated(model)
+
+
+def test_an_autocast_around_predict_is_not_lost() -> None:
+    model = mmseg_m2f.prepare_inference(build('mmdet'), dtype='bfloat16')
+    with pytest.raises(CannotAccelerateError, match=r'under an autocast.*accelerate goes first'):
+        mmseg_m2f.accelerate(model)
+    assert not is_accelerated(model)
+    mmseg_m2f.accelerate(mmseg_m2f.prepare_inference(model))
+    assert is_accelerated(model)
 
 
 def test_replaced_parts_send_to_the_stock_path(said: list[str]) -> None:

@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from mmcv.cnn import ConvWS2d
+from mmengine import ConfigDict
+from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,6 +16,7 @@ pytest.importorskip('mmseg')
 from prepared_models import build, outputs
 
 import mmseg_m2f
+from mmseg_m2f.acceleration import is_accelerated
 from mmseg_m2f.adapters.cast_weights import cast_weights
 from mmseg_m2f.adapters.trials import CannotPrepareError
 
@@ -81,6 +85,7 @@ def test_the_parameters_stay_the_same_objects_in_their_order_of_memory() -> None
     before = dict(model.named_parameters())
     mmseg_m2f.prepare_inference(model, fuse_norms=False, **BFLOAT16)
     after = dict(model.named_parameters())
+    assert after['backbone.conv1.weight'].dtype == torch.bfloat16
     assert list(after) == list(before)
     assert all(after[name] is value for name, value in before.items())
     assert after['backbone.conv1.weight'].is_contiguous(memory_format=torch.channels_last)
@@ -90,7 +95,10 @@ def test_an_accelerated_model_stays_accelerated() -> None:
     model = mmseg_m2f.accelerate(build('stock'))
     expected = outputs(mmseg_m2f.prepare_inference(copy.deepcopy(model), dtype='bfloat16'), 'stock')
     mmseg_m2f.prepare_inference(model, **BFLOAT16)
-    assert all(name.startswith('backbone.') for name in names_of(model, torch.bfloat16))
+    assert is_accelerated(model)
+    cast = names_of(model, torch.bfloat16)
+    assert 'backbone.conv1.weight' in cast
+    assert all(name.startswith('backbone.') for name in cast)
     for found, wanted in zip(outputs(model, 'stock'), expected, strict=True):
         assert torch.equal(found, wanted)
 
@@ -108,27 +116,94 @@ def test_what_has_a_type_of_its_own_is_left() -> None:
     assert model.backbone.layer1[0].conv2.weight.dtype == torch.bfloat16
 
 
-class Exact(nn.Conv2d):
+class ExactConvolution(nn.Conv2d):
     """Computes in float32 whatever the autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast('cpu', enabled=False):
-            return F.conv2d(x, self.weight, stride=2, padding=3)
+            return F.conv2d(x, self.weight, self.bias, stride=2, padding=3)
 
 
-def test_a_backbone_that_needs_its_weights_in_float32_is_refused() -> None:
-    model = build('segmentor')
-    conv = model.backbone.conv1
-    model.backbone.conv1 = Exact(3, conv.out_channels, 7, bias=False)
+class ExactLinear(nn.Linear):
+    """Computes in float32 whatever the autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast('cpu', enabled=False):
+            return F.linear(x.float(), self.weight, self.bias)
+
+
+def exact_convolution(model: Any) -> None:
+    model.backbone.conv1 = ExactConvolution(3, 8, 7, bias=False)
+
+
+def exact_linear(model: Any) -> None:
+    model.decode_head.decoder.class_embed = ExactLinear(32, 4)
+
+
+def exact_attention(model: Any) -> None:
+    model.decode_head.pixel_decoder.layers[0].attn.value_proj = ExactLinear(32, 32)
+
+
+def standardised(model: Any) -> None:
+    """Weights less their mean, over their deviation, taken in float32."""
+    model.backbone.conv1 = ConvWS2d(3, 8, 7, stride=2, padding=3, bias=False)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (exact_convolution, r'cannot be cast .*RuntimeError'),
+        (exact_linear, r'cannot be cast .*RuntimeError'),
+        (exact_attention, r'cannot be cast .*RuntimeError'),
+        (standardised, 'gives other numbers once it is cast .*not all weights are read by'),
+    ],
+)
+def test_weights_that_are_needed_in_float32_are_refused(change: Any, message: str) -> None:
+    model = build('segmentor', mixed_precision=True)
+    change(model)
+    settings = {'fuse_norms': False, 'channels_last': False, **BFLOAT16}
+    without = {**settings, 'cast_weights': False}
+    outputs(mmseg_m2f.prepare_inference(copy.deepcopy(model), **without), 'segmentor')
     state = copy.deepcopy(model.state_dict())
-    with pytest.raises(
-        CannotPrepareError, match=r'cannot be cast .*RuntimeError.*cast_weights=False'
-    ):
-        mmseg_m2f.prepare_inference(model, **BFLOAT16)
+    with pytest.raises(CannotPrepareError, match=f'{message}.*cast_weights=False'):
+        mmseg_m2f.prepare_inference(model, **settings)
     assert list(model.state_dict()) == list(state)
     assert not names_of(model, torch.bfloat16)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert 'predict' not in vars(model)
+
+
+def test_parameters_of_their_own_are_left_to_subclasses() -> None:
+    class Scaled(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.gamma = nn.Parameter(torch.ones(2))
+
+    model = build('segmentor')
+    model.backbone.scaled = Scaled()
+    cast_weights(model, torch.bfloat16)
+    assert model.backbone.scaled.weight.dtype == torch.bfloat16
+    assert model.backbone.scaled.gamma.dtype == torch.float32
+
+
+def test_a_transformer_whose_maps_come_in_pairs() -> None:
+    """With the attention of PyTorch."""
+    init_default_scope('mmseg')
+    model = build('fcn')
+    settings = {'img_size': 64, 'embed_dims': 16, 'num_layers': 1, 'num_heads': 2}
+    backbone = {'type': 'VisionTransformer', 'output_cls_token': True, **settings}
+    model.backbone = MODELS.build(ConfigDict(backbone))
+    model.eval()
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        picture = torch.randn(1, 3, 64, 64)
+        [expected] = model.backbone(picture)
+        mmseg_m2f.prepare_inference(model, **BFLOAT16)
+        [found] = model.backbone(picture)
+    attention = model.backbone.layers[0].attn.attn
+    assert isinstance(attention, nn.MultiheadAttention)
+    assert attention.in_proj_weight.dtype == torch.bfloat16
+    assert attention.out_proj.weight.dtype == torch.bfloat16
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_without_a_type_there_is_nothing_to_cast_to() -> None:
@@ -149,3 +224,13 @@ def test_there_is_no_way_back(settings: dict[str, Any]) -> None:
         assert torch.equal(found, wanted)
     with pytest.raises(CannotPrepareError, match='load them into a new model'):
         mmseg_m2f.prepare_inference(model, **settings)
+
+
+def test_norms_are_fused_before_or_never() -> None:
+    model = build('segmentor')
+    mmseg_m2f.prepare_inference(model, fuse_norms=False, **BFLOAT16)
+    expected = outputs(model, 'segmentor')
+    with pytest.raises(CannotPrepareError, match='fuse_norms=True would start from'):
+        mmseg_m2f.prepare_inference(model, dtype='bfloat16')
+    for found, wanted in zip(outputs(model, 'segmentor'), expected, strict=True):
+        assert torch.equal(found, wanted)

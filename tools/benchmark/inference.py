@@ -6,15 +6,14 @@ One real picture, the same random weights, post-processing included. Ours keep f
 their configs have it. ``-tuned`` is without a change to anybody's code: batch norms fused, channels
 last, inference mode, freed memory kept (a peer's by glibc, which two variables do), the best number
 of threads up to ``--threads``; ours by ``mmseg_m2f.prepare_inference``. ``-bf16`` is ``-tuned``
-under autocast (ours with the weights cast before, and as ``-bf16-mixed`` with
-``mixed_precision`` of the pixel decoder), ``-compiled``
-``-tuned`` with ``torch.compile``, which takes minutes. ``-accelerated`` is the stock peer after
-``mmseg_m2f.accelerate`` and nothing else, ``ours-channels-last`` and ``ours-fused`` are parts of
-``ours-tuned``, ``ours-plain`` keeps no memory, as a model that neither a config nor
-``prepare_inference`` asked to, and a peer's ``-kept`` keeps it as ours do; these run where they are
-named. Before any timing the scores (semantic) or logits
-(panoptic) are compared; the labels are those of the finished maps. Hugging Face forms its masks at
-384 x 384 whatever the picture, so that its labels differ while its logits do not.
+under autocast (ours with their weights cast before; ``-bf16-mixed`` with ``mixed_precision`` of the
+pixel decoder, too), ``-compiled`` ``-tuned`` with ``torch.compile``, which takes minutes.
+``-accelerated`` is the stock peer after ``mmseg_m2f.accelerate`` and nothing else,
+``ours-channels-last`` and ``ours-fused`` are parts of ``ours-tuned``, ``ours-plain`` keeps no
+memory, as a model that neither a config nor ``prepare_inference`` asked to, and a peer's ``-kept``
+keeps it as ours do; these run where they are named. Before any timing the scores (semantic) or
+logits (panoptic) are compared; the labels are those of the finished maps. Hugging Face forms its
+masks at 384 x 384 whatever the picture, so that its labels differ while its logits do not.
 """
 
 import functools
