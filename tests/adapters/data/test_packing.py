@@ -191,7 +191,9 @@ def test_masks_arrive_from_a_worker_as_they_were():
         masks[index, y : y + 9, x : x + 2 * index + 1] = generator.integers(0, 2, (9, 1))
     masks[4] = 1
     for sent in (masks, masks[:0], masks[:, :0]):
-        arrived = pickle.loads(pickle.dumps(PatchedMasks(sent, *sent.shape[1:])))
+        original = PatchedMasks(masks[:0], *sent.shape[1:])
+        original.masks = sent  # upstream's own constructor takes no masks without rows
+        arrived = pickle.loads(pickle.dumps(original))
         assert isinstance(arrived, PatchedMasks)
         assert (arrived.height, arrived.width) == sent.shape[1:]
         assert arrived.masks.dtype == np.uint8
