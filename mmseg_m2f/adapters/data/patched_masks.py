@@ -28,7 +28,10 @@ def unpacked(patches: list[PackedPatch], height: int, width: int) -> PatchedMask
     for mask, (x, y, rows, columns, bits) in zip(masks, patches, strict=True):
         pixels = np.unpackbits(bits, count=rows * columns)
         mask[y : y + rows, x : x + columns] = pixels.reshape(rows, columns)
-    return PatchedMasks(masks, height, width)
+    whole = PatchedMasks(masks[:0], height, width)
+    # The constructor copies masks, and upstream's takes none without rows.
+    whole.masks = masks
+    return whole
 
 
 def _packed(mask: np.ndarray) -> PackedPatch:
