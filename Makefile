@@ -61,7 +61,7 @@ BENCH_BF16 := $(if $(shell grep -m1 -o -E 'avx512_bf16|amx_bf16' /proc/cpuinfo 2
 
 bench: setup
 	@$(call BENCH,counters) --cases r50_512
-	@$(call BENCH,ops) $(BENCH_TWICE) --cases 512x512b2_forward 512x512b2_both
+	@$(call BENCH,ops) $(BENCH_ONCE) --cases 512x512b2_forward 512x512b2_both
 	@$(call BENCH,inference) $(BENCH_TWICE) --cases r50_512 panoptic_800x1333 \
 	  --implementations ours $(BENCH_BF16) hf mmdet mmseg
 	@$(call BENCH,train_step) $(BENCH_TWICE) --cases r50_512 \
@@ -70,7 +70,7 @@ bench: setup
 	  --cases instance_4000x5000 panoptic_4000x5000 loss_300x1024
 	@$(call BENCH,data) --pairs 1
 	@$(call BENCH,scaling) $(BENCH_ONCE) --implementations ours \
-	  --cases targets_1 targets_300 side_256 side_1024 queries_50
+	  --cases targets_1 targets_300 side_256 side_1024
 
 lock: setup
 	@$(RUN) scripts/lock.py > requirements/constraints-$(STACK).txt

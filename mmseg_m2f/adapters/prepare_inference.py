@@ -49,6 +49,8 @@ def prepare_openmmlab(
     head = _compilable_head(inner) if compile else None
     if cast_to is not None:
         try_casting(inner, cast_to)
+    if channels_last:
+        _try_channels_last(inner.backbone)
     if fuses:
         _fuse_norms(inner.backbone)
     gc.collect()  # the copies that were tried, whose modules refer to themselves
@@ -180,6 +182,25 @@ def _compilable_head(model: nn.Module) -> nn.Module:
         f'prepare_inference: compile=True takes heads of mmseg_m2f, and {type(model).__name__} has '
         'none. A stock Mask2Former: call mmseg_m2f.accelerate(model) first. Any other: '
         'compile=False, and model.backbone.compile() for the backbone alone.'
+    )
+
+
+def _try_channels_last(backbone: nn.Module) -> None:
+    """Convolutions of their own kind may read their weights as numbers in the usual order."""
+    convolutions = (module for module in backbone.modules() if isinstance(module, nn.Conv2d))
+    if all(type(convolution) is nn.Conv2d for convolution in convolutions):
+        return
+    try_on_copy(
+        backbone,
+        to_channels_last,
+        Trial(
+            name=type(backbone).__name__,
+            done='brought into channels-last order',
+            dtype=torch.float32,
+            tolerance=_TOLERANCE,
+            why='it goes by the order of its weights in memory',
+            way_out='Set channels_last=False to leave the weights in their order.',
+        ),
     )
 
 

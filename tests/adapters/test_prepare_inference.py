@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmcv.cnn import ConvWS2d
 from mmengine import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, init_default_scope
@@ -226,6 +227,11 @@ def norm_elsewhere(model: Any) -> None:
     model.backbone.layer1[0] = nn.Sequential(block, nn.Conv2d(8, 8, 1), nn.ReLU(), block.bn1)
 
 
+def standardised_weights(model: Any) -> None:
+    """mmcv's read theirs as rows of numbers."""
+    model.backbone.conv1 = ConvWS2d(3, 8, 7, stride=2, padding=3, bias=False)
+
+
 def another_input(model: Any) -> None:
     model.backbone.register_forward_pre_hook(lambda *_: _refuse())
 
@@ -242,6 +248,11 @@ def _refuse() -> None:
         (no_statistics, {}, r'backbone\.bn1 .*no running statistics.*fuse_norms=False'),
         (no_weight, {}, r'backbone\.bn1 .*affine=False.*fuse_norms=False'),
         (norm_elsewhere, {}, r'do not follow their convolutions directly.*fuse_norms=False'),
+        (
+            standardised_weights,
+            {'fuse_norms': False},
+            r'cannot be brought into channels-last order.*channels_last=False',
+        ),
         (another_input, {}, r'224 x 224 only.*fuse_norms=False'),
         (None, {'dtype': 'int8'}, r"one of \['float16', 'bfloat16', 'float32'\], got 'int8'"),
         (None, {'dtype': 'float16'}, r"float16 needs an accelerator.*dtype='bfloat16'"),
