@@ -58,7 +58,7 @@ ROWS = {
     'ours, no freed memory kept': 'ours-plain',
     'ours, channels last': 'ours-channels-last',
     'ours, norms fused': 'ours-fused',
-    'ours, both, or in training tuned': 'ours-tuned',
+    'ours, both': 'ours-tuned',
     'ours, compiled and tuned': 'ours-compiled',
     'ours in bfloat16, the pixel decoder too': 'ours-bf16-mixed',
     'ours in bfloat16 (training: the pixel decoder too)': 'ours-bf16',
