@@ -57,7 +57,8 @@ check: setup
 BENCH = $(RUN) -W ignore -m tools.benchmark.$(1) --csv $(BENCH_OUT)/$(1).csv
 BENCH_ONCE = --threads $(BENCH_THREADS) --pairs 1 --steps 1
 BENCH_TWICE = --threads $(BENCH_THREADS) --pairs 2 --steps 1
-BENCH_BF16 := $(if $(shell grep -m1 -o -E 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null),ours-bf16)
+HAS_BF16 = $(RUN) -W ignore -c 'from mmseg_m2f.adapters import amp; print(amp.has_bfloat16())' 2>/dev/null
+BENCH_BF16 = $(if $(filter True,$(shell $(HAS_BF16))),ours-bf16)
 
 bench: setup
 	@$(call BENCH,counters) --cases r50_512

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmseg_m2f import core
 from mmseg_m2f.adapters.heads import MaskHead
-from mmseg_m2f.adapters.trials import CannotPrepareError, Trial, try_on_copy
+from mmseg_m2f.adapters.trials import TOLERANCE, CannotPrepareError, Trial, try_on_copy
 from mmseg_m2f.checkpoints import HEADS
 from mmseg_m2f.core.layers import Attention
 
@@ -55,11 +55,11 @@ def try_casting(model: Any, dtype: torch.dtype) -> None:
         Trial(
             name=type(model).__name__,
             done=f'cast to {dtype}',
-            dtype=dtype,
-            # An accelerator may take the same sum in another order.
-            tolerance=0.0 if next(model.parameters()).device.type == 'cpu' else 1e-2,
             why='not all weights are read by products alone, which an autocast casts them for',
             way_out='Set cast_weights=False to leave the weights in float32.',
+            dtype=dtype,
+            # An accelerator may take the same sum in another order.
+            tolerance=0.0 if next(model.parameters()).device.type == 'cpu' else TOLERANCE,
         ),
     )
 

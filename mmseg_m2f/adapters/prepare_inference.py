@@ -1,6 +1,5 @@
 """Built segmentors and detectors of OpenMMLab, made ready for fast predictions; the hook for it."""
 
-import gc
 from typing import Any
 
 import torch
@@ -22,8 +21,6 @@ from mmseg_m2f.adapters.trials import CannotPrepareError, Trial, try_on_copy
 from mmseg_m2f.checkpoints import HEADS
 from mmseg_m2f.registry import HOOKS
 
-# A wrong norm moves maps by all of their range, TF32 convolutions by 1e-3.
-_TOLERANCE = 1e-2
 _WITHOUT = 'Set fuse_norms=False to leave the norms as they are.'
 
 
@@ -53,7 +50,6 @@ def prepare_openmmlab(
         _try_channels_last(inner.backbone)
     if fuses:
         _fuse_norms(inner.backbone)
-    gc.collect()  # the copies that were tried, whose modules refer to themselves
     if cast_to is not None:
         cast_weights_of(inner, cast_to)
     if channels_last:
@@ -196,8 +192,6 @@ def _try_channels_last(backbone: nn.Module) -> None:
         Trial(
             name=type(backbone).__name__,
             done='brought into channels-last order',
-            dtype=torch.float32,
-            tolerance=_TOLERANCE,
             why='it goes by the order of its weights in memory',
             way_out='Set channels_last=False to leave the weights in their order.',
         ),
@@ -218,8 +212,6 @@ def _fuse_norms(backbone: nn.Module) -> None:
         Trial(
             name=type(backbone).__name__,
             done='fused',
-            dtype=torch.float32,
-            tolerance=_TOLERANCE,
             why='its norms do not follow their convolutions directly',
             way_out=_WITHOUT,
         ),

@@ -1,6 +1,7 @@
 """What is to be done to a network for good is first tried on a copy, with a picture of noise."""
 
 import copy
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 # Of the picture, in pixels.
 _SIDE = 64
+# A wrong norm moves maps by all of their range, TF32 convolutions by 1e-3.
+TOLERANCE = 1e-2
 _SMALLEST = torch.finfo(torch.float32).tiny
 
 
@@ -19,17 +22,17 @@ class CannotPrepareError(ValueError):
 class Trial(NamedTuple):
     """What is tried, and what is said where it fails.
 
-    ``done`` is the participle of the change, ``dtype`` float32 or that of an autocast,
-    ``tolerance`` the share of their range that the results may move by, ``why`` what may be the
-    reason where they do, ``way_out`` what to do then.
+    ``done`` is the participle of the change, ``why`` what may be the reason where the results
+    move, ``way_out`` what to do then, ``dtype`` float32 or that of an autocast, ``tolerance`` the
+    share of their range that the results may move by.
     """
 
     name: str
     done: str
-    dtype: torch.dtype
-    tolerance: float
     why: str
     way_out: str
+    dtype: torch.dtype = torch.float32
+    tolerance: float = TOLERANCE
 
 
 def try_on_copy(network: nn.Module, change: Callable[[Any], Any], trial: Trial) -> None:
@@ -46,6 +49,7 @@ def try_on_copy(network: nn.Module, change: Callable[[Any], Any], trial: Trial) 
             f'prepare_inference: {name} cannot be {done} and tried on a picture of {_SIDE} x '
             f'{_SIDE}: {type(error).__name__}: {error}. {trial.way_out}'
         ) from error
+    gc.collect()  # the copy, whose modules refer to themselves
     # Written so that NaN fails.
     if not moved <= trial.tolerance:
         raise CannotPrepareError(

@@ -32,6 +32,11 @@ def names_of(model: nn.Module, dtype: torch.dtype) -> set[str]:
     return {name for name, value in model.state_dict().items() if value.dtype == dtype}
 
 
+def assert_same_results(model: nn.Module, kind: str, expected: tuple[Tensor, Tensor]) -> None:
+    for found, wanted in zip(outputs(model, kind), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize('fuse_norms', [True, False], ids=['fused', 'with_norms'])
 @pytest.mark.parametrize('kind', ['segmentor', 'detector', 'stock', 'fcn'])
 def test_results_are_those_of_the_autocast(kind: str, fuse_norms: bool) -> None:
@@ -42,8 +47,7 @@ def test_results_are_those_of_the_autocast(kind: str, fuse_norms: bool) -> None:
     expected = outputs(plain, kind)
     mmseg_m2f.prepare_inference(model, fuse_norms=fuse_norms, **BFLOAT16)
     assert 'backbone.conv1.weight' in names_of(model, torch.bfloat16)
-    for found, wanted in zip(outputs(model, kind), expected, strict=True):
-        assert torch.equal(found, wanted)
+    assert_same_results(model, kind, expected)
 
 
 def test_of_our_parts_products_are_cast_and_nothing_else() -> None:
@@ -76,8 +80,7 @@ def test_a_pixel_decoder_that_computes_in_bfloat16_is_cast_too() -> None:
     assert pixel_decoder.mask_proj.weight.dtype == torch.bfloat16
     assert pixel_decoder.layers[0].attn.value_proj.weight.dtype == torch.bfloat16
     assert pixel_decoder.level_embed.dtype == torch.float32
-    for found, wanted in zip(outputs(model, 'segmentor'), expected, strict=True):
-        assert torch.equal(found, wanted)
+    assert_same_results(model, 'segmentor', expected)
 
 
 def test_the_parameters_stay_the_same_objects_in_their_order_of_memory() -> None:
@@ -99,8 +102,7 @@ def test_an_accelerated_model_stays_accelerated() -> None:
     cast = names_of(model, torch.bfloat16)
     assert 'backbone.conv1.weight' in cast
     assert all(name.startswith('backbone.') for name in cast)
-    for found, wanted in zip(outputs(model, 'stock'), expected, strict=True):
-        assert torch.equal(found, wanted)
+    assert_same_results(model, 'stock', expected)
 
 
 def test_what_has_a_type_of_its_own_is_left() -> None:
@@ -220,8 +222,7 @@ def test_there_is_no_way_back(settings: dict[str, Any]) -> None:
     # The same type again is fine, with the switch or without; then still there is none.
     mmseg_m2f.prepare_inference(model, **BFLOAT16)
     mmseg_m2f.prepare_inference(model, dtype='bfloat16')
-    for found, wanted in zip(outputs(model, 'segmentor'), expected, strict=True):
-        assert torch.equal(found, wanted)
+    assert_same_results(model, 'segmentor', expected)
     with pytest.raises(CannotPrepareError, match='load them into a new model'):
         mmseg_m2f.prepare_inference(model, **settings)
 
@@ -232,5 +233,4 @@ def test_norms_are_fused_before_or_never() -> None:
     expected = outputs(model, 'segmentor')
     with pytest.raises(CannotPrepareError, match='fuse_norms=True would start from'):
         mmseg_m2f.prepare_inference(model, dtype='bfloat16')
-    for found, wanted in zip(outputs(model, 'segmentor'), expected, strict=True):
-        assert torch.equal(found, wanted)
+    assert_same_results(model, 'segmentor', expected)

@@ -50,6 +50,12 @@ PLAIN, KEPT = 'plain', 'kept'
 AS_BUILT = ('', ACCELERATED, PLAIN, KEPT)
 # Of ours alone, what '-tuned' does in one: each by itself.
 SWITCHES = {'channels-last': {'fuse_norms': False}, 'fused': {'channels_last': False}}
+# What prepare_inference is asked for, variant by variant.
+PREPARED: dict[str, dict[str, Any]] = {
+    **SWITCHES,
+    **{name: {'dtype': 'bfloat16', 'cast_weights': True} for name in ('bf16', MIXED)},
+    'compiled': {'compile': True},
+}
 # Of a peer, where they are named.
 NAMED = (ACCELERATED, KEPT)
 
@@ -118,11 +124,7 @@ def load_variant(case: str, implementation: str) -> tuple[Any, Calling]:
     if variant in AS_BUILT:
         return model, lambda step: step
     if layout == 'ours':
-        parts: dict[str, Any] = dict(SWITCHES.get(variant, {}))
-        if variant in ('bf16', MIXED):
-            parts = {'dtype': 'bfloat16', 'cast_weights': True}
-        compiled = variant == 'compiled'
-        mmseg_m2f.prepare_inference(model, keep_memory=True, compile=compiled, **parts)
+        mmseg_m2f.prepare_inference(model, keep_memory=True, **PREPARED.get(variant, {}))
     else:
         keep_heap()
         model = tuned(model, fuse=layout != 'hf')
