@@ -56,6 +56,7 @@ def test_numbers_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     table = {
         ('case', 'ours'): {**common, **ours, 'ratio': '0.4545'},
         ('case', 'mmseg'): {**common, **peer, 'ratio': '1'},
+        ('case', 'mmseg-bf16'): {**common, **peer, 'ratio': '0.5', 'max_abs_diff': '13.99'},
     }
     monkeypatch.setattr(tables, 'COLUMNS', [column])
     monkeypatch.setattr(tables, 'read', lambda file: table)
@@ -64,6 +65,7 @@ def test_numbers_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert '| **ours** | 0.45, 0.25, 0.002 |' in tables.long()
     assert '| the peer | 1.00, 1.00 |' in tables.long()
+    assert '| the peer in bfloat16, tuned | 0.50, 1.00, 14 |' in tables.long()
 
 
 def test_documents_are_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
