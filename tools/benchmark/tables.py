@@ -70,6 +70,19 @@ ROWS = {
     'Hugging Face after `mmseg_m2f.accelerate`': 'hf-accelerated',
 }
 
+# What a row of the table of growth says, and its case.
+GROWTH = {
+    '1 target (256 x 256, 300 queries)': 'targets_1',
+    '100 targets': 'targets_100',
+    '200 targets': 'targets_200',
+    '300 targets': 'targets_300',
+    '256 x 256 (30 targets, 100 queries)': 'side_256',
+    '512 x 512': 'side_512',
+    '1024 x 1024': 'side_1024',
+    '50 queries (256 x 256, 30 targets)': 'queries_50',
+    '300 queries': 'queries_300',
+}
+
 Table = dict[tuple[str, str], dict[str, str]]
 
 
@@ -141,13 +154,30 @@ def _cell(table: Table, column: Column, name: str) -> str:
     return f'{float(row["ratio"]):.2f}, {memory:.2f}{difference}'
 
 
+def growth() -> str:
+    """Seconds and MiB above the model against one size at a time, and both of mmseg's."""
+    heads = 'ours', 'Hugging Face', 'mmseg', "of mmseg's"
+    lines = [f'| | {" | ".join(heads)} |', '|---' + '|--:' * len(heads) + '|']
+    table = read('scaling')
+    for label, case in GROWTH.items():
+        rows = [table[case, name] for name in ('ours', 'hf', 'mmseg')]
+        cells = [
+            f'{float(row["median_s"]):.2f} ({float(row["above_model_mib"]):,.0f})' for row in rows
+        ]
+        memory = float(rows[0]['above_model_mib']) / float(rows[-1]['above_model_mib'])
+        lines.append(
+            f'| {label} | {" | ".join(cells)} | {float(rows[0]["ratio"]):.2f} ({memory:.2f}) |'
+        )
+    return '\n'.join(lines) + '\n'
+
+
 def _rounded(difference: str) -> str:
     """To one digit, or to whole numbers."""
     value = float(difference)
     return f'{value:.1g}' if value < 9.5 else f'{value:.0f}'
 
 
-TABLES: dict[str, Callable[[], str]] = {'short': short, 'long': long}
+TABLES: dict[str, Callable[[], str]] = {'short': short, 'long': long, 'growth': growth}
 
 
 if __name__ == '__main__':
