@@ -1,7 +1,7 @@
 """R101 on ADE20K: 47.8 mIoU published by the authors; 8 V100, 160k iterations.
 
 arXiv:2112.01527 and its model zoo; single scale, 50.1 with multi-scale and flip; crop 512, 16
-pictures per iteration. MMSegmentation publishes 48.60 for its own recipe,
+images per iteration. MMSegmentation publishes 48.60 for its own recipe,
 mask2former_r101_ade20k_mmseg.py.
 """
 

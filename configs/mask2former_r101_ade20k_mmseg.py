@@ -1,6 +1,6 @@
 """R101 on ADE20K: 48.60 mIoU published by MMSegmentation; 8 A100, 160k iterations.
 
-MMSegmentation 1.2.2, configs/mask2former; single scale, crop 512, 16 pictures per iteration. The
+MMSegmentation 1.2.2, configs/mask2former; single scale, crop 512, 16 images per iteration. The
 authors publish 47.8 for the official recipe, mask2former_r101_ade20k.py.
 """
 

@@ -1,6 +1,6 @@
 """R101 on Cityscapes instances: 38.5 AP published by the authors; 8 V100, 90k iterations.
 
-arXiv:2112.01527 and its model zoo; 63.9 AP50; crop 512x1024, 16 pictures per iteration.
+arXiv:2112.01527 and its model zoo; 63.9 AP50; crop 512x1024, 16 images per iteration.
 """
 
 _base_ = [

@@ -1,6 +1,6 @@
 """R101 on Cityscapes panoptic: 62.4 PQ published by the authors; 8 V100, 90k iterations.
 
-arXiv:2112.01527 and its model zoo; 37.7 AP of things, 78.6 mIoU; crop 512x1024, 16 pictures per
+arXiv:2112.01527 and its model zoo; 37.7 AP of things, 78.6 mIoU; crop 512x1024, 16 images per
 iteration.
 """
 

@@ -1,6 +1,6 @@
 """R101 on Cityscapes: 80.80 mIoU published by MMSegmentation; 8 A100, 90k iterations.
 
-MMSegmentation 1.2.2, configs/mask2former; single scale, crop 512x1024, 16 pictures per iteration.
+MMSegmentation 1.2.2, configs/mask2former; single scale, crop 512x1024, 16 images per iteration.
 The authors publish 80.1 for the official recipe, mask2former_r101_cityscapes.py.
 """
 

@@ -1,7 +1,7 @@
 """R101 on COCO panoptic: 52.6 PQ published by the authors; 8 V100, 368,750 iterations.
 
 arXiv:2112.01527 and its model zoo; 42.6 AP of things, 62.4 mIoU; 50 epochs, large-scale jitter to
-1024, 16 pictures per iteration.
+1024, 16 images per iteration.
 """
 
 _base_ = [

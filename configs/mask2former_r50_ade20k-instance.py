@@ -1,6 +1,6 @@
 """R50 on ADE20K instances: 26.4 AP published by the authors; 8 V100, 160k iterations.
 
-arXiv:2112.01527 and its model zoo; crop 640, 16 pictures per iteration.
+arXiv:2112.01527 and its model zoo; crop 640, 16 images per iteration.
 """
 
 _base_ = [

@@ -1,6 +1,6 @@
 """R50 on ADE20K panoptic: 39.7 PQ published by the authors; 8 V100, 160k iterations.
 
-arXiv:2112.01527 and its model zoo; 26.5 AP of things, 46.1 mIoU; crop 640, 16 pictures per
+arXiv:2112.01527 and its model zoo; 26.5 AP of things, 46.1 mIoU; crop 640, 16 images per
 iteration.
 """
 

@@ -1,7 +1,7 @@
 """R50 on ADE20K: 47.2 mIoU published by the authors; 8 V100, 160k iterations.
 
 arXiv:2112.01527 and its model zoo; single scale, 49.2 with multi-scale and flip; crop 512, 16
-pictures per iteration. MMSegmentation publishes 47.87 for its own recipe,
+images per iteration. MMSegmentation publishes 47.87 for its own recipe,
 mask2former_r50_ade20k_mmseg.py.
 """
 

@@ -1,6 +1,6 @@
 """R50 on Cityscapes panoptic: 62.1 PQ published by the authors; 8 V100, 90k iterations.
 
-arXiv:2112.01527 and its model zoo; 37.3 AP of things, 77.5 mIoU; crop 512x1024, 16 pictures per
+arXiv:2112.01527 and its model zoo; 37.3 AP of things, 77.5 mIoU; crop 512x1024, 16 images per
 iteration.
 """
 

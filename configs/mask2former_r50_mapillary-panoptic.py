@@ -1,6 +1,6 @@
 """R50 on Mapillary Vistas panoptic: 36.3 PQ published by the authors; 8 V100, 300k iterations.
 
-arXiv:2112.01527 and its model zoo; 50.7 mIoU; crop 1024, 16 pictures per iteration.
+arXiv:2112.01527 and its model zoo; 50.7 mIoU; crop 1024, 16 images per iteration.
 """
 
 _base_ = [

@@ -1,7 +1,7 @@
 """R50 on Mapillary Vistas: 57.4 mIoU published by the authors; 8 V100, 300k iterations.
 
 arXiv:2112.01527 and its model zoo; single scale, 59.0 with multi-scale and flip; crop 1024, 16
-pictures per iteration.
+images per iteration.
 """
 
 _base_ = [

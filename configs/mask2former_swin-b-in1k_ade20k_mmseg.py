@@ -1,6 +1,6 @@
 """Swin-B IN-1k on ADE20K: 52.44 mIoU published by MMSegmentation; 8 A100, 160k iterations.
 
-MMSegmentation 1.2.2, configs/mask2former; single scale, crop 640, 16 pictures per iteration. The
+MMSegmentation 1.2.2, configs/mask2former; single scale, crop 640, 16 images per iteration. The
 authors publish 52.4 for the official recipe, mask2former_swin-b-in1k_ade20k.py.
 """
 

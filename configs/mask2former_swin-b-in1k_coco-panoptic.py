@@ -1,7 +1,7 @@
 """Swin-B IN-1k on COCO panoptic: 55.1 PQ published by the authors; 8 V100, 368,750 iterations.
 
 arXiv:2112.01527 and its model zoo; 45.2 AP of things, 65.1 mIoU; 50 epochs, large-scale jitter to
-1024, 16 pictures per iteration.
+1024, 16 images per iteration.
 """
 
 _base_ = [

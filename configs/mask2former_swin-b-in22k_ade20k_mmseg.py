@@ -1,6 +1,6 @@
 """Swin-B IN-22k on ADE20K: 53.90 mIoU published by MMSegmentation; 8 A100, 160k iterations.
 
-MMSegmentation 1.2.2, configs/mask2former; single scale, crop 640, 16 pictures per iteration. The
+MMSegmentation 1.2.2, configs/mask2former; single scale, crop 640, 16 images per iteration. The
 authors publish 53.9 for the official recipe, mask2former_swin-b-in22k_ade20k.py.
 """
 

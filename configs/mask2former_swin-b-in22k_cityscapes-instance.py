@@ -1,6 +1,6 @@
 """Swin-B IN-22k on Cityscapes instances: 42.0 AP published by the authors; 8 V100, 90k iterations.
 
-arXiv:2112.01527 and its model zoo; 68.8 AP50; crop 512x1024, 16 pictures per iteration.
+arXiv:2112.01527 and its model zoo; 68.8 AP50; crop 512x1024, 16 images per iteration.
 """
 
 _base_ = [

@@ -1,7 +1,7 @@
 """Swin-B IN-22k on COCO instances: 48.1 AP published by the authors; 8 V100, 368,750 iterations.
 
 arXiv:2112.01527 and its model zoo; 34.4 boundary AP; 50 epochs, large-scale jitter to 1024, 16
-pictures per iteration.
+images per iteration.
 """
 
 _base_ = [

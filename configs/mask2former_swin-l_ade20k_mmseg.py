@@ -1,6 +1,6 @@
 """Swin-L on ADE20K: 56.01 mIoU published by MMSegmentation; 8 A100, 160k iterations.
 
-MMSegmentation 1.2.2, configs/mask2former; single scale, crop 640, 16 pictures per iteration. The
+MMSegmentation 1.2.2, configs/mask2former; single scale, crop 640, 16 images per iteration. The
 authors publish 56.1 for the official recipe, mask2former_swin-l_ade20k.py.
 """
 

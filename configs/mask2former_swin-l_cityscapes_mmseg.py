@@ -1,6 +1,6 @@
 """Swin-L on Cityscapes: 83.65 mIoU published by MMSegmentation; 8 A100, 90k iterations.
 
-MMSegmentation 1.2.2, configs/mask2former; single scale, crop 512x1024, 16 pictures per iteration.
+MMSegmentation 1.2.2, configs/mask2former; single scale, crop 512x1024, 16 images per iteration.
 The authors publish 83.3 for the official recipe, mask2former_swin-l_cityscapes.py.
 """
 

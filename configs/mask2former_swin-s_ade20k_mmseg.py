@@ -1,6 +1,6 @@
 """Swin-S on ADE20K: 51.24 mIoU published by MMSegmentation; 8 A100, 160k iterations.
 
-MMSegmentation 1.2.2, configs/mask2former; single scale, crop 512, 16 pictures per iteration. The
+MMSegmentation 1.2.2, configs/mask2former; single scale, crop 512, 16 images per iteration. The
 authors publish 51.3 for the official recipe, mask2former_swin-s_ade20k.py.
 """
 

@@ -1,7 +1,7 @@
 """Swin-S on Cityscapes: 82.6 mIoU published by the authors; 8 V100, 90k iterations.
 
 arXiv:2112.01527 and its model zoo; single scale, 83.6 with multi-scale and flip; crop 512x1024,
-16 pictures per iteration. MMSegmentation publishes 82.57 for its own recipe,
+16 images per iteration. MMSegmentation publishes 82.57 for its own recipe,
 mask2former_swin-s_cityscapes_mmseg.py.
 """
 

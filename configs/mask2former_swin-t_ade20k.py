@@ -1,7 +1,7 @@
 """Swin-T on ADE20K: 47.7 mIoU published by the authors; 8 V100, 160k iterations.
 
 arXiv:2112.01527 and its model zoo; single scale, 49.6 with multi-scale and flip; crop 512, 16
-pictures per iteration. MMSegmentation publishes 48.66 for its own recipe,
+images per iteration. MMSegmentation publishes 48.66 for its own recipe,
 mask2former_swin-t_ade20k_mmseg.py.
 """
 

@@ -1,6 +1,6 @@
 """Swin-T on ADE20K: 48.66 mIoU published by MMSegmentation; 8 A100, 160k iterations.
 
-MMSegmentation 1.2.2, configs/mask2former; single scale, crop 512, 16 pictures per iteration. The
+MMSegmentation 1.2.2, configs/mask2former; single scale, crop 512, 16 images per iteration. The
 authors publish 47.7 for the official recipe, mask2former_swin-t_ade20k.py.
 """
 

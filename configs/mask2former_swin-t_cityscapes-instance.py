@@ -1,6 +1,6 @@
 """Swin-T on Cityscapes instances: 39.7 AP published by the authors; 8 V100, 90k iterations.
 
-arXiv:2112.01527 and its model zoo; 66.9 AP50; crop 512x1024, 16 pictures per iteration.
+arXiv:2112.01527 and its model zoo; 66.9 AP50; crop 512x1024, 16 images per iteration.
 """
 
 _base_ = [

@@ -1,6 +1,6 @@
 """Swin-T on Cityscapes panoptic: 63.9 PQ published by the authors; 8 V100, 90k iterations.
 
-arXiv:2112.01527 and its model zoo; 39.1 AP of things, 80.5 mIoU; crop 512x1024, 16 pictures per
+arXiv:2112.01527 and its model zoo; 39.1 AP of things, 80.5 mIoU; crop 512x1024, 16 images per
 iteration.
 """
 

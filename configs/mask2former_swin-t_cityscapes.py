@@ -1,7 +1,7 @@
 """Swin-T on Cityscapes: 82.1 mIoU published by the authors; 8 V100, 90k iterations.
 
 arXiv:2112.01527 and its model zoo; single scale, 83.0 with multi-scale and flip; crop 512x1024,
-16 pictures per iteration. MMSegmentation publishes 81.71 for its own recipe,
+16 images per iteration. MMSegmentation publishes 81.71 for its own recipe,
 mask2former_swin-t_cityscapes_mmseg.py.
 """
 

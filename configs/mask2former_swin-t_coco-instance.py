@@ -1,7 +1,7 @@
 """Swin-T on COCO instances: 45.0 AP published by the authors; 8 V100, 368,750 iterations.
 
 arXiv:2112.01527 and its model zoo; 31.8 boundary AP; 50 epochs, large-scale jitter to 1024, 16
-pictures per iteration.
+images per iteration.
 """
 
 _base_ = [

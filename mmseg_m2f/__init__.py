@@ -21,13 +21,13 @@ def accelerate(model: Any, points: str = 'shared') -> Any:
     Raises:
         CannotAccelerateError: what of the model cannot be swapped; the model is as it was.
     """
-    from mmseg_m2f.acceleration import huggingface
+    from mmseg_m2f.adapters.acceleration import huggingface
 
     inner = getattr(model, 'module', model)
     if huggingface.is_huggingface(inner):
         huggingface.accelerate_huggingface(inner, points)
     else:
-        from mmseg_m2f.adapters import accelerate as openmmlab
+        from mmseg_m2f.adapters.acceleration import accelerate as openmmlab
 
         openmmlab.accelerate_openmmlab(inner, points)
     return model
@@ -58,12 +58,12 @@ def prepare_inference(
             under autocast. Other numbers. Our pixel decoder stays in float32 unless it is built
             with ``mixed_precision=True``.
         compile: ``torch.compile`` on backbone, neck and head, not on the post-processing. It takes
-            minutes at the first pictures.
+            minutes at the first images.
         keep_memory: of a model on a CPU: the whole process keeps the memory it frees, for what it
             allocates next, until it ends: ``ops.memory.keep_freed_memory``. Faster, and on Linux
             with a C++ compiler leaner.
         cast_weights: brings the weights, too, into ``dtype``, as the autocast does at every
-            picture: of convolutions, linear layers and attention, in the backbone and in what of
+            image: of convolutions, linear layers and attention, in the backbone and in what of
             our head computes in ``dtype``. The same numbers in less memory and time; only
             ``predict`` works from then on, and there is no way back. Tried on a copy first.
 
@@ -73,7 +73,7 @@ def prepare_inference(
     Raises:
         CannotPrepareError: a ``ValueError``: what cannot be prepared; the model is as it was.
     """
-    from mmseg_m2f.adapters import prepare_inference as openmmlab
+    from mmseg_m2f.adapters.inference import prepare as openmmlab
 
     openmmlab.prepare_openmmlab(
         model,

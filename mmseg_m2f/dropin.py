@@ -4,6 +4,6 @@
 the process: every later ``Mask2FormerHead`` of mmseg or mmdet, and every ``Mask2Former``, is ours.
 """
 
-from mmseg_m2f.adapters import dropin
+from mmseg_m2f.adapters.migrate import dropin
 
 dropin.shadow()

@@ -30,12 +30,12 @@ At = Callable[..., Path]
 class Layout(NamedTuple):
     """Patterns of paths: ``{s}`` is train or val, ``{l}`` training or validation, ``{n}`` a name.
 
-    JSON files name a picture relative to ``folder``. ``shift`` is what label maps add to a class.
+    JSON files name a image relative to ``folder``. ``shift`` is what label maps add to a class.
     """
 
     metadata: str
     folder: str
-    picture: str
+    image: str
     label_map: str
     segment_map: str
     panoptic: str
@@ -48,7 +48,7 @@ LAYOUTS = {
     'coco': Layout(
         metadata='coco_panoptic',
         folder='{s}2017',
-        picture='{n}.jpg',
+        image='{n}.jpg',
         label_map='panoptic_semseg_{s}2017/{n}.png',
         segment_map='annotations/panoptic_{s}2017/{n}.png',
         panoptic='annotations/panoptic_{s}2017.json',
@@ -57,7 +57,7 @@ LAYOUTS = {
     'cityscapes': Layout(
         metadata='cityscapes',
         folder='leftImg8bit/{s}',
-        picture='facade/{n}_leftImg8bit.png',
+        image='facade/{n}_leftImg8bit.png',
         label_map='gtFine/{s}/facade/{n}_gtFine_labelTrainIds.png',
         segment_map='gtFine/cityscapes_panoptic_{s}/{n}_gtFine_panoptic.png',
         panoptic='gtFine/cityscapes_panoptic_{s}.json',
@@ -67,7 +67,7 @@ LAYOUTS = {
     'ade20k': Layout(
         metadata='ade20k',
         folder='images/{l}',
-        picture='{n}.jpg',
+        image='{n}.jpg',
         label_map='annotations/{l}/{n}.png',
         segment_map='ade20k_panoptic_{s}/{n}.png',
         panoptic='ade20k_panoptic_{s}.json',
@@ -77,7 +77,7 @@ LAYOUTS = {
     'mapillary': Layout(
         metadata='mapillary',
         folder='{l}/images',
-        picture='{n}.jpg',
+        image='{n}.jpg',
         label_map='{l}/labels/{n}.png',
         segment_map='{l}/panoptic/{n}.png',
         panoptic='annotations/panoptic_{l}.json',
@@ -86,7 +86,7 @@ LAYOUTS = {
 
 
 def write_dataset(name: str, root: Path) -> None:
-    """Writes both splits of ``name``, pictures of 96 x 72, unless ``root`` has its pictures."""
+    """Writes both splits of ``name``, images of 96 x 72, unless ``root`` has its images."""
     layout = LAYOUTS[name]
     if not _at(root, 'val', layout.folder).exists():
         for split in SPLITS:
@@ -115,11 +115,11 @@ def _write_split(layout: Layout, root: Path, split: str) -> None:
         # Three parts, as cityscapesScripts has it.
         name = f'facade_{split}_{index:06d}'
         photo = FACADE / f'img/{split}/{annotation["file_name"]}'
-        picture = layout.picture.format(n=name)
+        image = layout.image.format(n=name)
         photo_small = Image.open(photo.with_suffix('.jpg')).resize((WIDTH, HEIGHT))
-        photo_small.save(at(f'{layout.folder}/{picture}'))
+        photo_small.save(at(f'{layout.folder}/{image}'))
         image_id = annotation['image_id']
-        images.append({'id': image_id, 'file_name': picture, 'height': HEIGHT, 'width': WIDTH})
+        images.append({'id': image_id, 'file_name': image, 'height': HEIGHT, 'width': WIDTH})
         ids = _read_ids(FACADE / f'panoptic/{split}/{annotation["file_name"]}')
         segments = _segments(annotation, ids, metadata)
         path = at(layout.segment_map, name)
@@ -168,8 +168,8 @@ def _write_maps(
     segments: list[Json],
     metadata: DatasetMetadata,
 ) -> None:
-    colours = np.stack([ids % 256, ids // 256 % 256, ids // 256**2], axis=-1)
-    Image.fromarray(colours.astype(np.uint8)).save(at(layout.segment_map, name))
+    colors = np.stack([ids % 256, ids // 256 % 256, ids // 256**2], axis=-1)
+    Image.fromarray(colors.astype(np.uint8)).save(at(layout.segment_map, name))
     none = 0 if layout.shift else metadata.ignore_index
     label_map = np.full(ids.shape, none, np.uint8)
     instance_ids = np.zeros(ids.shape, np.uint16)

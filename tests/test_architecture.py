@@ -31,8 +31,8 @@ MAY_IMPORT = {
 }
 # Constructors whose parameters are the keys of a config dict: the framework passes them one by one.
 CONFIG_KEYS = {
-    'mmseg_m2f/adapters/semantic.py: Mask2FormerHead',
-    'mmseg_m2f/adapters/universal.py: Mask2FormerUniversalHead',
+    'mmseg_m2f/adapters/models/decode_head.py: Mask2FormerHead',
+    'mmseg_m2f/adapters/models/universal_head.py: Mask2FormerUniversalHead',
 }
 MAX_CORE_FILE, MAX_FUNCTION, MAX_PARAMETERS = 250, 40, 7
 

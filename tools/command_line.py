@@ -129,8 +129,8 @@ def build_runner(config: 'Config') -> 'Runner':
 @contextmanager
 def stop_at_bad_checkpoint(min_matched: float, other_classes: bool = True) -> Iterator[None]:
     """Loads by these rules; a checkpoint that breaks them ends the program with one message."""
-    from mmseg_m2f.adapters.checkpoint_io import CheckpointError
-    from mmseg_m2f.adapters.loading import load_rules
+    from mmseg_m2f.adapters.checkpoints.convert_on_load import load_rules
+    from mmseg_m2f.adapters.checkpoints.loader import CheckpointError
 
     try:
         with load_rules(min_matched, other_classes):
@@ -147,7 +147,7 @@ def _start_cpu_processes(config: 'Config') -> None:
         return
     torch.distributed.init_process_group('gloo')
     if 'SyncBN' in str(config.model):
-        print('SyncBN needs GPUs: on the CPU every process normalises its own pictures (BN)')
+        print('SyncBN needs GPUs: on the CPU every process normalises its own images (BN)')
         _replace_sync_bn(config.model)
     config.setdefault(
         'model_wrapper_cfg',

@@ -53,7 +53,7 @@ def convert(args: argparse.Namespace) -> str:
     Raises:
         CheckpointError, ValueError, ImportError: as `convert_checkpoint`.
     """
-    from mmseg_m2f.adapters.conversion import convert_checkpoint
+    from mmseg_m2f.adapters.checkpoints.convert_file import convert_checkpoint
 
     print(f'reading {args.source}')
     done = convert_checkpoint(

@@ -46,7 +46,7 @@ def measure_peer(task: Task, work_dir: Path, seconds: float, seed: int | None) -
     """The same for the other head, with as many iterations as fit into ``seconds``."""
     say(f"{task.library}'s own head: how many iterations it manages in the same time")
     training = train_for(task.peer_config, work_dir, seconds, seed)
-    return measure(task, task.peer_config, training, '--show-dir', str(work_dir / 'pictures'))
+    return measure(task, task.peer_config, training, '--show-dir', str(work_dir / 'images'))
 
 
 def confusion_matrix(label_dir: Path, prediction_dir: Path, num_classes: int) -> np.ndarray:
@@ -143,7 +143,7 @@ def demonstrate(
     say(f'{name}: training on the photos of {dataset.data_root} from scratch')
     training = train(task.config, work_dir / 'training', iterations, seed)
     say('testing')
-    options = ('--out', str(work_dir / task.results), '--show-dir', str(work_dir / 'pictures'))
+    options = ('--out', str(work_dir / task.results), '--show-dir', str(work_dir / 'images'))
     results: dict[str, Any] = {
         'task': name,
         OURS: measure(task, task.config, training, *options),
@@ -153,7 +153,7 @@ def demonstrate(
     if 'PQ' in task.measures:
         results['object_mask_thr'] = config.model.test_cfg.object_mask_thr
     shown = ', '.join(f'{key} {results[OURS][key]:.3f}' for key in task.headline)
-    say(f'{shown}; pictures: {work_dir / "pictures"}')
+    say(f'{shown}; images: {work_dir / "images"}')
     reason = why_no_peer(name, skip_peer)
     results[task.library] = (
         {'left_out': reason}
@@ -163,7 +163,7 @@ def demonstrate(
     (work_dir / 'metrics.json').write_text(json.dumps(results, indent=2) + '\n')
     say(f'done: {name}, measured on the photos for validation')
     print(summary(task, results))
-    print(f'Photo, ground truth and predictions side by side: {work_dir / "pictures"}')
+    print(f'Photo, ground truth and predictions side by side: {work_dir / "images"}')
     print(
         f'All numbers: {work_dir}/'
         + ('{metrics.json,per_class.csv}' if task.label_maps else 'metrics.json')

@@ -112,16 +112,16 @@ def prepare(args: argparse.Namespace) -> None:
     splits = [split for split in SPLITS if split in args.splits]
     out = args.out or args.root
     outcomes = getattr(module, command.function)(args.root, out, splits, args.workers)
-    pictures = segments = 0
+    images = segments = 0
     for split, outcome in zip(splits, outcomes, strict=True):
-        pictures += outcome.pictures
+        images += outcome.images
         segments += outcome.segments
         say(
-            f'{split}: {outcome.pictures} pictures, {outcome.segments} segments, '
-            f'{outcome.kept} pictures were done before: {outcome.path}'
+            f'{split}: {outcome.images} images, {outcome.segments} segments, '
+            f'{outcome.kept} images were done before: {outcome.path}'
         )
     seconds = clock(time.monotonic() - started)
-    say(f'{args.command} done: {pictures} pictures, {segments} segments in {seconds}')
+    say(f'{args.command} done: {images} images, {segments} segments in {seconds}')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

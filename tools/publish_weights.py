@@ -1,6 +1,6 @@
 """Make a file to hand out from a checkpoint: python tools/publish_weights.py SRC DST.
 
-DST holds the weights and the plain part of the meta data (class names, colours, the head's
+DST holds the weights and the plain part of the meta data (class names, colors, the head's
 configuration), no optimiser and no history. It loads with ``torch.load(DST, weights_only=True)``.
 """
 
@@ -17,7 +17,7 @@ def publish(source: str, target: str) -> int:
     Raises:
         CheckpointError: ``source`` is no checkpoint or asks for more than plain values.
     """
-    from mmseg_m2f.adapters.checkpoint_io import read_checkpoint, save_weights
+    from mmseg_m2f.adapters.checkpoints.loader import read_checkpoint, save_weights
 
     checkpoint = read_checkpoint(source, 'cpu')
     weights = checkpoint.get('state_dict', checkpoint)

@@ -37,12 +37,12 @@ def create_test_parser() -> argparse.ArgumentParser:
         '--out',
         metavar='DIR',
         help='save the predictions. Of a semantic model: label maps as PNG, named like the '
-        'pictures; of a detector: the submission formats of COCO, COCO panoptic and Cityscapes',
+        'images; of a detector: the submission formats of COCO, COCO panoptic and Cityscapes',
     )
     parser.add_argument(
         '--show-dir',
         metavar='DIR',
-        help='save pictures: photo, ground truth if there is any, predictions, legend',
+        help='save images: photo, ground truth if there is any, predictions, legend',
     )
     parser.add_argument(
         '--tta',
@@ -62,7 +62,7 @@ def is_detector(config: 'Config') -> bool:
     """Whether the model is one of mmdet's kind: instances, panoptic segments; else mmseg's."""
     from mmengine.registry import MODELS
 
-    from mmseg_m2f.adapters.universal import build_detector
+    from mmseg_m2f.adapters.models.universal_head import build_detector
 
     model = config.model.get('type')
     if isinstance(model, str):
@@ -123,7 +123,7 @@ def has_ground_truth(config: 'Config') -> bool:
     if not is_detector(config):
         return 'data_prefix' not in dataset or bool(dataset.data_prefix.get('seg_map_path'))
     path = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
-    # A test set comes as a JSON of pictures and categories alone, or with an empty list.
+    # A test set comes as a JSON of images and categories alone, or with an empty list.
     return path.suffix != '.json' or not path.is_file() or bool(_read_json(path).get('annotations'))
 
 

@@ -8,7 +8,7 @@ default_scope = 'mmseg'
 # does so before it builds the model.
 custom_imports = dict(imports=['mmseg_m2f.adapters'])
 env_cfg = dict(
-    # The training crop has one size, and test pictures padded to multiples of 32 have few.
+    # The training crop has one size, and test images padded to multiples of 32 have few.
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),

@@ -1,8 +1,8 @@
-"""R50 on your own pictures with COCO-instance annotations (one JSON per split); 1 GPU.
+"""R50 on your own images with COCO-instance annotations (one JSON per split); 1 GPU.
 
 Set ``data_root``, the files and folders, and the number of classes: a class is the position of its
 category in the JSON, whatever the id. A run prints that list at its start, and stops there if the
-head's number differs. The schedule is the row's: 368,750 iterations of 16 pictures (the log warns
+head's number differs. The schedule is the row's: 368,750 iterations of 16 images (the log warns
 if yours are fewer). For a small set shorten it, together with the decay of the learning rate:
 ``train_cfg.max_iters=N param_scheduler.0.milestones=[M1,M2]``.
 """

@@ -1,9 +1,9 @@
-"""R50 on your own pictures with COCO-panoptic annotations (one JSON and PNG per split); 1 GPU.
+"""R50 on your own images with COCO-panoptic annotations (one JSON and PNG per split); 1 GPU.
 
 Set ``data_root``, the files and folders, and how many classes there are and which are things: a
 class is the position of its category in the JSON, whatever the id. A run prints that list at its
 start, and stops there if the head's differs. The schedule is the row's: 368,750 iterations of 16
-pictures (the log warns if yours are fewer). For a small set shorten it, together with the decay:
+images (the log warns if yours are fewer). For a small set shorten it, together with the decay:
 ``train_cfg.max_iters=N param_scheduler.0.milestones=[M1,M2]``.
 """
 

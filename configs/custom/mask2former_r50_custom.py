@@ -1,7 +1,7 @@
-"""R50 on your own pictures with PNG label maps (value = class index, 255 = ignore); 1 GPU.
+"""R50 on your own images with PNG label maps (value = class index, 255 = ignore); 1 GPU.
 
-Set ``data_root``, ``classes`` and, where yours have other names, the folders. Names of pictures
-and label maps differ in the suffix only. The schedule is the row's: 160k iterations of 16 pictures
+Set ``data_root``, ``classes`` and, where yours have other names, the folders. Names of images
+and label maps differ in the suffix only. The schedule is the row's: 160k iterations of 16 images
 (the log warns if yours are fewer). For a small set shorten it, together with the learning rate's
 decay: ``train_cfg.max_iters=N param_scheduler.0.end=N``.
 """

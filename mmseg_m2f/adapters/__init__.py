@@ -6,29 +6,17 @@ known layout. MMEngine imports it by itself when it builds the first ``mmseg_m2f
 import it earlier, by ``custom_imports``.
 """
 
-from mmseg_m2f.adapters import (
-    accelerate,
-    amp,
-    channels_last,
-    class_check,
-    data,
-    hooks,
-    instance_metrics,
-    keep_memory,
-    metrics,
-    optim,
-    parts,
-    prediction_files,
-    prepare_inference,
-    result_files,
-    semantic,
-    transforms,
-    tta,
-    universal,
-)
-from mmseg_m2f.adapters.checkpoint_io import install_safe_loader
-from mmseg_m2f.adapters.kernels import check_mmseg_imports, offer_mmcv_operator
-from mmseg_m2f.adapters.load_hooks import watch_for_heads
+from mmseg_m2f.adapters import data
+from mmseg_m2f.adapters.acceleration import accelerate
+from mmseg_m2f.adapters.checkpoints.hooks import watch_for_heads
+from mmseg_m2f.adapters.checkpoints.loader import install_safe_loader
+from mmseg_m2f.adapters.data import label_maps
+from mmseg_m2f.adapters.inference import channels_last, prepare
+from mmseg_m2f.adapters.metrics import instance, panoptic
+from mmseg_m2f.adapters.models import decode_head, parts, tta, universal_head
+from mmseg_m2f.adapters.models.mmcv_attention import check_mmseg_imports, offer_mmcv_operator
+from mmseg_m2f.adapters.results import overlays, submissions
+from mmseg_m2f.adapters.training import amp, keep_memory, optimizer, resume, run_check
 
 check_mmseg_imports()
 offer_mmcv_operator()
@@ -39,19 +27,19 @@ __all__ = [
     'accelerate',
     'amp',
     'channels_last',
-    'class_check',
     'data',
-    'hooks',
-    'instance_metrics',
+    'decode_head',
+    'instance',
     'keep_memory',
-    'metrics',
-    'optim',
+    'label_maps',
+    'optimizer',
+    'overlays',
+    'panoptic',
     'parts',
-    'prediction_files',
-    'prepare_inference',
-    'result_files',
-    'semantic',
-    'transforms',
+    'prepare',
+    'resume',
+    'run_check',
+    'submissions',
     'tta',
-    'universal',
+    'universal_head',
 ]

@@ -87,7 +87,7 @@ def from_detectron2(state_dict: StateDict, head: str = 'decode_head') -> dict[st
     """Our state dict from an official one; ``head`` is what our model calls its head.
 
     Takes the older spellings too: ``static_query`` for ``query_feat``, the pixel decoder without
-    its prefix, or with the prefix doubled. Losses' class weights, the pictures' mean and deviation
+    its prefix, or with the prefix doubled. Losses' class weights, the images' mean and deviation
     and Swin's index buffers are left out; our own buffers are filled in.
 
     Raises:

@@ -61,6 +61,6 @@ def refuse_caffe(state_dict: StateDict) -> None:
         is_resnet and std is not None and bool((std == 1).all())
     ):
         raise ValueError(
-            'a ResNet of Caffe (MSRA): BGR pictures and another stride than the official '
+            'a ResNet of Caffe (MSRA): BGR images and another stride than the official '
             "Mask2Former's, which is torchvision's; its weights would load and be wrong"
         )

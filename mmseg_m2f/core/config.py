@@ -133,7 +133,7 @@ class PostprocessConfig:
     over mask area must reach it) are for panoptic; ``score_thr`` (a score must reach it),
     ``max_per_image`` and ``non_overlap`` (each pixel to its best instance) for instances.
     ``mask_format`` of the instances: ``'bitmap'``, one boolean tensor; or ``'rle'``, a list of
-    COCO's run lengths, which large pictures with many instances need.
+    COCO's run lengths, which large images with many instances need.
     """
 
     semantic_on: bool = True
@@ -174,7 +174,7 @@ class CompatConfig:
 
     ``init``: attention and feed-forward weights Xavier-uniform (official) or Xavier-normal.
     ``num_masks_mode``: the mask losses are divided by the number of targets (official) or by that
-    of matched targets, of which a picture without any counts as one. ``keep_empty_gt``: a target
+    of matched targets, of which a image without any counts as one. ``keep_empty_gt``: a target
     whose mask a crop has emptied is still to be found. ``panoptic_mask_intersection``: a panoptic
     segment ends where its mask does; without, it keeps all the pixels its query leads.
     """

@@ -15,7 +15,7 @@ from mmseg_m2f.core.losses import (
     PointMaskLoss,
     RowLoss,
 )
-from mmseg_m2f.core.points import PointSampler, per_picture, sample_logits, sample_masks
+from mmseg_m2f.core.points import PointSampler, per_image, sample_logits, sample_masks
 from mmseg_m2f.core.structures import (
     MaskPrediction,
     MaskTarget,
@@ -45,7 +45,7 @@ def count_targets(targets: Sequence[MaskTarget], matches: Sequence[Match]) -> in
 
 
 def count_matched(targets: Sequence[MaskTarget], matches: Sequence[Match]) -> int:
-    """The matched pairs of one prediction; a picture without any counts as one.
+    """The matched pairs of one prediction; a image without any counts as one.
 
     Source: mmdet ``samplers/mask_sampling_result.py``. All predictions match equally many.
     """
@@ -126,11 +126,11 @@ class MaskClassificationLoss(nn.Module):
         targets: Sequence[MaskTarget],
         matches: Sequence[Match],
     ) -> tuple[Float[Tensor, 'L M P'], Float[Tensor, 'L M P']]:
-        """Matched mask logits and their targets at the sampled points, pictures side by side."""
+        """Matched mask logits and their targets at the sampled points, images side by side."""
         at_points = [
-            self._picture_at_points(mask_embed[:, i], features, target, match)
+            self._image_at_points(mask_embed[:, i], features, target, match)
             for i, (features, target, match) in enumerate(
-                zip(per_picture(mask_features), targets, matches, strict=True)
+                zip(per_image(mask_features), targets, matches, strict=True)
             )
         ]
         if len(at_points) == 1:  # of which PyTorch would make a copy
@@ -138,7 +138,7 @@ class MaskClassificationLoss(nn.Module):
         logits, point_targets = zip(*at_points, strict=True)
         return torch.cat(logits, dim=1), torch.cat(point_targets, dim=1)
 
-    def _picture_at_points(
+    def _image_at_points(
         self,
         mask_embed: Float[Tensor, 'L Q C'],
         mask_features: Float[Tensor, 'C h w'],
@@ -161,8 +161,8 @@ def _target_classes(
     """The matched target's label for each query, no-object (K) for the others."""
     no_object = class_logits.shape[-1] - 1
     classes = torch.full(class_logits.shape[:-1], no_object, device=class_logits.device)
-    for picture, (target, match) in enumerate(zip(targets, matches, strict=True)):
-        classes[:, picture].scatter_(1, match.query_idx, target.labels[match.target_idx])
+    for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
+        classes[:, image].scatter_(1, match.query_idx, target.labels[match.target_idx])
     return classes
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
-from mmseg_m2f.ops.linear import is_captured, linear
+from mmseg_m2f.cpu.linear import is_captured, linear
 
 # Float32 numbers of a hidden layer, 2 MiB, that the caches of a CPU hold between its two products.
 CACHED_HIDDEN = 2**19

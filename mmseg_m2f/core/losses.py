@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 # Numbers of point logits above which the rows of a loss are worked on in pieces of so many, and
 # what lies between is computed again in the backward pass: hundreds of targets in ten predictions
-# have as many points as several masks of the whole picture.
+# have as many points as several masks of the whole image.
 PIECE_NUMBERS = 2**23
 
 # (point_logits (M, P), point_targets (M, P), num_masks) -> scalar

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from mmseg_m2f.core.layers import has_hooks
 from mmseg_m2f.core.structures import PassedOn
-from mmseg_m2f.ops.convolution import Window, convolve
-from mmseg_m2f.ops.linear import is_captured
+from mmseg_m2f.cpu.convolution import Window, convolve
+from mmseg_m2f.cpu.linear import is_captured
 
 
 class Conv2d(nn.Conv2d):
@@ -60,7 +60,7 @@ def in_order_of(maps: Float[Tensor, 'B C h w'], other: Tensor) -> Float[Tensor, 
     if other.is_contiguous() or not other.is_contiguous(memory_format=torch.channels_last):
         return maps.contiguous()
     pixels = maps.permute(0, 2, 3, 1)
-    # Of one picture any stride is contiguous, but only the usual one tells operators the order.
+    # Of one image any stride is contiguous, but only the usual one tells operators the order.
     return pixels.flatten(0, 2).view(pixels.shape).permute(0, 3, 1, 2)
 
 
@@ -68,10 +68,10 @@ def resize_maps(maps: Float[Tensor, 'B C h w'], size: tuple[int, int]) -> Float[
     """Bilinearly to ``size``, ``align_corners=False``; channels-last maps stay so.
 
     On several threads PyTorch brings maps of many channels into the channels-last order and the
-    result back, which takes longer than the resizing; of pictures with one channel it does not.
+    result back, which takes longer than the resizing; of images with one channel it does not.
     """
     if not maps.is_contiguous():
         return F.interpolate(maps, size=size, mode='bilinear', align_corners=False)
-    pictures = maps.flatten(0, 1)[:, None]
-    resized = F.interpolate(pictures, size=size, mode='bilinear', align_corners=False)
+    images = maps.flatten(0, 1)[:, None]
+    resized = F.interpolate(images, size=size, mode='bilinear', align_corners=False)
     return resized.view(*maps.shape[:2], *size)

@@ -23,12 +23,12 @@ CACHED_LOGITS = 2**21
 
 
 class NonFinitePredictionError(ValueError):
-    """Prediction number ``prediction`` (0 = learnt queries) of ``picture`` is not finite."""
+    """Prediction number ``prediction`` (0 = learnt queries) of ``image`` is not finite."""
 
-    def __init__(self, prediction: int, picture: int, hint: str = '') -> None:
-        self.prediction, self.picture = prediction, picture
+    def __init__(self, prediction: int, image: int, hint: str = '') -> None:
+        self.prediction, self.image = prediction, image
         super().__init__(
-            f'prediction {prediction} of picture {picture} in the batch holds NaN or infinity, so '
+            f'prediction {prediction} of image {image} in the batch holds NaN or infinity, so '
             'it cannot be matched. Usual causes: a learning rate too high for the batch size, '
             f'float16 overflow, or a damaged checkpoint.{hint}'
         )
@@ -99,7 +99,7 @@ class PointDiceCost:
 
 
 class HungarianMatcher:
-    """Cheapest one-to-one assignment of targets to queries, for every prediction of every picture.
+    """Cheapest one-to-one assignment of targets to queries, for every prediction of every image.
 
     Costs that declare ``row_wise = True`` (each query's row depends on that query alone) are
     evaluated for all predictions at once; one foreign cost sends all costs through a loop over the
@@ -107,8 +107,8 @@ class HungarianMatcher:
 
     Args:
         costs: summed; default the paper's trio with weights 2, 5, 5.
-        num_points: points per picture.
-        points: ``'shared'`` draws them once per picture; ``'per_prediction'`` anew for each
+        num_points: points per image.
+        points: ``'shared'`` draws them once per image; ``'per_prediction'`` anew for each
             prediction, as the official code does.
         sample_points: draws the points.
 
@@ -144,10 +144,10 @@ class HungarianMatcher:
         mask_features: Float[Tensor, 'B C h w'],
         targets: Sequence[MaskTarget],
     ) -> list[Match]:
-        """Match ``L+1`` predictions with the targets of ``B`` pictures.
+        """Match ``L+1`` predictions with the targets of ``B`` images.
 
         Returns:
-            One ``Match`` per picture; its indices have shape ``(L+1, min(Q, N))`` and lie on the
+            One ``Match`` per image; its indices have shape ``(L+1, min(Q, N))`` and lie on the
             device of the predictions.
 
         Raises:
@@ -158,19 +158,19 @@ class HungarianMatcher:
             mask_embed = at_least_float32(torch.stack([p.mask_embed for p in predictions]))
             features = mask_features.to(mask_embed.dtype)
             costs = [
-                self._picture_cost(class_logits[:, i], mask_embed[:, i], features[i], target)
+                self._image_cost(class_logits[:, i], mask_embed[:, i], features[i], target)
                 for i, target in enumerate(targets)
             ]
         # The only device-to-host copy of the matching: scipy needs the costs on the host.
         host = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
         solved, start = [], 0
-        for picture, cost in enumerate(costs):
+        for image, cost in enumerate(costs):
             end = start + cost.numel()
-            solved.append(_solve(host[start:end].reshape(cost.shape), picture))
+            solved.append(_solve(host[start:end].reshape(cost.shape), image))
             start = end
         return _to_device(solved, mask_features.device)
 
-    def _picture_cost(
+    def _image_cost(
         self,
         class_logits: Float[Tensor, 'L Q K1'],
         mask_embed: Float[Tensor, 'L Q C'],
@@ -233,11 +233,11 @@ class HungarianMatcher:
         return torch.stack(parts).sum(0)
 
 
-def _solve(cost: np.ndarray, picture: int) -> np.ndarray:
-    """Query and target indices, ``(2, L, M)`` int64, of one picture's ``(L, Q, N)`` costs."""
+def _solve(cost: np.ndarray, image: int) -> np.ndarray:
+    """Query and target indices, ``(2, L, M)`` int64, of one image's ``(L, Q, N)`` costs."""
     nan = np.isnan(cost).any(axis=(1, 2))
     if nan.any():
-        raise NonFinitePredictionError(int(nan.argmax()), picture)
+        raise NonFinitePredictionError(int(nan.argmax()), image)
     pairs = [linear_sum_assignment(one) for one in cost.clip(-COST_LIMIT, COST_LIMIT)]
     return np.stack([np.stack(column) for column in zip(*pairs, strict=True)])
 

@@ -16,7 +16,7 @@ from mmseg_m2f.core.structures import mask_logits
 # of targets all rows at once take several times the memory of the result.
 PIECE_POINTS = 2**20
 PIECE_PIXELS = 2**23
-PIECE_LOGITS = 2**26  # 256 MiB of mask logits: more than most pictures have
+PIECE_LOGITS = 2**26  # 256 MiB of mask logits: more than most images have
 
 # (number of rows, number of points, device, dtype) -> (rows, points, 2), (x, y) in [0, 1].
 SamplePoints = Callable[[int, int, torch.device, torch.dtype], Tensor]
@@ -36,8 +36,8 @@ def sample_features(
     return F.grid_sample(features, _grid(points), align_corners=False).squeeze(-1)
 
 
-def per_picture(maps: Float[Tensor, 'B C h w']) -> Sequence[Float[Tensor, 'C h w']]:
-    """The maps of each picture, with gradients that come together channels-last if ``maps`` are so.
+def per_image(maps: Float[Tensor, 'B C h w']) -> Sequence[Float[Tensor, 'C h w']]:
+    """The maps of each image, with gradients that come together channels-last if ``maps`` are so.
 
     Those of ``maps[i]`` are put together in the usual order, and the way there and back takes a CPU
     some twenty times as long as one copy.
@@ -51,7 +51,7 @@ def per_picture(maps: Float[Tensor, 'B C h w']) -> Sequence[Float[Tensor, 'C h w
 def sample_pixels(
     features: Float[Tensor, 'C h w'], points: Float[Tensor, 'P 2']
 ) -> Float[Tensor, 'P C']:
-    """``sample_features`` of one picture, a row per point, without gradient.
+    """``sample_features`` of one image, a row per point, without gradient.
 
     Channels-last on a CPU a point is the weighted sum of four rows of a table.
     """
@@ -198,7 +198,7 @@ class PointSampler:
 
     ``sample_points`` draws uniform points and may be replaced to make losses repeatable; it is
     called once for the candidates and once for the remaining uniform points of each call, which is
-    a picture's or, of very many masks, a piece's. Its default draws many candidates in pieces.
+    a image's or, of very many masks, a piece's. Its default draws many candidates in pieces.
     """
 
     def __init__(

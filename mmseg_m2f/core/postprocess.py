@@ -1,6 +1,6 @@
 """From mask logits to full size, in the official order of operations.
 
-All of post-processing treats one picture and the last prediction. Full size is reached for a few
+All of post-processing treats one image and the last prediction. Full size is reached for a few
 queries at a time through a ``MaskRestorer``, or for a few rows of all queries. The order of
 operations is that of the model:
 
@@ -43,7 +43,7 @@ def resize_masks(
 def restore_masks(
     mask_logits: Float[Tensor, 'q h w'], geometry: ImageGeometry
 ) -> Float[Tensor, 'q H W']:
-    """To the network input, crop to the picture, to the original size: two bilinear steps.
+    """To the network input, crop to the image, to the original size: two bilinear steps.
 
     One step would be cheaper and is not the same.
 
@@ -64,12 +64,12 @@ def restore_rows(
     if geometry.resized == geometry.original:
         return some_rows(mask_logits, every_line, every_line, geometry.padded, rows)[:, :, :width]
     read = read_rows(geometry, rows)
-    picture = some_rows(mask_logits, every_line, every_line, geometry.padded, read)[:, :, :width]
-    return some_rows(picture, read, range(height), geometry.original, rows)
+    image = some_rows(mask_logits, every_line, every_line, geometry.padded, read)[:, :, :width]
+    return some_rows(image, read, range(height), geometry.original, rows)
 
 
 def read_rows(geometry: ImageGeometry, rows: range) -> range:
-    """Of the resized picture, what resizing reads for ``rows`` of the original.
+    """Of the resized image, what resizing reads for ``rows`` of the original.
 
     And one more on each side for rounding.
     """
@@ -120,7 +120,7 @@ def query_chunks(
     """Runs of queries whose logits, in ``num_copies`` copies, may exist at ``size`` together.
 
     Their number depends on the sizes and the device alone, so that results do not depend on how
-    many queries there are. On the way a picture has its padded size, which may be the larger one.
+    many queries there are. On the way a image has its padded size, which may be the larger one.
     """
     height, width = mask_logits.shape[-2:]
     pixels = max(size[0] * size[1], STRIDE * height * STRIDE * width)
@@ -132,7 +132,7 @@ def query_chunks(
 
 
 def row_bands(class_logits: Float[Tensor, 'Q K1'], geometry: ImageGeometry) -> Iterator[range]:
-    """Runs of rows of the original picture of which a map of each query and class may exist.
+    """Runs of rows of the original image of which a map of each query and class may exist.
 
     A few rows at a time, all queries of them stay in a CPU's caches.
     """
@@ -153,6 +153,6 @@ def mask_areas(masks: Bool[Tensor, 'q H W'], spare: Float[Tensor, 'q H W']) -> I
     """Pixels of each mask, counted in ``spare``, which is overwritten.
 
     Summing the masks themselves would copy them to eight bytes a pixel. A row's sum is exact in
-    float32, a picture's need not be.
+    float32, a image's need not be.
     """
     return spare.copy_(masks).sum(2).long().sum(1)

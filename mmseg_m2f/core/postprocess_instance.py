@@ -1,4 +1,4 @@
-"""The instance result of one picture: scored masks that may overlap."""
+"""The instance result of one image: scored masks that may overlap."""
 
 import math
 from collections.abc import Callable, Iterator

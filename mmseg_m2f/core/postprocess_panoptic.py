@@ -1,4 +1,4 @@
-"""The panoptic result of one picture: every pixel in at most one segment."""
+"""The panoptic result of one image: every pixel in at most one segment."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The semantic result of one picture: scores, or the label maps that need none.
+"""The semantic result of one image: scores, or the label maps that need none.
 
 ``semantic_scores`` is the rule as it is written. The others give the same a few rows of pixels at a
 time, and run in the heads. None is touched by an autocast.
@@ -71,7 +71,7 @@ def semantic_labels(
 ) -> Int[Tensor, 'H W']:
     """The class of the highest of ``semantic_scores`` with ``restore_masks``, for every pixel.
 
-    A few rows of pixels at a time: the scores of a large picture never exist together.
+    A few rows of pixels at a time: the scores of a large image never exist together.
     """
     class_probs, mask_logits = _exact(class_logits, mask_logits)
 

@@ -1,7 +1,7 @@
 """The values that pass between the stages, and the axis legend every signature of ``core`` uses.
 
     B  images          Q  queries             K  real classes (class index K is "no object")
-    C  channels        N  targets of a picture    M  matched pairs
+    C  channels        N  targets of a image    M  matched pairs
     P  points          S  tokens              L  levels (of features) or decoder layers
     H W  padded input pixels, in post-processing those of the result    h w  stride 4
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmseg_m2f.ops.linear import is_captured, linear
+from mmseg_m2f.cpu.linear import is_captured, linear
 
 
 class PixelFeatures(NamedTuple):
@@ -32,7 +32,7 @@ class PixelFeatures(NamedTuple):
 class PassedOn(list[Tensor]):
     """Maps that nobody needs after their receiver, which empties the list as soon as it has them.
 
-    A picture's maps are among the largest tensors of a network, and in Python a caller's arguments
+    A image's maps are among the largest tensors of a network, and in Python a caller's arguments
     live until the call is over. Forward hooks of the receiver see the list empty.
     """
 
@@ -49,23 +49,23 @@ class MaskPrediction(NamedTuple):
 
 
 class MaskTarget(NamedTuple):
-    """Ground truth of one picture: ``labels (N,)`` int64 in [0, K) and ``masks (N, H, W)`` bool."""
+    """Ground truth of one image: ``labels (N,)`` int64 in [0, K) and ``masks (N, H, W)`` bool."""
 
     labels: Tensor
     masks: Tensor
 
 
 class Match(NamedTuple):
-    """Matched pairs of one picture: query ``query_idx[m]`` explains target ``target_idx[m]``."""
+    """Matched pairs of one image: query ``query_idx[m]`` explains target ``target_idx[m]``."""
 
     query_idx: Tensor
     target_idx: Tensor
 
 
 class ImageGeometry(NamedTuple):
-    """The sizes ``(height, width)`` a picture has on its way.
+    """The sizes ``(height, width)`` a image has on its way.
 
-    ``padded`` is the network's input, ``resized`` the picture at its top left, ``original`` the
+    ``padded`` is the network's input, ``resized`` the image at its top left, ``original`` the
     file.
     """
 
@@ -82,7 +82,7 @@ def mask_logits(
     Returns logits; their sigmoid is the probability that a pixel belongs to the query's segment.
     """
     pixels = mask_features.flatten(-2).transpose(-1, -2)  # (*batch, S, C)
-    # A program that is captured is to serve any number of pictures.
+    # A program that is captured is to serve any number of images.
     if pixels.shape[:-2].numel() == 1 and not is_captured():
         logits = linear(mask_embed, pixels.reshape(pixels.shape[-2:]), None)
     else:

@@ -50,10 +50,10 @@ def foreground_targets(
 
 
 class WrongLabelError(ValueError):
-    """A label map, number ``picture`` of those given, holds a label that is no class."""
+    """A label map, number ``image`` of those given, holds a label that is no class."""
 
-    def __init__(self, picture: int, message: str) -> None:
-        self.picture = picture
+    def __init__(self, image: int, message: str) -> None:
+        self.image = image
         super().__init__(message)
 
 
@@ -66,16 +66,16 @@ def _labels_present(
         return []
     *present, is_wrong = torch.stack(found, 1).tolist()
     if any(is_wrong):
-        picture = is_wrong.index(True)
-        labels = label_maps[picture].unique()
+        image = is_wrong.index(True)
+        labels = label_maps[image].unique()
         wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
         raise WrongLabelError(
-            picture,
+            image,
             f'label map holds {wrong.tolist()}; allowed are 0 to {num_classes - 1} and the ignore '
             f'label {ignore_index}. Check num_classes, reduce_zero_label and the files themselves.',
         )
-    pictures = range(len(found))
-    return [[label for label in range(num_classes) if present[label][i]] for i in pictures]
+    images = range(len(found))
+    return [[label for label in range(num_classes) if present[label][i]] for i in images]
 
 
 def _slots_present(
@@ -118,10 +118,10 @@ def check_segments(
     labels: Sequence[Int[Tensor, '_']],
     num_classes: int,
 ) -> None:
-    """Whether indices and labels of all pictures fit; the host waits for the device once.
+    """Whether indices and labels of all images fit; the host waits for the device once.
 
     Raises:
-        WrongLabelError: an index that is neither -1 nor one into its picture's labels, or a label
+        WrongLabelError: an index that is neither -1 nor one into its image's labels, or a label
             that is no class.
     """
     # Without segments the bounds of the labels are those of an allowed one.
@@ -129,18 +129,18 @@ def check_segments(
         torch.stack([*segment_map.aminmax(), *torch.cat([one, one.new_zeros(1)]).aminmax()])
         for segment_map, one in zip(segment_maps, labels, strict=True)
     ]
-    for picture, (lowest, highest, least, greatest) in enumerate(
+    for image, (lowest, highest, least, greatest) in enumerate(
         torch.stack(bounds).tolist() if bounds else ()
     ):
-        count = len(labels[picture])
+        count = len(labels[image])
         if lowest < -1 or highest >= count:
             raise WrongLabelError(
-                picture,
+                image,
                 f'segment map holds {lowest} to {highest}; allowed are the indices of its {count} '
                 'labels and -1 for pixels of no segment.',
             )
         if least < 0 or greatest >= num_classes:
-            check_labels(labels[picture], num_classes, picture)
+            check_labels(labels[image], num_classes, image)
 
 
 def without_empty(target: MaskTarget) -> MaskTarget:
@@ -160,23 +160,23 @@ def pad_target(target: MaskTarget, size: tuple[int, int]) -> MaskTarget:
         return target
     if height > size[0] or width > size[1]:
         raise ValueError(
-            f'masks of {height} x {width} do not fit a picture of {size[0]} x {size[1]} (height x '
+            f'masks of {height} x {width} do not fit a image of {size[0]} x {size[1]} (height x '
             'width): the pipeline must resize and crop both alike.'
         )
     padding = (0, size[1] - width, 0, size[0] - height)
     return MaskTarget(target.labels, F.pad(target.masks, padding))
 
 
-def check_labels(labels: Int[Tensor, 'N'], num_classes: int, picture: int = 0) -> None:
+def check_labels(labels: Int[Tensor, 'N'], num_classes: int, image: int = 0) -> None:
     """Labels are class indices.
 
     Raises:
-        WrongLabelError: a label outside ``[0, num_classes)``; its ``picture`` is that given.
+        WrongLabelError: a label outside ``[0, num_classes)``; its ``image`` is that given.
     """
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong) > 0:
         raise WrongLabelError(
-            picture,
+            image,
             f'labels hold {wrong.unique().tolist()}; allowed are 0 to {num_classes - 1}. Check '
             'num_classes and the categories of the annotation file.',
         )

@@ -1,6 +1,6 @@
 """AP of instances by the protocol of Cityscapes, computed by the package cityscapesScripts.
 
-The package works on files: a text file per picture that lists a mask file, a label id and a score
+The package works on files: a text file per image that lists a mask file, a label id and a score
 per instance. It keeps its settings in a global object, of which a copy is used here.
 """
 
@@ -24,7 +24,7 @@ class CityscapesScores(NamedTuple):
 
 
 def truth_file(gt_dir: str | Path, img_path: str | Path) -> Path:
-    """``GT_DIR/<city>/<city>_<sequence>_<frame>_gtFine_instanceIds.png`` of a picture.
+    """``GT_DIR/<city>/<city>_<sequence>_<frame>_gtFine_instanceIds.png`` of a image.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -40,10 +40,10 @@ def truth_file(gt_dir: str | Path, img_path: str | Path) -> Path:
 
 
 def core_name(img_path: str | Path) -> str:
-    """``<city>_<sequence>_<frame>`` of a picture, which all files of it start with.
+    """``<city>_<sequence>_<frame>`` of a image, which all files of it start with.
 
     Raises:
-        ValueError: the picture's name has other parts.
+        ValueError: the image's name has other parts.
     """
     parts = Path(img_path).stem.split('_')
     if len(parts) < 3:
@@ -56,7 +56,7 @@ def core_name(img_path: str | Path) -> str:
 def write_instances(
     folder: Path, name: str, masks: np.ndarray, label_ids: np.ndarray, scores: np.ndarray
 ) -> Path:
-    """One picture in the format of the benchmark; returns its list ``FOLDER/<name>_pred.txt``.
+    """One image in the format of the benchmark; returns its list ``FOLDER/<name>_pred.txt``.
 
     Masks ``(N, H, W)`` without a pixel are left out. Label ids are those of Cityscapes (car: 26).
     """
@@ -72,8 +72,8 @@ def write_instances(
     return path
 
 
-def match_picture(truth: Path, predicted: Path) -> dict[str, Any]:
-    """Overlaps of the instances of one picture, as `cityscapes_scores` takes them."""
+def match_image(truth: Path, predicted: Path) -> dict[str, Any]:
+    """Overlaps of the instances of one image, as `cityscapes_scores` takes them."""
     evaluator = import_evaluator()
     settings = _settings(evaluator, predicted.parent)
     with warnings.catch_warnings():
@@ -84,7 +84,7 @@ def match_picture(truth: Path, predicted: Path) -> dict[str, Any]:
 
 
 def cityscapes_scores(matches: Mapping[str, Any]) -> CityscapesScores:
-    """The scores from the joined results of `match_picture`."""
+    """The scores from the joined results of `match_image`."""
     evaluator = import_evaluator()
     settings = _settings(evaluator, Path())
     per_threshold = evaluator.evaluateMatches(matches, settings)

@@ -11,12 +11,12 @@ from mmseg_m2f.evaluation.rle import import_coco_mask
 
 @dataclass(frozen=True, kw_only=True)
 class CocoFile:
-    """What evaluation needs of the file, by picture.
+    """What evaluation needs of the file, by image.
 
     Args:
         path: for messages.
-        sizes: per picture ``(height, width)``.
-        instances: per picture what COCO calls annotations.
+        sizes: per image ``(height, width)``.
+        instances: per image what COCO calls annotations.
         categories: ids and names, in the order of the file.
     """
 
@@ -30,7 +30,7 @@ class CocoFile:
         """Reads the text of a file.
 
         Raises:
-            ValueError: it has no pictures, categories or annotations, or they are not well-formed.
+            ValueError: it has no images, categories or annotations, or they are not well-formed.
         """
         file = parse_coco(content, path, ('id', 'height', 'width'))
         annotations = entries_of(path, file, 'annotations')
@@ -55,34 +55,34 @@ class CocoFile:
             categories={category['id']: category['name'] for category in file['categories']},
         )
 
-    def check_picture(self, image_id: int | str, size: tuple[int, int]) -> None:
-        """Whether the file has this picture in this size.
+    def check_image(self, image_id: int | str, size: tuple[int, int]) -> None:
+        """Whether the file has this image in this size.
 
         Raises:
-            ValueError: the file does not know the picture, or states another size.
+            ValueError: the file does not know the image, or states another size.
         """
         if image_id not in self.sizes:
             raise ValueError(
-                f'{self.path} has no picture with the id {image_id!r}: ann_file of the metric must '
+                f'{self.path} has no image with the id {image_id!r}: ann_file of the metric must '
                 'belong to the data set of the test'
             )
         if self.sizes[image_id] != size:
             raise ValueError(
-                f'the predictions for picture {image_id!r} are {size} pixels (height, width), '
+                f'the predictions for image {image_id!r} are {size} pixels (height, width), '
                 f'{self.path} says {self.sizes[image_id]}'
             )
 
     def true_instances(
         self, image_id: int | str, size: tuple[int, int], category_ids: Sequence[int]
     ) -> list[dict[str, Any]]:
-        """The instances of a picture whose category counts, with COCO's defaults filled in.
+        """The instances of a image whose category counts, with COCO's defaults filled in.
 
         An annotation without an area (no mask, or polygons of fewer than three points) is none.
 
         Raises:
-            ValueError: the file does not know the picture, or states another size.
+            ValueError: the file does not know the image, or states another size.
         """
-        self.check_picture(image_id, size)
+        self.check_image(image_id, size)
         counted = set(category_ids)
         return [
             {

@@ -21,11 +21,11 @@ AREAS = ('all', 's', 'm', 'l')
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureInstances:
-    """What one picture contributes, in COCO's terms but for its id.
+class ImageInstances:
+    """What one image contributes, in COCO's terms but for its id.
 
     Args:
-        image_id: number or name of the picture.
+        image_id: number or name of the image.
         size: ``(height, width)`` of the file.
         predicted: per instance ``category_id``, ``segmentation`` (RLE) and ``score``.
         true: per instance ``category_id``, ``segmentation``, ``area`` and ``iscrowd``; a ``bbox``
@@ -52,7 +52,7 @@ class InstanceScores(NamedTuple):
 def predicted_instances(
     masks: np.ndarray, labels: np.ndarray, scores: np.ndarray, category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Instances in COCO's result format, without the picture's id.
+    """Instances in COCO's result format, without the image's id.
 
     No box is given: COCO's evaluation would take the instance's area from it.
     """
@@ -99,33 +99,33 @@ def has_faster_coco_eval() -> bool:
 
 
 def instance_scores(
-    pictures: Sequence[PictureInstances],
+    images: Sequence[ImageInstances],
     category_ids: Sequence[int],
     max_dets: int = 100,
     iou_type: str = 'segm',
     faster: bool = False,
 ) -> InstanceScores:
-    """COCO's AP of the pictures.
+    """COCO's AP of the images.
 
     Args:
-        pictures: each counts, also one without instances.
+        images: each counts, also one without instances.
         category_ids: the classes that count, per class of the result.
-        max_dets: so many best-scored instances count per picture and class.
+        max_dets: so many best-scored instances count per image and class.
         iou_type: ``segm`` or, with faster-coco-eval, ``boundary``.
         faster: use faster-coco-eval.
     """
     true_ids = {
         instance['category_id']
-        for picture in pictures
-        for instance in picture.true
+        for image in images
+        for instance in image.true
         if not instance['iscrowd']
     }
-    if not true_ids or not any(picture.predicted for picture in pictures):
+    if not true_ids or not any(image.predicted for image in images):
         zeros = np.zeros((len(IOU_THRESHOLDS), 1, len(category_ids), len(AREAS)))
         is_there = np.isin(category_ids, list(true_ids))[:, None]
         return InstanceScores(_averages(zeros), np.where(is_there, np.zeros(3), -1.0))
     order = np.argsort(category_ids, kind='stable')
-    precision = _precision(pictures, category_ids, max_dets, iou_type, faster)
+    precision = _precision(images, category_ids, max_dets, iou_type, faster)
     per_class = np.empty((len(category_ids), 3))
     # COCO sorts the classes by id.
     for row, index in enumerate(order):
@@ -152,7 +152,7 @@ def _mean(precision: np.ndarray) -> float:
 
 
 def _precision(
-    pictures: Sequence[PictureInstances],
+    images: Sequence[ImageInstances],
     category_ids: Sequence[int],
     max_dets: int,
     iou_type: str,
@@ -166,21 +166,21 @@ def _precision(
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
-    # Ties in score between pictures are broken by their order, COCO's is that of the ids.
-    pictures = sorted(pictures, key=lambda picture: picture.image_id)
+    # Ties in score between images are broken by their order, COCO's is that of the ids.
+    images = sorted(images, key=lambda image: image.image_id)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = {
             'info': {},
             'images': [
-                {'id': i, 'height': picture.size[0], 'width': picture.size[1]}
-                for i, picture in enumerate(pictures)
+                {'id': i, 'height': image.size[0], 'width': image.size[1]}
+                for i, image in enumerate(images)
             ],
             'categories': [{'id': int(i), 'name': str(i)} for i in category_ids],
-            'annotations': _numbered(picture.true for picture in pictures),
+            'annotations': _numbered(image.true for image in images),
         }
         truth.createIndex()
-        predicted = truth.loadRes(_numbered(picture.predicted for picture in pictures))
+        predicted = truth.loadRes(_numbered(image.predicted for image in images))
         evaluation = COCOeval(truth, predicted, iou_type)
         evaluation.params.catIds = sorted(int(i) for i in category_ids)
         evaluation.params.maxDets = [max_dets]
@@ -189,9 +189,9 @@ def _precision(
     return np.asarray(evaluation.eval['precision'])[..., -1]
 
 
-def _numbered(per_picture: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _numbered(per_image: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Copies with ids: the libraries write into what they are given, and take 0 for no match."""
-    pairs = [(i, instance) for i, instances in enumerate(per_picture) for instance in instances]
+    pairs = [(i, instance) for i, instances in enumerate(per_image) for instance in instances]
     return [
         {**instance, 'image_id': image, 'id': number}
         for number, (image, instance) in enumerate(pairs, 1)

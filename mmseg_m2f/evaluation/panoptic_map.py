@@ -14,7 +14,7 @@ File = str | PathLike[str] | BinaryIO
 
 
 class Segments(NamedTuple):
-    """A picture cut into segments: ``segment_map (H, W)`` int32 and ``labels (N,)``.
+    """A image cut into segments: ``segment_map (H, W)`` int32 and ``labels (N,)``.
 
     The map holds 0 for void and ``i + 1`` for the pixels of the segment with ``labels[i]``.
     """
@@ -66,7 +66,7 @@ def read_segments(
     with ``stated_areas`` its ``area``. Pixels whose id it does not list are void.
 
     Raises:
-        ValueError: the picture holds no ids, or an area is stated that no segment can have.
+        ValueError: the image holds no ids, or an area is stated that no segment can have.
     """
     ids = np.array([info['id'] for info in segments_info], np.int64)
     labels = np.array([info['label'] for info in segments_info], np.int64)
@@ -105,12 +105,12 @@ def read_ids(file: File) -> np.ndarray:
     """The segment ids ``(H, W)`` of a panoptic PNG.
 
     Raises:
-        ValueError: the picture has no colours, so its values are no ids.
+        ValueError: the image has no colors, so its values are no ids.
     """
     with Image.open(file) as image:
         if image.mode not in ('RGB', 'RGBA', 'P'):
             raise ValueError(
-                f'a panoptic PNG must be an RGB picture (id = R + 256 G + 65536 B), got mode '
+                f'a panoptic PNG must be an RGB image (id = R + 256 G + 65536 B), got mode '
                 f'{image.mode}'
             )
         # A fourth byte, which PIL keeps anyway, makes integers of the pixels.
@@ -124,6 +124,6 @@ def write_ids(file: File, segment_map: np.ndarray) -> None:
 
 
 def id2rgb(segment_map: np.ndarray) -> np.ndarray:
-    """Ids ``(H, W)`` to colours ``(H, W, 3)`` uint8: base 256, red lowest."""
+    """Ids ``(H, W)`` to colors ``(H, W, 3)`` uint8: base 256, red lowest."""
     ids = np.asarray(segment_map)
     return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)

@@ -29,10 +29,8 @@ class PanopticQuality(NamedTuple):
     occurs: np.ndarray
 
 
-def picture_statistics(
-    truth: AnnotatedSegments, predicted: Segments, num_classes: int
-) -> np.ndarray:
-    """``(4, K)`` per class: sum of IoU, TP, FP, FN of one picture. They add up over pictures.
+def image_statistics(truth: AnnotatedSegments, predicted: Segments, num_classes: int) -> np.ndarray:
+    """``(4, K)`` per class: sum of IoU, TP, FP, FN of one image. They add up over images.
 
     * Predicted pixels on void do not count into the union.
     * A crowd is neither matched nor missed.
@@ -86,7 +84,7 @@ def _overlaps(truth: AnnotatedSegments, predicted: Segments) -> np.ndarray:
 
 
 def panoptic_quality(statistics: np.ndarray) -> PanopticQuality:
-    """The qualities of all classes from the sum of `picture_statistics`."""
+    """The qualities of all classes from the sum of `image_statistics`."""
     iou, tp, fp, fn = statistics
     weighted = tp + fp / 2 + fn / 2
     occurs = weighted > 0

@@ -16,7 +16,7 @@ class SemanticQuality(NamedTuple):
 
 
 def class_areas(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """``(3, K)`` pixels per class of one picture: common, true, predicted. They add up.
+    """``(3, K)`` pixels per class of one image: common, true, predicted. They add up.
 
     Of the label maps ``(H, W)`` the pixels whose true label is `NO_CLASS` are left out.
 

@@ -1,4 +1,4 @@
-"""Names, colours, things and category ids of the published data sets: no framework, no torch.
+"""Names, colors, things and category ids of the published data sets: no framework, no torch.
 
 The panoptic classes of each stand in a JSON file beside this one; an instance set is its things.
 """
@@ -29,7 +29,7 @@ class DatasetMetadata:
     Args:
         name: that of `load_metadata`.
         classes: names, each but once.
-        palette: colours ``(red, green, blue)``.
+        palette: colors ``(red, green, blue)``.
         thing_ids: indices of the classes that are things, ascending.
         category_ids: per class the id that stands in the JSON files.
         ignore_index: what label maps hold where there is no class.

@@ -1,4 +1,4 @@
-"""Stock Mask2Formers of mmseg and mmdet, narrow, with real pictures for them."""
+"""Stock Mask2Formers of mmseg and mmdet, narrow, with real images for them."""
 
 import copy
 from pathlib import Path
@@ -62,7 +62,7 @@ def head_of(model: nn.Module) -> Any:
 
 def batch(package: str) -> dict[str, Any]:
     if package == 'mmdet':
-        # The second batch: in the first one picture is empty.
+        # The second batch: in the first one image is empty.
         inputs, samples = trajectories.batches(2)[1]
         return {'inputs': list(inputs), 'data_samples': [sample.clone() for sample in samples]}
     from mmseg.structures import SegDataSample
@@ -70,11 +70,11 @@ def batch(package: str) -> dict[str, Any]:
     height, width = dropin_models.SIZE
     inputs, samples = [], []
     for path in sorted((FACADE / 'labelmap/train').glob('*.png'))[:2]:
-        picture = cv2.imread(str(FACADE / 'img/train' / f'{path.stem}.jpg'))
+        image = cv2.imread(str(FACADE / 'img/train' / f'{path.stem}.jpg'))
         labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
-        inputs.append(torch.from_numpy(picture).permute(2, 0, 1))
+        inputs.append(torch.from_numpy(image).permute(2, 0, 1))
         label_map = torch.from_numpy(labels)[None].long()
         meta = {'img_path': path.stem, 'img_shape': (height, width), 'ori_shape': (50, 70)}
         samples.append(SegDataSample(gt_sem_seg=PixelData(data=label_map), metainfo=meta))
@@ -89,18 +89,18 @@ def prepared(model: nn.Module, data: dict[str, Any], training: bool = True) -> t
 
 
 def logits(model: nn.Module, data: dict) -> tuple[list[Tensor], list[Tensor]]:
-    pictures, samples = prepared(model, data)
+    images, samples = prepared(model, data)
     with torch.no_grad():
-        return head_of(model)(model.extract_feat(pictures), samples)
+        return head_of(model)(model.extract_feat(images), samples)
 
 
 def losses(model: nn.Module, data: dict) -> dict[str, Tensor]:
-    pictures, samples = prepared(model, data)
-    with trajectories.same_points(0, pictures.dtype):
-        return model.loss(pictures, samples)
+    images, samples = prepared(model, data)
+    with trajectories.same_points(0, images.dtype):
+        return model.loss(images, samples)
 
 
 def results(model: nn.Module, data: dict, **options: Any) -> list[Any]:
-    pictures, samples = prepared(model, data, training=False)
+    images, samples = prepared(model, data, training=False)
     with torch.no_grad():
-        return model.predict(pictures, samples, **options)
+        return model.predict(images, samples, **options)

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from mmseg_m2f.adapters.checkpoint_io import install_safe_loader
+from mmseg_m2f.adapters.checkpoints.loader import install_safe_loader
 
 install_safe_loader()
 
@@ -59,14 +59,14 @@ class Count(BaseMetric):
 
 
 class Record(Hook):
-    """Keeps each iteration's pictures and loss."""
+    """Keeps each iteration's images and loss."""
 
     def __init__(self) -> None:
-        self.pictures: list[list[int]] = []
+        self.images: list[list[int]] = []
         self.losses: list[float] = []
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        self.pictures.append([int(item[0]) for item in data_batch['inputs']])
+        self.images.append([int(item[0]) for item in data_batch['inputs']])
         self.losses.append(outputs['loss'].item())
 
 

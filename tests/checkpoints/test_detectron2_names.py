@@ -95,16 +95,16 @@ def test_what_is_left_out(published: State) -> None:
 @torch.no_grad()
 def test_every_module_matters(published: State, model: nn.Module) -> None:
     """A change to one tensor of each module in the published file changes what the model says."""
-    pictures = torch.randn(1, 3, 64, 64)
+    images = torch.randn(1, 3, 64, 64)
     ours = to_ours(published, 'detectron2')
     model.load_state_dict(ours)
-    maps = model.extract_feat(pictures)
+    maps = model.extract_feat(images)
     before = last_logits(model, maps)
 
     def logits(name: str, value: Tensor) -> tuple[Tensor, Tensor]:
         converted = to_ours(published | {name: value}, 'detectron2')
         with changed_tensors(model, ours, converted):
-            own_maps = model.extract_feat(pictures) if name.startswith('backbone.') else maps
+            own_maps = model.extract_feat(images) if name.startswith('backbone.') else maps
             return last_logits(model, own_maps)
 
     dropped = ('relative_position_index', 'empty_weight')
@@ -149,7 +149,7 @@ def test_a_name_that_is_there_twice() -> None:
 
 
 def test_a_resnet_of_caffe_is_refused() -> None:
-    """By its names or by the pictures' deviation; its weights would fit and be wrong."""
+    """By its names or by the images' deviation; its weights would fit and be wrong."""
     caffe2 = {'conv1_w': torch.zeros(1), 'res2_0_branch2a_w': torch.zeros(1)}
     with pytest.raises(ValueError, match='ResNet of Caffe'):
         detect_layout(caffe2)

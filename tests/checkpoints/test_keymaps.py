@@ -85,15 +85,15 @@ def test_export_loads_with_from_pretrained(backbone: str, tmp_path: Path) -> Non
 
 
 def test_patch_merging_order() -> None:
-    """Both layouts of one merging layer give the same result on the same picture."""
+    """Both layouts of one merging layer give the same result on the same image."""
     channels = 3
-    picture = torch.randn(1, channels, 4, 6)
+    image = torch.randn(1, channels, 4, 6)
     weight = torch.randn(5, 4 * channels)
     blocks = torch.cat(
-        [picture[..., row::2, col::2] for row, col in ((0, 0), (1, 0), (0, 1), (1, 1))], dim=1
+        [image[..., row::2, col::2] for row, col in ((0, 0), (1, 0), (0, 1), (1, 1))], dim=1
     )
     official = weight @ blocks.flatten(2)
-    unfolded = to_unfold_order(weight) @ F.unfold(picture, 2, stride=2)
+    unfolded = to_unfold_order(weight) @ F.unfold(image, 2, stride=2)
     torch.testing.assert_close(unfolded, official)
     assert torch.equal(from_unfold_order(to_unfold_order(weight)), weight)
     # Not an involution: converting twice is a silent error, never a no-op.

@@ -220,12 +220,12 @@ def names_of(pipeline) -> list[str]:
 
 
 @every_row
-def test_training_pictures(row):
+def test_training_images(row):
     dataset = load(row).train_dataloader.dataset
     pipeline, name = dataset.pipeline, parse(row).dataset
     steps = dict(zip(names_of(pipeline), pipeline, strict=True))
     assert steps['RandomFlip'].prob == 0.5
-    # Only COCO's instances leave out the emptied ones, and pictures without any.
+    # Only COCO's instances leave out the emptied ones, and images without any.
     keeps = kind(row) != 'coco-instance'
     assert steps['PackSegments'].get('keep_empty', True) == keeps
     assert dataset.get('filter_empty', False) == (not keeps)
@@ -250,7 +250,7 @@ def test_training_pictures(row):
 
 
 @every_row
-def test_test_pictures(row):
+def test_test_images(row):
     cfg = load(row)
     assert cfg.val_dataloader == cfg.test_dataloader
     dataset = cfg.test_dataloader.dataset
@@ -272,7 +272,7 @@ def test_test_pictures(row):
         ('mapillary', (2448, 3264), (1536, 2048)),
     ],
 )
-def test_sizes_of_test_pictures(dataset, size, expected):
+def test_sizes_of_test_images(dataset, size, expected):
     init_default_scope('mmdet')
     pipeline = load(f'mask2former_r50_{dataset}-panoptic').test_dataloader.dataset.pipeline
     results = {'img': torch.zeros(*size, 3, dtype=torch.uint8).numpy(), 'img_shape': size}

@@ -56,7 +56,7 @@ def transform(pipeline, name):
 
 
 @pytest.mark.parametrize('row', OFFICIAL)
-def test_official_training_pictures(row):
+def test_official_training_images(row):
     cfg, side = load(row), short_side(row)
     pipeline = cfg.train_dataloader.dataset.pipeline
     resize = transform(pipeline, 'RandomChoiceResize')
@@ -75,7 +75,7 @@ def test_official_training_pictures(row):
 
 
 @pytest.mark.parametrize('row', SEMANTIC_ROWS)
-def test_test_pictures(row):
+def test_test_images(row):
     cfg, side = load(row), short_side(row)
     long_side = {512: 2048, 640: 2560, 1024: 2048, 2048: 2048}[side]
     assert cfg.val_dataloader == cfg.test_dataloader
@@ -87,11 +87,11 @@ def test_test_pictures(row):
         (limit or size, size) for size in TTA_SHORT_SIDES[side]
     ]
     assert [step.prob for step in augmented[1]] == [0.0, 1.0]
-    # The official protocol augments the picture as resized for the test.
+    # The official protocol augments the image as resized for the test.
     assert cfg.tta_pipeline[1] == resize
 
 
-def test_views_of_a_picture_without_ground_truth(tmp_path):
+def test_views_of_a_image_without_ground_truth(tmp_path):
     init_default_scope('mmseg')
     Image.fromarray(np.zeros((300, 600, 3), np.uint8)).save(tmp_path / 'a.png')
     pipeline = Compose(load('mask2former_r50_ade20k').tta_pipeline)
@@ -209,7 +209,7 @@ def test_mmseg_s_multipliers_give_the_groups_of_our_constructor(row):
     from mmengine.optim import DefaultOptimWrapperConstructor
     from mmseg.registry import MODELS
 
-    from mmseg_m2f.adapters.optim import Mask2FormerOptimWrapperConstructor
+    from mmseg_m2f.adapters.training.optimizer import Mask2FormerOptimWrapperConstructor
     from tests.configs.test_rows import no_initialisation
 
     init_default_scope('mmseg')

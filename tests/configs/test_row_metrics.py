@@ -35,7 +35,7 @@ FULL = {
 
 
 def read(root: Path, pattern: str) -> dict[str, list]:
-    """The annotations of the validation set by picture."""
+    """The annotations of the validation set by image."""
     content = json.loads((root / pattern.format(s='val', l='validation')).read_text())
     names = {image['id']: image['file_name'] for image in content['images']}
     annotations = {name: [] for name in names.values()}

@@ -86,7 +86,7 @@ OWNERS = {
 
 def quiet_run(test):
     """Without the warnings of the frameworks in any run."""
-    # mmseg's hook warns whenever no picture is drawn.
+    # mmseg's hook warns whenever no image is drawn.
     test = pytest.mark.filterwarnings('ignore:The draw is False')(test)
     # Upstream mmdet's Swin says by a deprecated method that it starts from scratch.
     return pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated")(test)

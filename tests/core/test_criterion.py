@@ -27,7 +27,7 @@ DEADLINE_SECONDS = 120
 
 
 def fixed_points(num_rows, num_points, device, dtype):
-    """The same points whatever the row and the picture: a generator of their own, seed 0."""
+    """The same points whatever the row and the image: a generator of their own, seed 0."""
     generator = torch.Generator().manual_seed(num_points)
     points = torch.rand(1, num_points, 2, generator=generator, dtype=torch.float64)
     return points.to(device, dtype).expand(num_rows, -1, -1)
@@ -45,7 +45,7 @@ def make_target(num_targets, num_classes=4, size=(24, 32)):
 
 
 def make_inputs(num_targets, num_predictions=2, num_queries=5, dtype=torch.float32):
-    """Predictions, features, targets and random matches of one picture per entry."""
+    """Predictions, features, targets and random matches of one image per entry."""
     batch = len(num_targets)
     predictions = [
         MaskPrediction(
@@ -111,7 +111,7 @@ def test_every_target_counts_also_empty_ones_and_those_without_a_query():
     assert global_num_masks(0, torch.device('cpu')).item() == 1
 
 
-def test_matched_targets_count_and_a_picture_without_any_as_one():
+def test_matched_targets_count_and_a_image_without_any_as_one():
     _, _, targets, matches = make_inputs((9, 0, 3, 0), num_queries=5)
     assert count_targets(targets, matches) == 12
     assert count_matched(targets, matches) == 5 + 1 + 3 + 1
@@ -285,7 +285,7 @@ def distributed_case(index):
 
 
 def distributed_gradients(rank):
-    """One picture per process: the averaged gradients of every case."""
+    """One image per process: the averaged gradients of every case."""
     gradients = []
     for index in range(3):
         model, maps, targets = distributed_case(index)
@@ -328,10 +328,10 @@ def averaged_gradients(folder):
 
 def test_two_processes_equal_one(tmp_path):
     """Uneven targets, one empty process, nothing at all: no hang, and the gradients of both
-    pictures in one process.
+    images in one process.
 
     The mask terms' normaliser is shared, so they agree. The class term's mean is per process by
-    the official rule: its equal in one process is the average of the pictures' own means.
+    the official rule: its equal in one process is the average of the images' own means.
     """
     averaged = averaged_gradients(tmp_path)
     for index, gradients in enumerate(averaged):

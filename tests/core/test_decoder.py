@@ -31,7 +31,7 @@ def make_features(batch=2, num_levels=3, dtype=torch.float32):
 
 
 def slow_decode(decoder, features):
-    """The paper's loop with nn.MultiheadAttention and full-size masks, picture by picture."""
+    """The paper's loop with nn.MultiheadAttention and full-size masks, image by image."""
 
     def attend(attention, query, key, value, blocked=None):
         twin = nn.MultiheadAttention(16, 2, batch_first=True, dtype=query.dtype)
@@ -174,7 +174,7 @@ def test_levels_are_visited_in_turn_coarsest_first(num_levels):
 
 
 @torch.no_grad()
-def test_the_first_prediction_sees_no_picture():
+def test_the_first_prediction_sees_no_image():
     decoder = make_decoder(num_layers=0)
     one, other = decoder(make_features())[0], decoder(make_features())[0]
     assert torch.equal(one.class_logits, other.class_logits)
@@ -182,7 +182,7 @@ def test_the_first_prediction_sees_no_picture():
 
 
 @torch.no_grad()
-def test_a_batch_equals_its_pictures_one_by_one():
+def test_a_batch_equals_its_images_one_by_one():
     decoder, features = make_decoder().double(), make_features(batch=3, dtype=torch.float64)
     together = decoder(features)
     for i in range(3):

@@ -99,7 +99,7 @@ def test_attention_equals_the_naive_loop():
 
 
 @torch.no_grad()
-def test_pictures_of_a_batch_do_not_meet():
+def test_images_of_a_batch_do_not_meet():
     attention = random_attention()
     query, value = torch.randn(2, 3, NUM_TOKENS, 8, dtype=torch.float64)
     centres = pixel_centres(SHAPES, device=CPU, dtype=torch.float64)

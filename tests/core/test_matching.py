@@ -108,7 +108,7 @@ def test_mask_costs_equal_the_pairwise_losses():
 
 
 def brute_force_matches(matcher, predictions, features, targets):
-    """Prediction by prediction, picture by picture, from full-size mask logits."""
+    """Prediction by prediction, image by image, from full-size mask logits."""
     points = matcher.sample_points(1, matcher.num_points, features.device, features.dtype)
     grid = 2 * points[:, :, None] - 1
 
@@ -181,7 +181,7 @@ def test_permuting_queries_and_targets_permutes_the_matches():
         assert back == set(pairs(before, prediction))
 
 
-def test_a_batch_equals_its_pictures_one_by_one():
+def test_a_batch_equals_its_images_one_by_one():
     matcher = HungarianMatcher(num_points=64, sample_points=FixedPoints())
     predictions, features = make_predictions(batch=3), make_features(3)
     targets = [make_target(4), make_target(0), make_target(2)]
@@ -192,7 +192,7 @@ def test_a_batch_equals_its_pictures_one_by_one():
         assert as_lists(matcher(single, features[one], [target])) == [together[i]]
 
 
-def test_points_are_drawn_once_per_picture_or_once_per_prediction():
+def test_points_are_drawn_once_per_image_or_once_per_prediction():
     rows = []
 
     def sample(num_rows, num_points, device, dtype):
@@ -230,7 +230,7 @@ def test_a_foreign_cost_takes_the_path_by_prediction_with_equal_results():
     assert batched.is_row_wise
     assert not looped.is_row_wise
     assert as_lists(looped(*inputs)) == as_lists(batched(*inputs))
-    # A foreign cost sees one prediction of one picture at a time, as its contract says.
+    # A foreign cost sees one prediction of one image at a time, as its contract says.
     assert shapes == [((5, 5), (5, 64), (n, 64)) for n in (3, 3, 3, 6, 6, 6)]
 
 
@@ -255,17 +255,17 @@ def test_minus_infinity_among_the_class_logits_is_a_probability_of_zero():
 
 @pytest.mark.parametrize('field', ['class_logits', 'mask_embed'])
 @pytest.mark.parametrize('value', [math.nan, math.inf])
-def test_what_cannot_be_matched_names_prediction_and_picture(field, value):
+def test_what_cannot_be_matched_names_prediction_and_image(field, value):
     predictions = make_predictions()
     getattr(predictions[2], field)[1, 3, 0] = value
     with pytest.raises(
         NonFinitePredictionError,
-        match=r'prediction 2 of picture 1 .*NaN or infinity.*learning rate',
+        match=r'prediction 2 of image 1 .*NaN or infinity.*learning rate',
     ) as raised:
         HungarianMatcher(num_points=8)(
             predictions, make_features(), [make_target(2), make_target(3)]
         )
-    assert (raised.value.prediction, raised.value.picture) == (2, 1)
+    assert (raised.value.prediction, raised.value.image) == (2, 1)
     assert isinstance(raised.value, ValueError)
 
 
@@ -294,7 +294,7 @@ def test_half_precision_costs_neither_overflow_nor_change_the_matches(dtype):
     assert seen[0].dtype == torch.float32
     assert seen[0].isfinite().all()
     torch.testing.assert_close(seen[0], seen[1], rtol=1e-6, atol=0)
-    # The border of the picture is half outside the mask, so not every point costs 20.
+    # The border of the image is half outside the mask, so not every point costs 20.
     assert 5 * 18 < seen[0].max() <= 5 * 20
 
 

@@ -183,7 +183,7 @@ def test_mixed_precision_rounds_and_keeps_the_locations():
 
 
 @torch.no_grad()
-def test_a_batch_equals_its_pictures_one_by_one():
+def test_a_batch_equals_its_images_one_by_one():
     decoder = make_decoder(num_layers=2).double()
     maps = make_maps(9, 14, batch=3, dtype=torch.float64)
     together = decoder(maps)

@@ -6,7 +6,7 @@ from mmseg_m2f.core import points as points_module
 from mmseg_m2f.core.config import PointConfig
 from mmseg_m2f.core.points import (
     PointSampler,
-    per_picture,
+    per_image,
     sample_features,
     sample_logits,
     sample_masks,
@@ -39,27 +39,27 @@ def test_sample_features_by_hand():
 def test_sample_pixels_are_the_sampled_features(size, order):
     features = torch.randn(2, 3, *size, dtype=torch.float64).to(memory_format=order)
     points = 1.4 * torch.rand(50, 2, dtype=torch.float64) - 0.2  # some lie outside
-    for picture in features:
-        [expected] = sample_features(picture[None], points[None])
-        got = sample_pixels(picture, points)
+    for image in features:
+        [expected] = sample_features(image[None], points[None])
+        got = sample_pixels(image, points)
         torch.testing.assert_close(got, expected.T, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize('order', [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize('like_maps', [True, False])
 @pytest.mark.parametrize('batch', [1, 3])
-def test_gradients_of_pictures_keep_the_order_of_memory(order, like_maps, batch):
+def test_gradients_of_images_keep_the_order_of_memory(order, like_maps, batch):
     maps = torch.randn(batch, 4, 5, 6).to(memory_format=order).requires_grad_()
-    pictures = per_picture(maps)
-    assert len(pictures) == batch
-    assert all(torch.equal(one, maps[i]) for i, one in enumerate(pictures))
+    images = per_image(maps)
+    assert len(images) == batch
+    assert all(torch.equal(one, maps[i]) for i, one in enumerate(images))
     weights = torch.randn(batch, 4, 5, 6)
     given = [
         torch.empty_like(one).copy_(weight) if like_maps else weight
-        for one, weight in zip(pictures, weights, strict=True)
+        for one, weight in zip(images, weights, strict=True)
     ]
-    used = slice(None) if batch == 1 else slice(1, None)  # of the first picture nothing is asked
-    [gradient] = torch.autograd.grad(pictures[used], maps, given[used])
+    used = slice(None) if batch == 1 else slice(1, None)  # of the first image nothing is asked
+    [gradient] = torch.autograd.grad(images[used], maps, given[used])
     assert torch.equal(gradient[used], weights[used])
     assert batch == 1 or not gradient[0].any()
     assert gradient.is_contiguous(memory_format=order)

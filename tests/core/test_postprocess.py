@@ -67,7 +67,7 @@ def test_no_query_has_a_size_too():
         ((200, 272), (480, 640), 25, 4),  # 2^22 floats hold 4 times 800 x 1088
         ((256, 512), (1024, 2048), 25, 2),
         ((200, 256), (4000, 5000), 3, 1),
-        ((512, 1024), (600, 1200), 8, 1),  # the padded picture is the larger one
+        ((512, 1024), (600, 1200), 8, 1),  # the padded image is the larger one
         ((200, 256), (10000, 10000), 1, 1),
         ((16, 16), (64, 64), 25, 25),
     ],
@@ -91,7 +91,7 @@ def test_areas_are_exact_beyond_what_float32_counts():
     assert mask_areas(masks, torch.empty(1, 4099, 4099)).tolist() == [area]
 
 
-HUGE_PICTURE = """
+HUGE_IMAGE = """
 import resource, sys, torch
 from functools import partial
 from mmseg_m2f import core
@@ -120,8 +120,8 @@ print(peak() - before - sum(part.nbytes for part in result))
 
 @pytest.mark.long
 @pytest.mark.parametrize('task', ['semantic', 'instances', 'panoptic'])
-def test_huge_pictures_need_less_than_a_gigabyte_beside_their_result(task):
-    command = [sys.executable, '-c', HUGE_PICTURE, task]
+def test_huge_images_need_less_than_a_gigabyte_beside_their_result(task):
+    command = [sys.executable, '-c', HUGE_IMAGE, task]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1e9

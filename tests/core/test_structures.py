@@ -4,7 +4,7 @@ from mmseg_m2f.core.structures import at_least_float32, mask_logits
 
 
 def test_mask_logits_are_the_inner_product_over_channels():
-    embed = torch.tensor([[[1.0, 2.0], [0.0, -1.0]]])  # one picture, two queries
+    embed = torch.tensor([[[1.0, 2.0], [0.0, -1.0]]])  # one image, two queries
     features = torch.tensor([[[[1.0, 0.0, 3.0]], [[10.0, 20.0, 30.0]]]])  # 2 channels of 1 x 3
     logits = mask_logits(embed, features)
     assert logits.tolist() == [[[[21.0, 40.0, 63.0]], [[-10.0, -20.0, -30.0]]]]

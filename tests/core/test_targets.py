@@ -76,7 +76,7 @@ def test_many_maps_are_waited_for_once(dtype):
     assert label_map_targets([], 5) == []
 
 
-def test_the_picture_of_a_wrong_label_is_told():
+def test_the_image_of_a_wrong_label_is_told():
     good, bad = torch.zeros(2, 2, dtype=torch.int64), torch.tensor([[7]])
     for call in (
         lambda: label_map_targets([good, bad], 5),
@@ -86,7 +86,7 @@ def test_the_picture_of_a_wrong_label_is_told():
     ):
         with pytest.raises(WrongLabelError) as caught:
             call()
-        assert caught.value.picture == 1
+        assert caught.value.image == 1
     check_segments([good, good - 1], [torch.tensor([1]), torch.zeros(0, dtype=torch.int64)], 5)
     check_segments([], [], 5)
 
@@ -160,7 +160,7 @@ def test_padding_belongs_to_no_mask():
 @pytest.mark.parametrize('size', [(1, 3), (2, 2), (1, 9)])
 def test_masks_are_never_cropped_in_silence(size):
     target = instance_target(torch.tensor([1]), torch.ones(1, 2, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=f'2 x 3 do not fit a picture of {size[0]} x {size[1]}'):
+    with pytest.raises(ValueError, match=f'2 x 3 do not fit a image of {size[0]} x {size[1]}'):
         pad_target(target, size)
 
 

@@ -12,9 +12,9 @@ class Segment(NamedTuple):
 
 
 def slow_counts(truth: list[Segment], predicted: list[Segment], label: int):
-    """Sum of IoU, TP, FP and FN of one class in one picture.
+    """Sum of IoU, TP, FP and FN of one class in one image.
 
-    ``predicted`` and ``truth`` are all segments of the picture; what no true one covers is void.
+    ``predicted`` and ``truth`` are all segments of the image; what no true one covers is void.
     """
     size = [segment.mask.shape for segment in truth + predicted][:1]
     void, crowd = np.ones(size[0], bool), np.zeros(size[0], bool)

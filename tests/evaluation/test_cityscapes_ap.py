@@ -7,7 +7,7 @@ from PIL import Image
 from mmseg_m2f.evaluation import cityscapes_ap
 from mmseg_m2f.evaluation.cityscapes_ap import (
     cityscapes_scores,
-    match_picture,
+    match_image,
     truth_file,
     write_instances,
 )
@@ -49,7 +49,7 @@ def scores(folder, masks, label_ids, confidences):
     masks = np.array(masks).reshape(-1, *SIZE)
     name = 'ulm_000001_000019'
     predicted = write_instances(folder / 'out', name, masks, np.array(label_ids), confidences)
-    return cityscapes_scores(match_picture(truth(folder), predicted))
+    return cityscapes_scores(match_image(truth(folder), predicted))
 
 
 @pytest.mark.usefixtures('evaluator')
@@ -110,7 +110,7 @@ def test_files_of_the_benchmark(tmp_path):
         ('photo.png', ValueError, r'photo\.png is not named as in Cityscapes'),
     ],
 )
-def test_pictures_without_truth(tmp_path, img_path, error, message):
+def test_images_without_truth(tmp_path, img_path, error, message):
     with pytest.raises(error, match=message):
         truth_file(tmp_path, img_path)
 

@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from mmseg_m2f.evaluation.coco_file import CocoFile
 from mmseg_m2f.evaluation.instance_ap import (
-    PictureInstances,
+    ImageInstances,
     instance_scores,
     predicted_instances,
     true_instances,
@@ -46,9 +46,9 @@ def coco() -> tuple[CocoFile, dict[int, list[dict]]]:
     return file, {image_id: guesses(random, file, image_id) for image_id in file.sizes}
 
 
-def pictures(file: CocoFile, predicted: dict, category_ids) -> list[PictureInstances]:
+def images(file: CocoFile, predicted: dict, category_ids) -> list[ImageInstances]:
     return [
-        PictureInstances(
+        ImageInstances(
             image_id=image_id,
             size=size,
             predicted=predicted[image_id],
@@ -80,9 +80,9 @@ def test_equals_pycocotools_to_the_last_bit(coco):
     expected = pycocotools_says(predicted, ids)
     # All kinds of numbers occur.
     assert (expected.stats[:6] > 0).all()
-    # In any order of pictures and classes.
+    # In any order of images and classes.
     shuffled = np.random.default_rng(1).permutation(ids).tolist()
-    scores = instance_scores(pictures(file, predicted, ids)[::-1], shuffled)
+    scores = instance_scores(images(file, predicted, ids)[::-1], shuffled)
     assert list(scores.average) == list(NAMES)
     assert list(scores.average.values()) == expected.stats[:6].tolist()
     precision = expected.eval['precision'][..., 0, -1]
@@ -95,7 +95,7 @@ def test_equals_pycocotools_to_the_last_bit(coco):
 def test_only_the_given_classes_and_the_best_instances_count(coco):
     file, predicted = coco
     people = pycocotools_says(predicted, [1])
-    scores = instance_scores(pictures(file, predicted, [1]), [1], max_dets=1)
+    scores = instance_scores(images(file, predicted, [1]), [1], max_dets=1)
     # The first of its three limits is one instance.
     precision = people.eval['precision'][:, :, :, 0, 0]
     assert scores.average['mAP'] == precision[precision > -1].mean()
@@ -105,7 +105,7 @@ def test_faster_coco_eval_says_the_same(coco):
     pytest.importorskip('faster_coco_eval')
     file, predicted = coco
     ids = sorted(file.categories)
-    listed = pictures(file, predicted, ids)
+    listed = images(file, predicted, ids)
     slow = instance_scores(listed, ids)
     fast = instance_scores(listed, ids, faster=True)
     assert fast.average == pytest.approx(slow.average, abs=1e-9)
@@ -123,9 +123,9 @@ def test_perfect_is_1_and_nothing_is_0(coco):
         ]
         for image_id in file.sizes
     }
-    scores = instance_scores(pictures(file, perfect, ids), ids)
+    scores = instance_scores(images(file, perfect, ids), ids)
     assert scores.average == pytest.approx(dict.fromkeys(NAMES, 1))
-    nothing = instance_scores(pictures(file, dict.fromkeys(file.sizes, ()), ids), ids)
+    nothing = instance_scores(images(file, dict.fromkeys(file.sizes, ()), ids), ids)
     assert nothing.average == dict.fromkeys(NAMES, 0.0)
     occurring = {
         instance['category_id'] for listed in file.instances.values() for instance in listed
@@ -140,9 +140,9 @@ def square(left: int, width: int, size=(60, 80)) -> np.ndarray:
     return mask
 
 
-def picture(true: np.ndarray, predicted: np.ndarray, image_id=1) -> PictureInstances:
+def image(true: np.ndarray, predicted: np.ndarray, image_id=1) -> ImageInstances:
     truth = AnnotatedSegments(true[0].astype(np.int32), np.zeros(1, int), np.zeros(1, bool))
-    return PictureInstances(
+    return ImageInstances(
         image_id=image_id,
         size=true.shape[1:],
         predicted=predicted_instances(predicted, np.zeros(1, int), np.ones(1), [5]),
@@ -155,21 +155,21 @@ def test_an_area_nobody_has_is_minus_1(faster):
     """40 x 40 pixels are COCO's medium. 32 of 40 columns: IoU 0.8, seven of ten thresholds."""
     if faster:
         pytest.importorskip('faster_coco_eval')
-    scores = instance_scores([picture(square(10, 40), square(10, 32))], [5], faster=faster)
+    scores = instance_scores([image(square(10, 40), square(10, 32))], [5], faster=faster)
     assert scores.average == pytest.approx(
         {'mAP': 0.7, 'mAP_50': 1, 'mAP_75': 1, 'mAP_s': -1, 'mAP_m': 0.7, 'mAP_l': -1}
     )
 
 
 def test_boundaries_are_stricter():
-    """A picture with a diagonal of 100: boundaries are 2 pixels wide (2 % of it).
+    """A image with a diagonal of 100: boundaries are 2 pixels wide (2 % of it).
 
     The truth's is 40 x 40 - 36 x 36 = 304 pixels, that of the predicted 40 x 32 ones 272. They
     share the left side (80), and of top and bottom 4 x 30 pixels: an IoU of 200 / 376, where the
     masks have 0.8. One threshold of ten is passed.
     """
     pytest.importorskip('faster_coco_eval')
-    listed = [picture(square(10, 40), square(10, 32))]
+    listed = [image(square(10, 40), square(10, 32))]
     scores = instance_scores(listed, [5], iou_type='boundary', faster=True)
     assert scores.average['mAP'] == pytest.approx(0.1)
 
@@ -227,9 +227,9 @@ def test_what_a_file_leaves_out_is_filled_in(shape):
     mask = np.zeros((1, 5, 6), bool)
     mask[0, :3, :4] = True
     predicted = predicted_instances(mask, np.zeros(1, int), np.ones(1), [3])
-    listed = [PictureInstances(image_id='a', size=(5, 6), predicted=predicted, true=[true])]
+    listed = [ImageInstances(image_id='a', size=(5, 6), predicted=predicted, true=[true])]
     assert instance_scores(listed, [3]).average['mAP'] == pytest.approx(1)
-    with pytest.raises(ValueError, match=r"no picture with the id 'b'.*ann_file"):
+    with pytest.raises(ValueError, match=r"no image with the id 'b'.*ann_file"):
         file.true_instances('b', (5, 6), [3])
     with pytest.raises(ValueError, match=r'\(6, 5\) pixels .*x\.json says \(5, 6\)'):
         file.true_instances('a', (6, 5), [3])

@@ -34,7 +34,7 @@ def test_values_that_no_class_has(value):
         decode_panoptic(np.array([[0, value]]), 3)
 
 
-def test_colours_and_ids_are_two_writings_of_one_number():
+def test_colors_and_ids_are_two_writings_of_one_number():
     ids = np.array([[0, 1, 255, 256], [65535, 65536, 256**3 - 1, 1234567]])
     assert id2rgb(ids)[0, 3].tolist() == [0, 1, 0]
     assert id2rgb(ids)[1, 3].tolist() == [135, 214, 18]
@@ -73,8 +73,8 @@ def test_areas_are_counted_unless_those_stated_are_wanted(area):
     assert read_segments(file, listed, stated_areas=True).areas.tolist() == [4, 9]
 
 
-def test_a_grey_picture_has_no_ids():
+def test_a_grey_image_has_no_ids():
     file = BytesIO()
     Image.new('L', (2, 2)).save(file, format='PNG')
-    with pytest.raises(ValueError, match='must be an RGB picture'):
+    with pytest.raises(ValueError, match='must be an RGB image'):
         read_ids(file)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mmseg_m2f.evaluation.panoptic_map import AnnotatedSegments, Segments
-from mmseg_m2f.evaluation.panoptic_quality import averages, panoptic_quality, picture_statistics
+from mmseg_m2f.evaluation.panoptic_quality import averages, image_statistics, panoptic_quality
 from tests.evaluation.slow_panoptic import Segment, random_scene, slow_quality
 
 NUM_CLASSES = 4
@@ -18,7 +18,7 @@ def segments(listed: list[Segment], size) -> tuple[np.ndarray, np.ndarray]:
 
 def statistics(truth: list[Segment], predicted: list[Segment], size) -> np.ndarray:
     crowds = np.array([segment.is_crowd for segment in truth], bool)
-    return picture_statistics(
+    return image_statistics(
         AnnotatedSegments(*segments(truth, size), crowds),
         Segments(*segments(predicted, size)),
         NUM_CLASSES,
@@ -31,7 +31,7 @@ def quality_of(scenes, chosen=EVERYTHING, size=(12, 15)):
 
 
 def row(*lengths: int) -> list[np.ndarray]:
-    """Masks of a picture of one line: runs of these lengths, side by side."""
+    """Masks of a image of one line: runs of these lengths, side by side."""
     owner = np.repeat(np.arange(len(lengths)), lengths)[None]
     return [owner == i for i in range(len(lengths))]
 
@@ -124,7 +124,7 @@ def test_sizes_must_agree():
     truth = AnnotatedSegments(np.zeros((3, 4), np.int32), np.zeros(0, int), np.zeros(0, bool))
     predicted = Segments(np.zeros((4, 3), np.int32), np.zeros(0, int))
     with pytest.raises(ValueError, match=r'the prediction is \(4, 3\).*truth \(3, 4\)'):
-        picture_statistics(truth, predicted, 1)
+        image_statistics(truth, predicted, 1)
 
 
 def test_true_areas_are_those_the_file_states():
@@ -132,9 +132,9 @@ def test_true_areas_are_those_the_file_states():
     shown = np.array([[1, 1, 1, 1, 0, 0, 0, 0]], np.int32)
     truth = AnnotatedSegments(shown, np.array([0, 1]), np.zeros(2, bool), np.array([8, 3]))
     predicted = Segments(shown, np.array([0]))
-    iou, tp, fp, fn = picture_statistics(truth, predicted, 2)
+    iou, tp, fp, fn = image_statistics(truth, predicted, 2)
     # IoU 4 / (4 + 8 - 4) is not above one half.
     assert iou.tolist() == [0, 0]
     assert [tp.tolist(), fp.tolist(), fn.tolist()] == [[0, 0], [1, 0], [1, 1]]
-    counted = picture_statistics(truth._replace(areas=None), predicted, 2)
+    counted = image_statistics(truth._replace(areas=None), predicted, 2)
     assert counted[1:].tolist() == [[1, 0], [0, 0], [0, 0]]

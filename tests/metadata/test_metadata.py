@@ -1,4 +1,4 @@
-"""Counts, ids and things; names and colours against the lists of the other packages."""
+"""Counts, ids and things; names and colors against the lists of the other packages."""
 
 import json
 import subprocess
@@ -104,11 +104,11 @@ def test_coco_is_what_comes_with_the_sources():
         ('coco_panoptic', 'CocoPanopticDataset'),
     ],
 )
-def test_names_and_colours_are_those_of_mmdet(name, dataset):
+def test_names_and_colors_are_those_of_mmdet(name, dataset):
     datasets = pytest.importorskip('mmdet.datasets')
     metadata, theirs = load_metadata(name), getattr(datasets, dataset).METAINFO
     assert metadata.classes == tuple(theirs['classes'])
-    if name != 'cityscapes_instance':  # mmdet gives it colours of COCO
+    if name != 'cityscapes_instance':  # mmdet gives it colors of COCO
         assert metadata.palette == tuple(map(tuple, theirs['palette']))
 
 
@@ -120,7 +120,7 @@ def test_names_and_colours_are_those_of_mmdet(name, dataset):
         ('mapillary', 'MapillaryDataset_v1'),
     ],
 )
-def test_names_and_colours_are_those_of_mmseg(name, dataset):
+def test_names_and_colors_are_those_of_mmseg(name, dataset):
     datasets = pytest.importorskip('mmseg.datasets')
     metadata, theirs = load_metadata(name), getattr(datasets, dataset).METAINFO
     num_classes = len(metadata.classes)

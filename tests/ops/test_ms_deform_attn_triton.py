@@ -67,7 +67,7 @@ def test_it_runs_on_a_gpu(gpu, dtype):
         ({'dtype': torch.float64}, 'takes float32, float16 and bfloat16, got torch.float64'),
         ({'head_dim': 24}, 'heads of 8, 16, 32, 64 or 128 channels, got 24'),
         ({'points': 65}, 'up to 64 samples per query and head, got 65'),
-        ({'tokens': 2**23}, r'fewer than 2\^31 numbers per picture, got 2147483648'),
+        ({'tokens': 2**23}, r'fewer than 2\^31 numbers per image, got 2147483648'),
     ],
     ids=['device', 'dtype', 'channels', 'samples', 'size'],
 )

@@ -65,7 +65,7 @@ def make_case(
 
 def by_indexing(value, level_shapes, reference_points, offsets, logits):
     """The contract in float64: each sample gathers its four pixels one by one."""
-    picture = torch.arange(len(value)).view(-1, 1, 1, 1)
+    image = torch.arange(len(value)).view(-1, 1, 1, 1)
     head = torch.arange(value.shape[2]).view(-1, 1)
     weights = logits.flatten(-2).softmax(-1).view_as(logits)
     out, start = 0, 0
@@ -77,7 +77,7 @@ def by_indexing(value, level_shapes, reference_points, offsets, logits):
             is_inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
             share = (1 - (x - column).abs()) * (1 - (y - row).abs()) * is_inside
             token = (start + (row * width + column) * is_inside).long()
-            pixel = value[picture, token, head]  # (B, Q, heads, P, D)
+            pixel = value[image, token, head]  # (B, Q, heads, P, D)
             out = out + ((share * weights[:, :, :, level])[..., None] * pixel).sum(-2)
         start += height * width
     return out.flatten(2)

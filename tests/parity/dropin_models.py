@@ -5,7 +5,7 @@ package with its widths cut, notes its logits, imports the drop-in by a child co
 stock weights, compares, trains two iterations, and writes what it saw to
 ``FOLDER/PACKAGE.json``. One is built once more in its full size and loads its weights from a file.
 With a module ``BLOCKED``, whose import fails, there may be no stock head: nothing is compared, but
-one config is run from start to end, on small pictures in the layout of its data set.
+one config is run from start to end, on small images in the layout of its data set.
 """
 
 import importlib
@@ -95,7 +95,7 @@ def build(cfg: Config, package: str) -> nn.Module:
 
 
 def batch(package: str, num_classes: int, num_things: int, dtype: Any = torch.uint8) -> dict:
-    """Two pictures of noise with a few segments each, in the layout of the stock pipelines."""
+    """Two images of noise with a few segments each, in the layout of the stock pipelines."""
     generator = torch.Generator().manual_seed(0)
     height, width = SIZE
     inputs, samples = [], []
@@ -146,8 +146,8 @@ def stock_logits(model: nn.Module, head: Any, data: dict) -> tuple[Tensor, Tenso
         return output
 
     head._forward_head = note_mask
-    pictures, samples = inputs_of(model, data)
-    class_logits, mask_logits = head(model.extract_feat(pictures), samples)
+    images, samples = inputs_of(model, data)
+    class_logits, mask_logits = head(model.extract_feat(images), samples)
     del head._forward_head
     return class_logits[-1], mask_logits[-1], open_masks
 
@@ -181,9 +181,9 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 @torch.no_grad()
 def compare(model: nn.Module, head: Any, data: dict, stock: tuple) -> dict[str, float]:
     class_logits, mask_logits, open_masks = stock
-    pictures, _ = inputs_of(model, data)
+    images, _ = inputs_of(model, data)
     with attending(open_masks) as differing:
-        found = head(model.extract_feat(pictures))
+        found = head(model.extract_feat(images))
     return {
         'class': difference(found[0], class_logits),
         'mask': difference(found[1], mask_logits),

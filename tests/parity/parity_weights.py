@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from mmseg_m2f.adapters.loading import head_name
+from mmseg_m2f.adapters.checkpoints.convert_on_load import head_name
 
 EMBEDDINGS = ('level_embed', 'level_encoding', 'relative_position_bias_table')
 

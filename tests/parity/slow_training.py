@@ -1,4 +1,4 @@
-"""Matching and losses spelled out: one picture, one query, one target at a time.
+"""Matching and losses spelled out: one image, one query, one target at a time.
 
 From the paper's text (arXiv:2112.01527, section 3.3 and appendix) and the published settings, with
 nothing of the package: bilinear values are read pixel by pixel, assignments are SciPy's.
@@ -20,14 +20,14 @@ OVERSAMPLING, IMPORTANCE = 3, 0.75
 
 
 class Target(NamedTuple):
-    """What is in a picture: ``labels (N,)``, ``masks (N, H, W)`` as numbers at the input's size."""
+    """What is in a image: ``labels (N,)``, ``masks (N, H, W)`` as numbers at the input's size."""
 
     labels: Tensor
     masks: Tensor
 
 
 class Points(NamedTuple):
-    """Draws of one picture, (x, y) in [0, 1]; L predictions, M = min(queries, targets).
+    """Draws of one image, (x, y) in [0, 1]; L predictions, M = min(queries, targets).
 
     ``match`` is (L or 1, P, 2), ``candidates`` (L, M, 3P, 2), ``rest`` (L, M, P / 4, 2).
     """
@@ -50,10 +50,10 @@ def draw_points(
     return Points(*(torch.rand(*shape, 2, dtype=torch.float64) for shape in shapes))
 
 
-def read(picture: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values (P,) of ``picture`` (h, w), pixels centred at one half, zero outside."""
-    height, width = picture.shape
-    padded = F.pad(picture, (1, 1, 1, 1))
+def read(image: Tensor, points: Tensor) -> Tensor:
+    """Bilinear values (P,) of ``image`` (h, w), pixels centred at one half, zero outside."""
+    height, width = image.shape
+    padded = F.pad(image, (1, 1, 1, 1))
     x, y = points[:, 0] * width + 0.5, points[:, 1] * height + 0.5
     left, top = x.floor().long(), y.floor().long()
     right_share, bottom_share = x - left, y - top
@@ -74,7 +74,7 @@ def cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
 def match(
     class_logits: Tensor, masks: Tensor, target: Target, points: Tensor
 ) -> list[tuple[int, int]]:
-    """Pairs (query, target) of one prediction of one picture."""
+    """Pairs (query, target) of one prediction of one image."""
     if len(target.labels) == 0:
         return []
     truths = [read(mask, points) for mask in target.masks]

@@ -11,7 +11,7 @@ from mmdet.models.seg_heads import MaskFormerFusionHead
 from torch.nn import functional as F
 
 from mmseg_m2f import core
-from mmseg_m2f.adapters.samples import encode_panoptic
+from mmseg_m2f.adapters.models.samples import encode_panoptic
 from mmseg_m2f.checkpoints import to_ours
 from tests.parity.trajectories import build, our_model, stock_model
 

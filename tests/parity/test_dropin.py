@@ -104,7 +104,7 @@ def test_builds_on_our_parts(package, name, seen):
     config = seen(package)[name]
     assert config['parts'] == [f'mmseg_m2f.{p}' for p in (f'adapters.{HEADS[package]}', *PARTS)]
     # mmseg's segmentor stays, mmdet's detector is replaced.
-    ours = 'mmseg_m2f.adapters.detector'
+    ours = 'mmseg_m2f.adapters.models.detector'
     assert config['model'] == (
         ours if package == 'mmdet' else 'mmseg.models.segmentors.encoder_decoder'
     )

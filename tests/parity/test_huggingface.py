@@ -21,8 +21,9 @@ pytest.importorskip('mmseg')
 transformers = pytest.importorskip('transformers')
 
 from mmseg.registry import MODELS  # noqa: E402
-from parity_weights import redraw  # noqa: E402
 from transformers.models.mask2former import modeling_mask2former as huggingface  # noqa: E402
+
+from tests.parity.parity_weights import redraw  # noqa: E402
 
 NUM_CLASSES, NUM_QUERIES, NUM_LAYERS = 7, 12, 9
 # Fewer than the paper's 12544 for the sake of time; nothing depends on the number.
@@ -64,7 +65,7 @@ class Pair(NamedTuple):
 
     oracle: nn.Module
     ours: nn.Module
-    pictures: Tensor
+    images: Tensor
     targets: list[core.MaskTarget]
 
 
@@ -78,7 +79,7 @@ class Logits(NamedTuple):
 @pytest.fixture(scope='module', params=BACKBONES)
 def pair(request: pytest.FixtureRequest) -> Pair:
     built = build_pair(request.param, NUM_QUERIES, SIZE)
-    return Pair(built.oracle.double(), built.ours.double(), built.pictures.double(), built.targets)
+    return Pair(built.oracle.double(), built.ours.double(), built.images.double(), built.targets)
 
 
 def build_pair(backbone: str, num_queries: int, size: tuple[int, int]) -> Pair:
@@ -106,29 +107,29 @@ def build_pair(backbone: str, num_queries: int, size: tuple[int, int]) -> Pair:
     ).eval()
     ours.load_state_dict(from_huggingface(oracle.state_dict()))
     generator = torch.Generator().manual_seed(1)
-    pictures = torch.randn(2, 3, *size, generator=generator)
-    return Pair(oracle, ours, pictures, _targets(size, generator))
+    images = torch.randn(2, 3, *size, generator=generator)
+    return Pair(oracle, ours, images, _targets(size, generator))
 
 
 def _targets(size: tuple[int, int], generator: torch.Generator) -> list[core.MaskTarget]:
-    """Label maps of square patches; the second picture has another number of classes."""
+    """Label maps of square patches; the second image has another number of classes."""
     coarse = torch.randint(NUM_CLASSES, (2, size[0] // 8, size[1] // 8), generator=generator)
     coarse[1] %= 3
     maps = coarse.repeat_interleave(8, 1).repeat_interleave(8, 2)
     return core.label_map_targets(list(maps), NUM_CLASSES)
 
 
-def oracle_logits(pair: Pair, pictures: Tensor) -> Logits:
-    out = pair.oracle(pictures, output_auxiliary_logits=True)
+def oracle_logits(pair: Pair, images: Tensor) -> Logits:
+    out = pair.oracle(images, output_auxiliary_logits=True)
     auxiliary = out.auxiliary_logits
     classes = [*(a['class_queries_logits'] for a in auxiliary), out.class_queries_logits]
     masks = [*(a['masks_queries_logits'] for a in auxiliary), out.masks_queries_logits]
     return Logits(torch.stack(classes), torch.stack(masks))
 
 
-def our_logits(pair: Pair, pictures: Tensor) -> Logits:
+def our_logits(pair: Pair, images: Tensor) -> Logits:
     head = pair.ours.decode_head
-    features = head.pixel_decoder(pair.ours.extract_feat(pictures))
+    features = head.pixel_decoder(pair.ours.extract_feat(images))
     predictions = head.decoder(features)
     masks = [core.mask_logits(p.mask_embed, features.mask_features) for p in predictions]
     return Logits(torch.stack([p.class_logits for p in predictions]), torch.stack(masks))
@@ -146,7 +147,7 @@ def assert_close(ours: Tensor, theirs: Tensor, limit: float) -> None:
 
 @torch.no_grad()
 def test_all_predictions_in_float64(pair: Pair) -> None:
-    theirs, ours = oracle_logits(pair, pair.pictures), our_logits(pair, pair.pictures)
+    theirs, ours = oracle_logits(pair, pair.images), our_logits(pair, pair.images)
     assert len(theirs.classes) == NUM_LAYERS + 1
     # The comparison means something: logits are of order one and of both signs.
     assert theirs.masks.std() > 0.5
@@ -157,8 +158,8 @@ def test_all_predictions_in_float64(pair: Pair) -> None:
 
 @torch.no_grad()
 def test_backbone_in_float64(pair: Pair) -> None:
-    theirs = pair.oracle.model.pixel_level_module.encoder(pair.pictures).feature_maps
-    ours = pair.ours.extract_feat(pair.pictures)
+    theirs = pair.oracle.model.pixel_level_module.encoder(pair.images).feature_maps
+    ours = pair.ours.extract_feat(pair.images)
     assert [x.shape for x in ours] == [x.shape for x in theirs]
     for our_map, their_map in zip(ours, theirs, strict=True):
         assert_close(our_map, their_map, 1e-8)
@@ -199,7 +200,7 @@ class AttentionMasks:
 @pytest.fixture
 def float32_pair(pair: Pair) -> Iterator[Pair]:
     # The weights were drawn in float32, so the way there and back loses nothing.
-    yield Pair(pair.oracle.float(), pair.ours.float(), pair.pictures.float(), pair.targets)
+    yield Pair(pair.oracle.float(), pair.ours.float(), pair.images.float(), pair.targets)
     pair.oracle.double()
     pair.ours.double()
 
@@ -223,12 +224,12 @@ def check_float32(pair: Pair, monkeypatch: pytest.MonkeyPatch, record_property) 
     """One attention bit that flips on rounding moves logits by far more than rounding itself, so
     the logits are compared under the oracle's masks and the bits are counted apart."""
     masks = AttentionMasks(pair.oracle)
-    theirs = oracle_logits(pair, pair.pictures)
+    theirs = oracle_logits(pair, pair.images)
     masks.hook.remove()
 
     with monkeypatch.context() as patch:
         patch.setattr(core_decoder, 'attention_mask', masks.replacement(inject=True))
-        ours = our_logits(pair, pair.pictures)
+        ours = our_logits(pair, pair.images)
     injected_bits = masks.different_bits
     for side in Logits._fields:
         expected = getattr(theirs, side)
@@ -240,7 +241,7 @@ def check_float32(pair: Pair, monkeypatch: pytest.MonkeyPatch, record_property) 
 
     with monkeypatch.context() as patch:
         patch.setattr(core_decoder, 'attention_mask', masks.replacement(inject=False))
-        our_logits(pair, pair.pictures)
+        our_logits(pair, pair.images)
     for name in ('different_bits', 'bits', 'opened_rows'):
         record_property(name, getattr(masks, name))
     record_property('different_bits_injected', injected_bits)
@@ -256,7 +257,7 @@ class Draws:
     """The same points for both sides, each asking for them in its own order.
 
     Hugging Face works prediction by prediction, the last first, with one draw per matched row of
-    all pictures; ours works picture by picture with all predictions in one draw.
+    all images; ours works image by image with all predictions in one draw.
     """
 
     def __init__(self, targets: list[core.MaskTarget], *, shared: bool) -> None:
@@ -289,7 +290,7 @@ class Draws:
 def their_losses(
     pair: Pair, logits: Logits, draws: Draws, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[dict[str, Tensor], list[list[tuple[Tensor, Tensor]]]]:
-    """Weighted losses and, prediction by prediction, the matched indices of each picture."""
+    """Weighted losses and, prediction by prediction, the matched indices of each image."""
     queue = draws.for_theirs()
     criterion = pair.oracle.criterion
     matches = []
@@ -316,7 +317,7 @@ def their_losses(
 
 
 def our_losses(
-    pair: Pair, pictures: Tensor, draws: Draws, monkeypatch: pytest.MonkeyPatch, mode: str
+    pair: Pair, images: Tensor, draws: Draws, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> tuple[list[core.LossTerms], list[core.Match]]:
     queue = draws.for_ours()
 
@@ -330,7 +331,7 @@ def our_losses(
         patch.setattr(head.matcher, 'points', mode)
         patch.setattr(head.matcher, 'sample_points', sample_points)
         patch.setattr(head.criterion.points, 'sample_points', sample_points)
-        features = head.pixel_decoder(pair.ours.extract_feat(pictures))
+        features = head.pixel_decoder(pair.ours.extract_feat(images))
         predictions = head.decoder(features)
         matches = head.matcher(predictions, features.mask_features, pair.targets)
         terms = head.criterion(predictions, features.mask_features, pair.targets, matches)
@@ -348,10 +349,10 @@ def check_losses(
     their_matches: list[list[tuple[Tensor, Tensor]]],
 ) -> None:
     assert len(theirs) == 3 * len(ours) == 3 * (NUM_LAYERS + 1)
-    for index, (terms, pictures) in enumerate(zip(ours, their_matches, strict=True)):
-        for picture, (queries, labels) in enumerate(pictures):
-            assert our_matches[picture].query_idx[index].tolist() == queries.tolist()
-            assert our_matches[picture].target_idx[index].tolist() == labels.tolist()
+    for index, (terms, images) in enumerate(zip(ours, their_matches, strict=True)):
+        for image, (queries, labels) in enumerate(images):
+            assert our_matches[image].query_idx[index].tolist() == queries.tolist()
+            assert our_matches[image].target_idx[index].tolist() == labels.tolist()
         suffix = '' if index == NUM_LAYERS else f'_{index}'
         for name, value in terms._asdict().items():
             assert_close(value, theirs[THEIR_LOSS_NAMES[name] + suffix], 1e-8)
@@ -364,9 +365,9 @@ def test_matching_and_losses(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Non
     In one process Hugging Face's normaliser is the official one (H2 concerns several).
     """
     draws = Draws(pair.targets, shared=False)
-    logits = oracle_logits(pair, pair.pictures)
+    logits = oracle_logits(pair, pair.images)
     theirs = their_losses(pair, logits, draws, monkeypatch)
-    ours = our_losses(pair, pair.pictures, draws, monkeypatch, 'per_prediction')
+    ours = our_losses(pair, pair.images, draws, monkeypatch, 'per_prediction')
     check_losses(*ours, *theirs)
 
 
@@ -376,9 +377,9 @@ def test_gradients_of_the_loss(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> N
     All predictions share their points, our default.
     """
     draws = Draws(pair.targets, shared=True)
-    pictures = pair.pictures
-    theirs = their_losses(pair, oracle_logits(pair, pictures), draws, monkeypatch)
-    ours = our_losses(pair, pictures, draws, monkeypatch, 'shared')
+    images = pair.images
+    theirs = their_losses(pair, oracle_logits(pair, images), draws, monkeypatch)
+    ours = our_losses(pair, images, draws, monkeypatch, 'shared')
     check_losses(*ours, *theirs)
     sum(theirs[0].values()).backward()
     sum(value for terms in ours[0] for value in terms).backward()
@@ -398,7 +399,7 @@ def test_gradients_of_the_loss(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_deviation_h3_their_matcher_hides_nan() -> None:
     """Hugging Face gives a NaN cost the largest finite value and trains on; the official code and
-    ours stop, ours with the prediction and the picture."""
+    ours stop, ours with the prediction and the image."""
     masks = torch.zeros(1, 3, 4, 4)
     masks[0, 1, 0, 0] = torch.nan
     target = core.MaskTarget(torch.tensor([0]), torch.ones(1, 4, 4, dtype=torch.bool))
@@ -408,7 +409,7 @@ def test_deviation_h3_their_matcher_hides_nan() -> None:
 
     embed = torch.eye(3)[None]
     prediction = core.MaskPrediction(torch.zeros(1, 3, 3), embed)
-    with pytest.raises(core.NonFinitePredictionError, match='prediction 0 of picture 0'):
+    with pytest.raises(core.NonFinitePredictionError, match='prediction 0 of image 0'):
         core.HungarianMatcher()([prediction], masks, [target])
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from mmseg_m2f.adapters.checkpoint_io import CheckpointError, read_checkpoint, save_weights
-from mmseg_m2f.adapters.conversion import convert_checkpoint
+from mmseg_m2f.adapters.checkpoints.convert_file import convert_checkpoint
+from mmseg_m2f.adapters.checkpoints.loader import CheckpointError, read_checkpoint, save_weights
 from mmseg_m2f.checkpoints import from_huggingface, huggingface_config, to_huggingface
 
 transformers = pytest.importorskip('transformers')
 
-from parity_weights import redraw  # noqa: E402
+from tests.parity.parity_weights import redraw  # noqa: E402
 
 STAGES = ['stage1', 'stage2', 'stage3', 'stage4']
 CLASSES = ['wall', 'sky', 'car']
@@ -79,8 +79,8 @@ def test_from_pretrained_reads_what_we_export(backbone: str, tmp_path: Path) -> 
     assert all(key.endswith(rest) or '.swin.layernorm.' in key for key in report['missing_keys'])
     assert not report['unexpected_keys']
     assert loaded.config.id2label == dict(enumerate(CLASSES))
-    pictures = torch.randn(1, 3, 64, 96)
-    ours, theirs = loaded.eval()(pictures), model(pictures)
+    images = torch.randn(1, 3, 64, 96)
+    ours, theirs = loaded.eval()(images), model(images)
     for name in ('class_queries_logits', 'masks_queries_logits'):
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
 

@@ -34,12 +34,12 @@ from tests.checkpoints.published_names import (
 mmseg = pytest.importorskip('mmseg')
 
 from mmseg.registry import MODELS as MMSEG_MODELS  # noqa: E402
-from parity_weights import redraw  # noqa: E402
 
 from tests.checkpoints.our_models import build_segmentor  # noqa: E402
+from tests.parity.parity_weights import redraw  # noqa: E402
 
 NUM_HEADS = 8
-PICTURES = (1, 3, 64, 96)
+IMAGES = (1, 3, 64, 96)
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore:torch.meshgrid'),
@@ -162,15 +162,15 @@ def double(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     pair.theirs.float()
 
 
-def their_logits(pair: Pair, pictures: Tensor) -> Logits:
+def their_logits(pair: Pair, images: Tensor) -> Logits:
     head = getattr(pair.theirs, pair.head)
-    samples = [SimpleNamespace(metainfo={}) for _ in pictures]
-    return Logits(*map(torch.stack, head(pair.theirs.extract_feat(pictures), samples)))
+    samples = [SimpleNamespace(metainfo={}) for _ in images]
+    return Logits(*map(torch.stack, head(pair.theirs.extract_feat(images), samples)))
 
 
-def our_logits(model: nn.Module, head: str, pictures: Tensor) -> Logits:
+def our_logits(model: nn.Module, head: str, images: Tensor) -> Logits:
     parts = getattr(model, head)
-    features = parts.pixel_decoder(model.extract_feat(pictures))
+    features = parts.pixel_decoder(model.extract_feat(images))
     predictions = parts.decoder(features)
     masks = [core.mask_logits(p.mask_embed, features.mask_features) for p in predictions]
     return Logits(torch.stack([p.class_logits for p in predictions]), torch.stack(masks))
@@ -186,9 +186,9 @@ def error(ours: Tensor, theirs: Tensor) -> float:
 
 @torch.no_grad()
 def test_logits_of_stock_models_in_float64(double: Pair) -> None:
-    pictures = torch.randn(PICTURES, dtype=torch.float64)
-    theirs = their_logits(double, pictures)
-    ours = our_logits(double.ours, double.head, pictures)
+    images = torch.randn(IMAGES, dtype=torch.float64)
+    theirs = their_logits(double, images)
+    ours = our_logits(double.ours, double.head, images)
     assert error(ours.classes, theirs.classes) <= 1e-8
     assert error(ours.masks, theirs.masks) <= 1e-8
 
@@ -196,7 +196,7 @@ def test_logits_of_stock_models_in_float64(double: Pair) -> None:
 @torch.no_grad()
 def test_logits_of_stock_models_in_float32(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their attention masks are injected: a logit at the threshold may fall to either side."""
-    pictures = torch.randn(PICTURES)
+    images = torch.randn(IMAGES)
     head = getattr(pair.theirs, pair.head)
     forward_head = head._forward_head
     blocked: list[Tensor] = []
@@ -207,10 +207,10 @@ def test_logits_of_stock_models_in_float32(pair: Pair, monkeypatch: pytest.Monke
         return output
 
     monkeypatch.setattr(head, '_forward_head', note_mask)
-    theirs = their_logits(pair, pictures)
+    theirs = their_logits(pair, images)
     may_attend = iter([~mask | mask.all(-1, keepdim=True) for mask in blocked])
     monkeypatch.setattr(core_decoder, 'attention_mask', lambda *_: next(may_attend))
-    ours = our_logits(pair.ours, pair.head, pictures)
+    ours = our_logits(pair.ours, pair.head, images)
     for mine, other in zip(ours, theirs, strict=True):
         assert error(mine, other) <= 1e-4 * (other.max() - other.min()).item()
 
@@ -392,9 +392,9 @@ def test_an_official_checkpoint_in_hugging_faces_model(backbone: str) -> None:
     oracle = huggingface_model(backbone, by_table).double()
     segmentor = build_segmentor(backbone)
     segmentor.load_state_dict(ours)
-    pictures = torch.randn(PICTURES, dtype=torch.float64)
-    out = oracle(pictures, output_auxiliary_logits=True)
+    images = torch.randn(IMAGES, dtype=torch.float64)
+    out = oracle(images, output_auxiliary_logits=True)
     layers = [*out.auxiliary_logits, out]
-    logits = our_logits(segmentor.double(), 'decode_head', pictures)
+    logits = our_logits(segmentor.double(), 'decode_head', images)
     assert error(logits.classes, torch.stack([x['class_queries_logits'] for x in layers])) <= 1e-8
     assert error(logits.masks, torch.stack([x['masks_queries_logits'] for x in layers])) <= 1e-8

@@ -1,4 +1,4 @@
-"""Our detector against the one mmdet has, on copied weights and a real picture."""
+"""Our detector against the one mmdet has, on copied weights and a real image."""
 
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from mmseg_m2f.core import decoder as core_decoder
 mmdet = pytest.importorskip('mmdet')
 from mmdet.registry import MODELS  # noqa: E402
 from mmdet.structures import DetDataSample  # noqa: E402
-from parity_weights import redraw  # noqa: E402
+
+from tests.parity.parity_weights import redraw  # noqa: E402
 
 CONFIG = '.mim/configs/mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py'
 PHOTO = Path(__file__).parents[2] / 'data/tiny/coco/img/val/000000000885.jpg'
@@ -80,7 +81,7 @@ def models() -> tuple[nn.Module, nn.Module]:
 
 
 def photo() -> dict[str, list]:
-    """A real picture, seen at about half the size of its file."""
+    """A real image, seen at about half the size of its file."""
     image = Image.open(PHOTO)
     small = image.resize((250, 166), Image.Resampling.BILINEAR)
     meta = {'img_shape': (166, 250), 'ori_shape': image.size[::-1], 'img_path': str(PHOTO)}

@@ -11,8 +11,7 @@ from mmseg_m2f.core import decoder as core_decoder
 pytest.importorskip('mmseg')
 pytest.importorskip('mmdet')
 
-from parity_weights import redraw
-
+from tests.parity.parity_weights import redraw
 from tools.benchmark.segmentors import build_mmseg, build_ours
 
 NUM_CLASSES, NUM_QUERIES, NUM_HEADS = 7, 12, 8

@@ -1,4 +1,4 @@
-"""The rows' own pipelines on real pictures, against Pillow, NumPy and torch used by hand.
+"""The rows' own pipelines on real images, against Pillow, NumPy and torch used by hand.
 
 What a single transform does with small numbers is tested beside it; here the official steps are
 written out anew, in their order, with the draws they make, and each row's pipeline is held to them.
@@ -23,10 +23,10 @@ pytest.importorskip('mmdet')
 from mmengine.registry import DATASETS, MODELS
 
 from mmseg_m2f.adapters.data import PackSegments
+from mmseg_m2f.adapters.data.label_maps import ResizeShortestEdge
 from mmseg_m2f.adapters.data.photometric import PhotoMetricDistortion
 from mmseg_m2f.adapters.data.segments import PixelGrid, SegmentMap
-from mmseg_m2f.adapters.samples import targets_of
-from mmseg_m2f.adapters.transforms import ResizeShortestEdge
+from mmseg_m2f.adapters.models.samples import targets_of
 from tests.configs.rows import DETECTOR_ROWS, REPOSITORY, SEMANTIC_ROWS, load, parse
 
 TINY = REPOSITORY / 'data/tiny'
@@ -41,8 +41,8 @@ def pixels_of(path: Path | str) -> np.ndarray:
     return Compose([{'type': 'LoadImageFromFile'}])({'img_path': str(path)})['img']
 
 
-def resized(picture: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
-    return np.asarray(Image.fromarray(picture).resize(size[::-1], how))
+def resized(image: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize(size[::-1], how))
 
 
 def round_half_up(value: float) -> int:
@@ -55,9 +55,9 @@ def fitted(size: tuple[int, int], short: int, longest: int) -> tuple[int, int]:
     return round_half_up(size[0] * scale), round_half_up(size[1] * scale)
 
 
-def padded(picture: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
-    canvas = np.full((*size, *picture.shape[2:]), value, picture.dtype)
-    canvas[: picture.shape[0], : picture.shape[1]] = picture
+def padded(image: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
+    canvas = np.full((*size, *image.shape[2:]), value, image.dtype)
+    canvas[: image.shape[0], : image.shape[1]] = image
     return canvas
 
 
@@ -80,7 +80,7 @@ def test_short_edges_are_the_official_expression(row: str) -> None:
     assert found == [[int(x * 0.1 * side[parse(row).dataset]) for x in range(5, 21)]]
 
 
-# Short side and limit of the long one of the tests' pictures.
+# Short side and limit of the long one of the tests' images.
 TEST_SIDES = {
     'mask2former_r50_ade20k': (512, 2048),
     'mask2former_swin-b-in22k_ade20k': (640, 2560),
@@ -94,29 +94,29 @@ TEST_SIDES = {
 
 
 @pytest.mark.parametrize('row', TEST_SIDES)
-def test_test_pictures_are_pillow_s(row: str) -> None:
+def test_test_images_are_pillow_s(row: str) -> None:
     cfg = load(row)
     init_default_scope(cfg.default_scope)
     steps = Compose(cfg.test_dataloader.dataset.pipeline[:2])
     for path in PHOTOS[:2]:
-        picture = pixels_of(path)
-        size = fitted(picture.shape[:2], *TEST_SIDES[row])
+        image = pixels_of(path)
+        size = fitted(image.shape[:2], *TEST_SIDES[row])
         found = steps({'img_path': str(path)})['img']
-        assert (found == resized(picture, size, BILINEAR)).all()
+        assert (found == resized(image, size, BILINEAR)).all()
 
 
 def test_views_of_test_time_augmentation_are_pillow_s_twice() -> None:
-    """The official views are made from the picture that the test resized already."""
+    """The official views are made from the image that the test resized already."""
     init_default_scope('mmseg')
     views = Compose(load('mask2former_r50_ade20k').tta_pipeline)({'img_path': str(PHOTOS[0])})
-    picture = pixels_of(PHOTOS[0])
-    once = resized(picture, fitted(picture.shape[:2], 512, 2048), BILINEAR)
+    image = pixels_of(PHOTOS[0])
+    once = resized(image, fitted(image.shape[:2], 512, 2048), BILINEAR)
     expected = []
     for short in (256, 384, 512, 640, 768, 896):
         twice = resized(once, fitted(once.shape[:2], short, 3584), BILINEAR)
         expected += [twice, twice[:, ::-1]]
-    for view, picture in zip(views['inputs'], expected, strict=True):
-        assert (view.permute(1, 2, 0).numpy() == picture).all()
+    for view, image in zip(views['inputs'], expected, strict=True):
+        assert (view.permute(1, 2, 0).numpy() == image).all()
 
 
 def floor_rule(label_map: np.ndarray, longest: int) -> np.ndarray:
@@ -166,9 +166,9 @@ SEMANTIC_ORDER = [
 
 @pytest.mark.parametrize('row', OFFICIAL)
 def test_steps_of_semantic_training(row: str) -> None:
-    """Cityscapes alone has no padding: its pictures are never smaller than the crop.
+    """Cityscapes alone has no padding: its images are never smaller than the crop.
 
-    mmseg's own colour jitter never draws the largest hue, ours does as the official one.
+    mmseg's own color jitter never draws the largest hue, ours does as the official one.
     """
     steps = [step['type'] for step in load(row).train_dataloader.dataset.pipeline]
     leaves = {'Pad'} if parse(row).dataset == 'cityscapes' else set()
@@ -178,7 +178,7 @@ def test_steps_of_semantic_training(row: str) -> None:
 @pytest.mark.parametrize('seed', range(6))
 @pytest.mark.parametrize('row', ['mask2former_r50_ade20k', 'mask2former_swin-l_ade20k'])
 def test_semantic_training_by_hand(row: str, seed: int) -> None:
-    """Resize, crop, flip, pad; colours have a test of their own."""
+    """Resize, crop, flip, pad; colors have a test of their own."""
     cfg, path = load(row), PHOTOS[seed]
     init_default_scope('mmseg')
     steps = {step['type']: step for step in cfg.train_dataloader.dataset.pipeline}
@@ -193,23 +193,23 @@ def test_semantic_training_by_hand(row: str, seed: int) -> None:
         results = Compose([step])(results)
         sizes[name] = results['img'].shape[:2]
 
-    picture, label_map = pixels_of(path), np.asarray(Image.open(label_path))
+    image, label_map = pixels_of(path), np.asarray(Image.open(label_path))
     size = sizes['RandomChoiceResize']
-    options = [fitted(picture.shape[:2], s, longest) for s in steps['RandomChoiceResize']['scales']]
+    options = [fitted(image.shape[:2], s, longest) for s in steps['RandomChoiceResize']['scales']]
     assert size in options
-    picture, label_map = resized(picture, size, BILINEAR), nearest_of_torch(label_map, size)
+    image, label_map = resized(image, size, BILINEAR), nearest_of_torch(label_map, size)
     np.random.seed(seed)
     y, x = (np.random.randint(max(n - c, 0) + 1) for n, c in zip(size, crop, strict=True))
-    picture, label_map = (a[y : y + crop[0], x : x + crop[1]] for a in (picture, label_map))
+    image, label_map = (a[y : y + crop[0], x : x + crop[1]] for a in (image, label_map))
     if results['flip']:
-        picture, label_map = picture[:, ::-1], label_map[:, ::-1]
-    assert (results['img'] == padded(picture, crop, 128)).all()
+        image, label_map = image[:, ::-1], label_map[:, ::-1]
+    assert (results['img'] == padded(image, crop, 128)).all()
     assert (results['gt_seg_map'] == padded(label_map, crop, 255)).all()
 
 
 @cache
 def segments_of(row: str, name: str, split: str = 'train') -> Any:
-    """The row's data set, reading the committed pictures."""
+    """The row's data set, reading the committed images."""
     cfg = load(row)
     init_default_scope('mmdet')
     kind = parse(row).task
@@ -230,7 +230,7 @@ def large_scale_jitter(size: tuple[int, int], seed: int) -> tuple[bool, tuple[in
     """Flip, new size and crop offset (y, x), in the order in which the official code draws them."""
     np.random.seed(seed)
     is_flipped = np.random.uniform() < 0.5
-    # The whole picture fits into a square of this side.
+    # The whole image fits into a square of this side.
     side = 1024 * np.random.uniform(0.1, 2.0)
     factor = side / max(size)
     new = tuple(int(np.round(length * factor)) for length in size)
@@ -268,14 +268,14 @@ def packed_masks(packed: Record, num_classes: int) -> np.ndarray:
 def test_coco_s_panoptic_training_by_hand(seed: int) -> None:
     dataset = segments_of('mask2former_r50_coco-panoptic', 'coco')
     packed, info = run(dataset, seed, seed), dataset.get_data_info(seed)
-    picture = jittered(pixels_of(info['img_path']), seed, BILINEAR, fill=128)
-    assert (packed['inputs'].permute(1, 2, 0).numpy() == picture).all()
-    colours = np.asarray(Image.open(info['seg_map_path']).convert('RGB'))
+    image = jittered(pixels_of(info['img_path']), seed, BILINEAR, fill=128)
+    assert (packed['inputs'].permute(1, 2, 0).numpy() == image).all()
+    colors = np.asarray(Image.open(info['seg_map_path']).convert('RGB'))
     # All three channels are padded with 255, which is the id of no segment.
-    colours = jittered(colours, seed, NEAREST, fill=255)
+    colors = jittered(colors, seed, NEAREST, fill=255)
     segments = [segment for segment in info['segments_info'] if not segment['is_crowd']]
     assert packed['data_samples'].gt_segments.labels.tolist() == [s['label'] for s in segments]
-    expected = segment_masks(colours, segments)
+    expected = segment_masks(colors, segments)
     assert (packed_masks(packed, 133) == expected).all()
 
 
@@ -284,16 +284,16 @@ def test_coco_s_instance_training_by_hand(seed: int) -> None:
     """Polygons are moved as coordinates and drawn in the final grid; emptied ones are left out."""
     dataset = segments_of('mask2former_r50_coco-instance', 'facade')
     packed, info = run(dataset, seed, seed), dataset.get_data_info(seed)
-    picture = pixels_of(info['img_path'])
-    is_flipped, size, (y, x) = large_scale_jitter(picture.shape[:2], seed)
+    image = pixels_of(info['img_path'])
+    is_flipped, size, (y, x) = large_scale_jitter(image.shape[:2], seed)
     masks, labels = [], []
     for instance in info['instances']:
         moved = []
         for polygon in instance['segmentation']:
             points = np.reshape(polygon, (-1, 2)).astype(float)
             if is_flipped:
-                points[:, 0] = picture.shape[1] - points[:, 0]
-            points *= np.divide(size, picture.shape[:2])[::-1]
+                points[:, 0] = image.shape[1] - points[:, 0]
+            points *= np.divide(size, image.shape[:2])[::-1]
             moved.append((points - (x, y)).ravel().tolist())
         encoded = coco_mask.merge(coco_mask.frPyObjects(moved, 1024, 1024))
         mask = coco_mask.decode(encoded).astype(bool)
@@ -303,7 +303,7 @@ def test_coco_s_instance_training_by_hand(seed: int) -> None:
             labels.append(instance['label'])
     assert packed['data_samples'].gt_instances.labels.tolist() == labels
     assert (packed_masks(packed, 5) == np.stack(masks)).all()
-    expected = jittered(picture, seed, BILINEAR, fill=128)
+    expected = jittered(image, seed, BILINEAR, fill=128)
     assert (packed['inputs'].permute(1, 2, 0).numpy() == expected).all()
 
 
@@ -316,7 +316,7 @@ def test_the_seeds_above_reach_every_case() -> None:
 
 @pytest.mark.parametrize('seed', range(4))
 def test_ade20k_s_panoptic_training_by_hand(seed: int) -> None:
-    """Resize, crop, flip and pad of pictures and colours of the PNG; ADE20K's pipeline."""
+    """Resize, crop, flip and pad of images and colors of the PNG; ADE20K's pipeline."""
     init_default_scope('mmdet')
     steps = load('mask2former_r50_ade20k-panoptic').train_dataloader.dataset.pipeline
     info = segments_of('mask2former_r50_coco-panoptic', 'coco').get_data_info(seed)
@@ -339,9 +339,9 @@ def test_ade20k_s_panoptic_training_by_hand(seed: int) -> None:
 
     expected = by_hand(pixels_of(info['img_path']), BILINEAR, 128)
     assert (results['inputs'].permute(1, 2, 0).numpy() == expected).all()
-    colours = np.asarray(Image.open(info['seg_map_path']).convert('RGB'))
+    colors = np.asarray(Image.open(info['seg_map_path']).convert('RGB'))
     segments = [segment for segment in info['segments_info'] if not segment['is_crowd']]
-    expected = segment_masks(by_hand(colours, NEAREST, 255), segments)
+    expected = segment_masks(by_hand(colors, NEAREST, 255), segments)
     assert (packed_masks(results, 133) == expected).all()
 
 
@@ -392,15 +392,15 @@ def test_padding_of_the_crop_is_grey_and_of_the_batch_the_mean(
     assert settings['bgr_to_rgb']
     steps = {step['type']: step for step in cfg.train_dataloader.dataset.pipeline}
     # Blue is 1, green 2, red 3; below it the row's own transform pads.
-    picture = np.array([1, 2, 3], np.uint8)[None, None].repeat(20, 0).repeat(50, 1)
-    results = {'img': picture, 'img_shape': (20, 50), 'seg_fields': []}
-    picture = Compose([{**steps[transform], **size}])(results)['img']
-    assert picture.shape == (30, 50, 3)
-    picture = torch.from_numpy(picture).permute(2, 0, 1)
+    image = np.array([1, 2, 3], np.uint8)[None, None].repeat(20, 0).repeat(50, 1)
+    results = {'img': image, 'img_shape': (20, 50), 'seg_fields': []}
+    image = Compose([{**steps[transform], **size}])(results)['img']
+    assert image.shape == (30, 50, 3)
+    image = torch.from_numpy(image).permute(2, 0, 1)
     sample = sample_of(cfg.default_scope, (30, 50))
-    inputs = preprocess({'inputs': [picture], 'data_samples': [sample]}, training=False)['inputs']
-    colour = (torch.tensor([3.0, 2.0, 1.0]) - mean) / std
-    torch.testing.assert_close(inputs[0, :, 5, 5], colour)
+    inputs = preprocess({'inputs': [image], 'data_samples': [sample]}, training=False)['inputs']
+    color = (torch.tensor([3.0, 2.0, 1.0]) - mean) / std
+    torch.testing.assert_close(inputs[0, :, 5, 5], color)
     torch.testing.assert_close(inputs[0, :, 25, 5], (128 - mean) / std)
     assert inputs.shape[2:] == (32, 64)
     assert not inputs[0, :, 30:].any()
@@ -416,7 +416,7 @@ def sample_of(scope: str, size: tuple[int, int]) -> Any:
 
 
 @pytest.mark.parametrize('contrast_first', [0, 1])
-def test_colour_jitter_draws_the_official_numbers(
+def test_color_jitter_draws_the_official_numbers(
     contrast_first: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the official order: every change has a coin of its own, and contrast one for its place."""
@@ -438,21 +438,21 @@ def test_colour_jitter_draws_the_official_numbers(
     coin = (2,)
     brightness, contrast = [coin, (-32, 32)], [coin, (0.5, 1.5)]
     # Whole numbers from -18 to 18, the last one included.
-    colours = [coin, (0.5, 1.5), coin, (-18, 19)]
+    colors = [coin, (0.5, 1.5), coin, (-18, 19)]
     first, last = (contrast, []) if contrast_first else ([], contrast)
-    assert calls == [*brightness, coin, *first, *colours, *last]
+    assert calls == [*brightness, coin, *first, *colors, *last]
 
 
-def test_jitter_of_a_real_picture_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jitter_of_a_real_image_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Brightness, then contrast: cut to 0..255 and rounded down after each."""
     coins = iter([1, 1, 1, 0, 0])
     numbers = iter([17.3, 1.21])
     monkeypatch.setattr(np.random, 'randint', lambda *_: next(coins))
     monkeypatch.setattr(np.random, 'uniform', lambda *_: next(numbers))
-    picture = pixels_of(PHOTOS[0])
-    brighter = np.floor(np.clip(picture + np.float32(17.3), 0, 255))
+    image = pixels_of(PHOTOS[0])
+    brighter = np.floor(np.clip(image + np.float32(17.3), 0, 255))
     expected = np.floor(np.clip(brighter * np.float32(1.21), 0, 255))
-    found = PhotoMetricDistortion().transform({'img': picture.copy()})['img']
+    found = PhotoMetricDistortion().transform({'img': image.copy()})['img']
     assert (found == expected).all()
 
 

@@ -21,7 +21,7 @@ WARMUP_FACTOR, WARMUP_ITERS = 1.0, 10
 
 # Data set (with Swin-L's own schedule on COCO) -> number of iterations.
 POLY = {'ade20k': 160_000, 'cityscapes': 90_000, 'mapillary': 300_000}
-# 50 and 100 times 7375 iterations of 16 pictures; a tenth at 8/9, a hundredth at 26/27.
+# 50 and 100 times 7375 iterations of 16 images; a tenth at 8/9, a hundredth at 26/27.
 STEP = {'coco': 368_750, 'coco swin-l': 737_500}
 MILESTONES = {368_750: (327_778, 355_092), 737_500: (655_556, 710_184)}
 EVERY = {**POLY, **STEP}

@@ -30,9 +30,9 @@ from mmengine.registry import PARAM_SCHEDULERS  # noqa: E402
 from mmengine.structures import InstanceData, PixelData  # noqa: E402
 from mmseg.registry import MODELS as MMSEG_MODELS  # noqa: E402
 from mmseg.structures import SegDataSample  # noqa: E402
-from parity_weights import redraw  # noqa: E402
 
 from tests.configs.rows import load  # noqa: E402
+from tests.parity.parity_weights import redraw  # noqa: E402
 
 NUM_CLASSES, NUM_QUERIES, NUM_LAYERS, NUM_POINTS = 12, 8, 9, 48
 SIZE = (64, 96)
@@ -98,7 +98,7 @@ def single_thread() -> Iterator[None]:
 class Case(NamedTuple):
     """One batch: ``samples`` are for ours, ``targets`` for the plain loops."""
 
-    pictures: Tensor
+    images: Tensor
     samples: Samples
     targets: list[slow.Target]
 
@@ -151,7 +151,7 @@ def renamed(values: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
 
 
 def label_map_case(num_labels: Sequence[int]) -> Case:
-    """Per picture patches of that many labels, with some that are ignored; 0: all are ignored."""
+    """Per image patches of that many labels, with some that are ignored; 0: all are ignored."""
     samples, targets = [], []
     for number in num_labels:
         patches = torch.full((SIZE[0] // 8, SIZE[1] // 8), 255)
@@ -171,9 +171,9 @@ def label_map_case(num_labels: Sequence[int]) -> Case:
 
 
 def instance_case(num_instances: Sequence[int], *, num_empty: int = 0) -> Case:
-    """Per picture that many rectangles that may overlap, the first of them empty.
+    """Per image that many rectangles that may overlap, the first of them empty.
 
-    The first picture is smaller than the network's input: the padding belongs to no mask.
+    The first image is smaller than the network's input: the padding belongs to no mask.
     """
     samples, targets = [], []
     for i, number in enumerate(num_instances):
@@ -199,12 +199,12 @@ def target(labels: list[int], masks: list[Tensor]) -> slow.Target:
 
 CASES: dict[str, tuple[str, Callable[[], Case]]] = {
     'classes': ('segmentor', lambda: label_map_case((3, 5))),
-    'a picture of ignored pixels': ('segmentor', lambda: label_map_case((4, 0))),
+    'a image of ignored pixels': ('segmentor', lambda: label_map_case((4, 0))),
     'ignored pixels only': ('segmentor', lambda: label_map_case((0, 0))),
     'more classes than queries': ('segmentor', lambda: label_map_case((11, 2))),
     'instances': ('detector', lambda: instance_case((3, 5))),
     'empty masks': ('detector', lambda: instance_case((3, 2), num_empty=2)),
-    'a picture without instances': ('detector', lambda: instance_case((0, 4))),
+    'a image without instances': ('detector', lambda: instance_case((0, 4))),
     'no instance': ('detector', lambda: instance_case((0, 0))),
     'more instances than queries': ('detector', lambda: instance_case((11, 12), num_empty=1)),
 }
@@ -243,7 +243,7 @@ def our_losses(model: nn.Module, case: Case, draws: Sequence[slow.Points]) -> di
 
     head = model.decode_head if hasattr(model, 'decode_head') else model.panoptic_head
     head.matcher.sample_points = head.criterion.points.sample_points = sample_points
-    losses = model(case.pictures, case.samples, mode='loss')
+    losses = model(case.images, case.samples, mode='loss')
     assert next(queue, None) is None, 'fewer draws than expected'
     return {name.removeprefix('decode.'): value for name, value in losses.items()}
 
@@ -254,7 +254,7 @@ def their_losses(
     draws: Sequence[slow.Points],
     num_masks: float | None = None,
 ) -> dict[str, Tensor]:
-    out = oracle(case.pictures, output_auxiliary_logits=True)
+    out = oracle(case.images, output_auxiliary_logits=True)
     predictions = [
         (one['class_queries_logits'], one['masks_queries_logits'])
         for one in (*out.auxiliary_logits, out)

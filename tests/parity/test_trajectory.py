@@ -31,7 +31,7 @@ def baseline():
 
 
 def test_twenty_steps_equal_mmdet_s():
-    """Every term of every step; the batches hold empty pictures and too many segments."""
+    """Every term of every step; the batches hold empty images and too many segments."""
     ours, theirs = trajectories.both()
     assert len(ours) == len(theirs) == 20
     for one, other in zip(ours, theirs, strict=True):
@@ -50,7 +50,7 @@ def test_the_batches_tell_the_ways_of_counting_apart():
 
 
 def test_the_normaliser_scales_the_mask_losses_of_the_first_step(baseline):
-    """The first batch has an empty picture: mmdet counts one mask more than there are."""
+    """The first batch has an empty image: mmdet counts one mask more than there are."""
     official = switched(FEW, num_masks_mode='official')
     _, (full, empty) = trajectories.batches(1)[0]
     labels = full.gt_sem_seg.sem_seg.unique()

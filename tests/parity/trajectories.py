@@ -27,7 +27,7 @@ CHANNELS = [16, 32, 64, 128]
 NUM_STEPS, BATCH_SIZE, SIZE = 20, 2, (96, 96)
 # A photo has some 40 segments, so that at times the queries do not suffice.
 NUM_QUERIES, NUM_POINTS, NUM_LAYERS = 12, 1024, 3
-# Every step of these has a picture without anything.
+# Every step of these has a image without anything.
 EMPTY_EVERY = 4
 MMDET = {
     'init': 'mmdet',
@@ -37,8 +37,8 @@ MMDET = {
 }
 Batch = tuple[list[Tensor], list[Any]]
 Trajectory = list[dict[str, float]]
-# BGR, as pictures are loaded. Padding after the normalisation, with 0, is padding with this.
-MEAN_COLOUR = (104, 116, 124)
+# BGR, as images are loaded. Padding after the normalisation, with 0, is padding with this.
+MEAN_COLOR = (104, 116, 124)
 
 
 def build(model: dict[str, Any], seed: int = 0) -> nn.Module:
@@ -109,7 +109,7 @@ def pipeline(**changes: Any) -> list[dict[str, Any]]:
 
     ``changes`` of ``offsets``, ``pad_value``, ``backend``, ``keep_empty`` and ``min_area``.
     """
-    settings = {'offsets': 'independent', 'pad_value': MEAN_COLOUR, 'backend': 'cv2'}
+    settings = {'offsets': 'independent', 'pad_value': MEAN_COLOR, 'backend': 'cv2'}
     # Two segments of a class that no point hits cost the same: rounding would decide a match.
     settings |= {'keep_empty': False, 'min_area': 64, **changes}
     return [

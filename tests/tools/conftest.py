@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
 ROW = ROOT / 'configs/mask2former_r50_ade20k.py'
 PANOPTIC = ROOT / 'configs/demo/mask2former_r18_facade-panoptic.py'
-PICTURES = {'train': 4, 'val': 2, 'test': 2}
+IMAGES = {'train': 4, 'val': 2, 'test': 2}
 
 
 class Trained(NamedTuple):
@@ -74,15 +74,15 @@ def write_weights(config: Path, photo: Path, present: Sequence[int]) -> Path:
     from mmengine.registry import MODELS, DefaultScope
     from mmengine.structures import BaseDataElement
 
-    from mmseg_m2f.adapters.loading import head_name
+    from mmseg_m2f.adapters.checkpoints.convert_on_load import head_name
     from tests.parity.parity_weights import tell_queries_apart
 
     cfg = Config.fromfile(config)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
     with Image.open(photo) as image:
-        picture = np.array(image)[..., ::-1].copy()
-    inputs = [torch.from_numpy(picture).permute(2, 0, 1)]
+        image = np.array(image)[..., ::-1].copy()
+    inputs = [torch.from_numpy(image).permute(2, 0, 1)]
     tell_queries_apart(model, {'inputs': inputs, 'data_samples': [BaseDataElement()]})
     class_embed = getattr(model, head_name(model)).decoder.class_embed
     with torch.no_grad():
@@ -94,7 +94,7 @@ def write_weights(config: Path, photo: Path, present: Sequence[int]) -> Path:
 
 def foreign_file(trained: Trained, layout: str) -> Path:
     """The trained weights as another project saves them."""
-    from mmseg_m2f.adapters.conversion import SUFFIXES, convert_checkpoint
+    from mmseg_m2f.adapters.checkpoints.convert_file import SUFFIXES, convert_checkpoint
 
     path = trained.folder / f'{layout}{SUFFIXES[layout]}'
     if not path.is_file():
@@ -138,7 +138,7 @@ def panoptic_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     cfg = Config.fromfile(PANOPTIC)
     cfg.model.panoptic_head.update(num_queries=8, decoder={'num_layers': 1, 'ffn_dim': 64})
-    for name, number in PICTURES.items():
+    for name, number in IMAGES.items():
         dataset = cfg[f'{name}_dataloader'].dataset
         dataset.update(data_root=str(ROOT / dataset.data_root), indices=number)
     cfg.train_dataloader.batch_size = 1

@@ -133,7 +133,7 @@ def test_usage(arguments: tuple[str, ...]) -> None:
 
 
 def test_the_least_bytes_of_the_largest_shape() -> None:
-    """Two pictures of 1024 x 1024 in float32: 137.6 MB forward, 231.2 MB backward."""
+    """Two images of 1024 x 1024 in float32: 137.6 MB forward, 231.2 MB backward."""
     from tools.benchmark.gpu_ops import minimal_bytes
 
     tokens = 2 * 21504

@@ -226,17 +226,17 @@ def test_a_breakdown_has_all_kinds_of_work_and_their_floors(tmp_path: Path) -> N
 
 def test_products_are_noted_with_their_strides() -> None:
     layer, last = torch.nn.Conv2d(3, 4, 1), torch.channels_last
-    pictures = torch.ones(1, 3, 5, 5).contiguous(memory_format=last)[..., :4]
+    images = torch.ones(1, 3, 5, 5).contiguous(memory_format=last)[..., :4]
     rows = torch.ones(1, 7).expand(6, 7)
 
     def step() -> None:
-        layer(pictures)
+        layer(images)
         torch.mm(rows, torch.ones(9, 7).T)
 
     first, second = products.noted_products(step)
     assert first[0].name() == 'aten::convolution'
     assert second[0].name() == 'aten::mm'
-    for noted, given in ((first[1][0], pictures), (second[1][0], rows)):
+    for noted, given in ((first[1][0], images), (second[1][0], rows)):
         assert (noted.shape, noted.stride()) == (given.shape, given.stride())
     assert count(products.replay([first, second])).flops == count(step).flops
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
-from mmseg_m2f.adapters.loading import LAYOUT_NAMES
+from mmseg_m2f.adapters.checkpoints.convert_on_load import LAYOUT_NAMES
 from tests.tools.conftest import ROOT, TOOLS, Trained, foreign_file, metrics, run, run_tool
 
 TOOL = 'convert_checkpoint.py'
@@ -40,7 +40,7 @@ def official(trained: Trained) -> Path:
 def test_test_takes_a_foreign_checkpoint_and_says_so(
     official: Path, trained: Trained, tool: str
 ) -> None:
-    """The metrics are those of the training's validation, on the same pictures."""
+    """The metrics are those of the training's validation, on the same images."""
     import mmseg
 
     stock = Path(mmseg.__file__).parent / '.mim/tools'

@@ -169,7 +169,7 @@ def test_a_failing_tool_ends_the_demo_with_the_end_of_its_output(demo, tmp_path)
 
 @pytest.mark.parametrize('task', ['panoptic', 'instance'])
 def test_the_other_head_is_as_large_and_sees_the_same(task, tasks):
-    """Parameters, queries, pictures, schedule and thresholds."""
+    """Parameters, queries, images, schedule and thresholds."""
     pytest.importorskip('mmdet')
     from mmdet.registry import MODELS
     from mmengine import Config, DefaultScope
@@ -203,9 +203,9 @@ def test_the_semantic_demo_writes_what_it_promises(tmp_path):
     output = run_tool('demo.py', *arguments, cwd=tmp_path)
     metrics = json.loads((tmp_path / 'metrics.json').read_text())
     check_per_class(tmp_path, metrics)
-    check_pictures(tmp_path, panels=3)
+    check_images(tmp_path, panels=3)
     assert 'mIoU' in metrics['mmseg'] or 'left_out' in metrics['mmseg']
-    assert str(tmp_path / 'pictures') in output
+    assert str(tmp_path / 'images') in output
 
 
 @pytest.mark.long
@@ -216,7 +216,7 @@ def test_the_panoptic_demo_answers_all_three_questions(tmp_path):
     for name in ('mIoU', 'PQ', 'AP', 'PQ_th', 'PQ_st', 'AP50'):
         assert 0 <= metrics['mask2former'][name] <= 1
     check_per_class(tmp_path, metrics)
-    check_pictures(tmp_path, panels=5)
+    check_images(tmp_path, panels=5)
     assert metrics['mmdet']['mIoU'] is None
     assert 0 <= metrics['mmdet']['PQ'] <= 1
     assert 'cannot' in output
@@ -229,7 +229,7 @@ def test_the_instance_demo_writes_what_it_promises(tmp_path):
     metrics = json.loads((tmp_path / 'metrics.json').read_text())
     assert 0 <= metrics['mask2former']['AP'] <= metrics['mask2former']['AP50'] <= 1
     assert metrics['mmdet'] == {'left_out': '--skip-peer was given'}
-    check_pictures(tmp_path, panels=3)
+    check_images(tmp_path, panels=3)
     assert not (tmp_path / 'per_class.csv').exists()
 
 
@@ -242,8 +242,8 @@ def check_per_class(folder, metrics):
     assert mean == pytest.approx(metrics['mask2former']['mIoU'], abs=2e-4)
 
 
-def check_pictures(folder, panels):
-    pictures = list((folder / 'pictures').glob('*.png'))
-    assert len(pictures) == 12
-    with Image.open(pictures[0]) as picture:
-        assert picture.width == panels * 384
+def check_images(folder, panels):
+    images = list((folder / 'images').glob('*.png'))
+    assert len(images) == 12
+    with Image.open(images[0]) as image:
+        assert image.width == panels * 384

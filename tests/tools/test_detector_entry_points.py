@@ -81,8 +81,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     init_default_scope('mmdet')
     torch.manual_seed(0)
     model = MODELS.build(CONFIG['model'])
-    picture = np.array(Image.open(PHOTOS[0]).resize((128, 96)))[..., ::-1].copy()
-    tell_queries_apart(model, {'inputs': [torch.from_numpy(picture).permute(2, 0, 1)]}, factor=12)
+    image = np.array(Image.open(PHOTOS[0]).resize((128, 96)))[..., ::-1].copy()
+    tell_queries_apart(model, {'inputs': [torch.from_numpy(image).permute(2, 0, 1)]}, factor=12)
     Config(CONFIG).dump(folder / 'detector.py')
     meta = {'dataset_meta': {'classes': CLASSES}}
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, folder / 'detector.pth')
@@ -123,7 +123,7 @@ def test_inferencer(inferencer: DetInferencer, tmp_path: Path) -> None:
     assert len(result['predictions']) == 2
 
 
-def test_inferencer_colours_are_the_ids(inferencer: DetInferencer) -> None:
+def test_inferencer_colors_are_the_ids(inferencer: DetInferencer) -> None:
     photo = str(PHOTOS[0])
     [prediction] = inferencer(photo, return_datasamples=True)['predictions']
     encoded = prediction.pred_panoptic_seg.sem_seg[0].numpy()
@@ -160,7 +160,7 @@ def test_a_palette_that_is_but_a_name(files: tuple[str, str]) -> None:
 
 
 def test_panopticapi_is_left_alone_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmseg_m2f.adapters.mmdet_gaps import fill_gaps
+    from mmseg_m2f.adapters.results.mmdet_gaps import fill_gaps
 
     module = sys.modules['mmdet.apis.det_inferencer']
     theirs = object()

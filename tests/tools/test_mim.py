@@ -42,7 +42,7 @@ def test_mmseg_trains_a_config_of_ours(trained: Trained, tmp_path):
 
 
 def test_mmseg_tests_a_config_of_ours_on_a_file_of_its_own_head(trained: Trained, tmp_path):
-    """The metrics are those of the training's validation, on the same pictures."""
+    """The metrics are those of the training's validation, on the same images."""
     checkpoint = ['--checkpoint', foreign_file(trained, 'mmseg'), '--work-dir', tmp_path]
     output = mim('test', 'mmseg', trained.config.name, *checkpoint, cwd=trained.folder)
     assert "has the layout of MMSegmentation's own head: converted for decode_head" in output
@@ -61,7 +61,7 @@ def test_mmdet_trains_a_config_of_ours(trained_panoptic: Trained, tmp_path):
 
 
 def test_mmdet_tests_a_config_of_ours_on_an_official_file(trained_panoptic: Trained, tmp_path):
-    """The metrics are those of the training's validation, on the same pictures."""
+    """The metrics are those of the training's validation, on the same images."""
     checkpoint = foreign_file(trained_panoptic, 'detectron2')
     arguments = ['--checkpoint', checkpoint, '--work-dir', tmp_path]
     output = mim('test', MMDET, trained_panoptic.config, *arguments, cwd=trained_panoptic.folder)

@@ -1,4 +1,4 @@
-"""tools/prepare_dataset.py on raw layouts of three pictures, with numbers worked out by hand."""
+"""tools/prepare_dataset.py on raw layouts of three images, with numbers worked out by hand."""
 
 import json
 import shutil
@@ -70,7 +70,7 @@ def times_of(folder: Path) -> dict[str, int]:
 
 
 # ADE20K: a bed that lies over wall and floor a column beside its place in the semantic map; an
-# unlabelled picture; a person and a car on the sky.
+# unlabelled image; a person and a car on the sky.
 ADE_STEMS = {
     'training': ('ADE_train_00000001', 'ADE_train_00000002'),
     'validation': ('ADE_val_00000001',),
@@ -178,9 +178,9 @@ def mapillary(root: Path) -> Path:
         'training': {'b_x': [(3, 65, 8), (9, 66, 16)], 'a_y': [(7, 1, 48)]},
         'validation': {'c_z': [(2, 44, 4)]},
     }
-    for folder, pictures in maps.items():
+    for folder, segments_of in maps.items():
         annotations, images = [], []
-        for stem, segments in pictures.items():
+        for stem, segments in segments_of.items():
             photo(root / f'{folder}/images/{stem}.jpg')
             save(root / f'{folder}/labels/{stem}.png', canvas())
             save(root / f'{folder}/panoptic/{stem}.png', np.stack([canvas()] * 3, -1))
@@ -357,7 +357,7 @@ def test_mapillary_by_hand(prepare, tmp_path, capsys):
     assert [image['file_name'] for image in content['images']] == ['a_y.jpg', 'b_x.jpg']
     output = capsys.readouterr().out
     assert 'train: 1 segments of no evaluated class are void' in output
-    assert 'mapillary done: 3 pictures, 3 segments' in output
+    assert 'mapillary done: 3 images, 3 segments' in output
 
 
 @pytest.mark.parametrize('command', RAW)
@@ -372,8 +372,8 @@ def test_a_second_run_changes_nothing(prepare, tmp_path, command, capsys):
     assert prepare(command, root) == 0
     assert times_of(root) == first
     output = capsys.readouterr().out
-    assert '2 pictures were done before' in output
-    assert '3 pictures, ' in output.splitlines()[-1]
+    assert '2 images were done before' in output
+    assert '3 images, ' in output.splitlines()[-1]
 
 
 @pytest.mark.parametrize('command', RAW)
@@ -437,7 +437,7 @@ def test_an_interrupted_run_goes_on(prepare, tmp_path, command, monkeypatch, cap
     assert prepare(command, root) == 0
     assert seen == [seen[0], seen[1], seen[1], seen[3]]
     assert len(set(seen)) == 3
-    assert '1 of 2 pictures are done already' in capsys.readouterr().out
+    assert '1 of 2 images are done already' in capsys.readouterr().out
     assert files_of(root) == whole
     after = times_of(root)
     assert all(after[name] == before[name] for name in before if not name.endswith('.part'))
@@ -485,7 +485,7 @@ def test_the_files_of_cityscapesscripts_are_kept_or_completed(prepare, tmp_path,
     ]
 
 
-def test_annotations_of_other_pictures_are_replaced(prepare, tmp_path, capsys):
+def test_annotations_of_other_images_are_replaced(prepare, tmp_path, capsys):
     root = ade20k(tmp_path)
     assert prepare('ade20k-panoptic', root) == 0
     whole = files_of(root)
@@ -558,7 +558,7 @@ def test_an_archive_within_the_archive_is_pointed_out(prepare, tmp_path, capsys)
     assert 'panoptic_val2017.zip is there: unpack it' in capsys.readouterr().err
 
 
-def test_a_damaged_picture_is_named(prepare, tmp_path, capsys):
+def test_a_damaged_image_is_named(prepare, tmp_path, capsys):
     root = ade20k(tmp_path)
     path = root / 'annotations/training/ADE_train_00000002.png'
     path.write_bytes(path.read_bytes()[:40])
@@ -604,7 +604,7 @@ def test_progress_tells_rate_and_time_left(monkeypatch, capsys):
     times = iter([0.0, 2.0, 8.0, 12.0])
     monkeypatch.setattr(progress.time, 'monotonic', lambda: next(times))
     assert list(progress.show_progress('train', iter('abc'), 3)) == ['a', 'b', 'c']
-    line = 'train: 2 of 3 pictures, 0.2 pictures/s, 0:00:04 left'
+    line = 'train: 2 of 3 images, 0.2 images/s, 0:00:04 left'
     assert capsys.readouterr().out.splitlines() == [line]
 
 
@@ -654,7 +654,7 @@ def test_the_rows_find_every_file(prepare, tmp_path, command):
                 found['label_map_path'] += Path(record['label_map_path']).is_file()
             loaded = LoadSegments()({**record, 'img': photo})['gt_segments']
             found['segments'] += len(loaded.labels)
-    # Crowds are dropped; label maps are read in the test set, of one picture.
+    # Crowds are dropped; label maps are read in the test set, of one image.
     segments = {
         'ade20k-panoptic': 6,
         'ade20k-instance': 3,

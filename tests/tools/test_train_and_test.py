@@ -45,7 +45,7 @@ def test_help_is_fast_and_succeeds(tool, tmp_path):
     ('arguments', 'message'),
     [
         (('train.py', 'none.py'), 'config not found: none.py'),
-        (('train.py', ROOT / 'setup.py', '--resume', '--colour'), 'unrecognized arguments'),
+        (('train.py', ROOT / 'setup.py', '--resume', '--color'), 'unrecognized arguments'),
         (('test.py', 'none.py', 'none.pth'), 'config not found: none.py'),
         (('test.py', 'none.py'), 'required: checkpoint'),
     ],
@@ -149,7 +149,7 @@ def test_tta_of_a_detector_is_refused(load_tool, panoptic_row):
 def without_annotations(
     folder: Path, name: str = 'panoptic_val.json', **more: list[object]
 ) -> Path:
-    """The facade photos for validation as a test set: pictures, categories and ``more``."""
+    """The facade photos for validation as a test set: images, categories and ``more``."""
     known = json.loads((ROOT / 'data/tiny/facade/annotations' / name).read_text())
     path = folder / 'image_info.json'
     path.write_text(json.dumps({key: known[key] for key in ('images', 'categories')} | more))
@@ -207,7 +207,7 @@ def read(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_tta_saves_label_maps_and_pictures(trained: Trained, tmp_path):
+def test_tta_saves_label_maps_and_images(trained: Trained, tmp_path):
     arguments = ['--tta', '--out', 'out', '--show-dir', 'shown', '--work-dir', 'logs']
     config, checkpoint = trained.config, trained.checkpoint
     output = run_tool('test.py', config, checkpoint, *arguments, cwd=tmp_path)
@@ -222,7 +222,7 @@ def test_tta_saves_label_maps_and_pictures(trained: Trained, tmp_path):
         assert read(tmp_path / 'shown' / f'{photo.stem}.png').shape[1] == 3 * 384
 
 
-def test_pictures_alone_are_enough(trained: Trained, tmp_path):
+def test_images_alone_are_enough(trained: Trained, tmp_path):
     """A folder of photos without label maps, named by --cfg-options."""
     arguments = ['--out', 'out', '--show-dir', 'shown', '--cfg-options']
     arguments.append("test_dataloader.dataset.data_prefix.seg_map_path=''")
@@ -230,8 +230,8 @@ def test_pictures_alone_are_enough(trained: Trained, tmp_path):
     output = run_tool('test.py', config, checkpoint, *arguments, cwd=tmp_path)
     assert 'no ground truth' in output
     assert len(list((tmp_path / 'out').iterdir())) == 2
-    for picture in (tmp_path / 'shown').iterdir():
-        assert read(picture).shape[1] == 2 * 384
+    for image in (tmp_path / 'shown').iterdir():
+        assert read(image).shape[1] == 2 * 384
 
 
 def test_one_test_of_a_panoptic_model_answers_three_questions(trained_panoptic, tmp_path):
@@ -244,10 +244,10 @@ def test_one_test_of_a_panoptic_model_answers_three_questions(trained_panoptic, 
     assert (tmp_path / 'out/instances.json').is_file()
     for folder in ('panoptic', 'semantic'):
         assert len(list((tmp_path / 'out' / folder).glob('*.png'))) == 2
-    pictures = sorted((tmp_path / 'shown').iterdir())
-    assert len(pictures) == 2
+    images = sorted((tmp_path / 'shown').iterdir())
+    assert len(images) == 2
     # Photo, ground truth, semantic, instances, panoptic.
-    assert read(pictures[0]).shape[1] == 5 * 384
+    assert read(images[0]).shape[1] == 5 * 384
 
 
 def test_a_test_set_is_predicted_without_annotations(trained_panoptic, tmp_path):
@@ -258,8 +258,8 @@ def test_a_test_set_is_predicted_without_annotations(trained_panoptic, tmp_path)
     output = run_tool('test.py', config, checkpoint, *arguments, cwd=tmp_path)
     assert 'no ground truth' in output
     assert len(json.loads((tmp_path / 'out/panoptic.json').read_text())['annotations']) == 2
-    for picture in (tmp_path / 'shown').iterdir():
-        assert read(picture).shape[1] == 4 * 384
+    for image in (tmp_path / 'shown').iterdir():
+        assert read(image).shape[1] == 4 * 384
 
 
 def test_known_annotations_can_be_left_alone(trained_panoptic, tmp_path):

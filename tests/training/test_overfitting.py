@@ -1,4 +1,4 @@
-"""A panoptic model learns four real pictures by heart: data, losses, results and metrics agree.
+"""A panoptic model learns four real images by heart: data, losses, results and metrics agree.
 
 A sign error anywhere between the JSON file and the metric would show here: nothing less than the
 right masks under the right classes passes.
@@ -21,8 +21,8 @@ from mmseg_m2f import core
 
 COCO = Path(__file__).parents[2] / 'data/tiny/coco'
 ANNOTATIONS = COCO / 'annotations/panoptic_train.json'
-# Real pictures with 2 to 5 segments, none of them a crowd.
-PICTURES = ('000000000285', '000000000072', '000000000073', '000000000436')
+# Real images with 2 to 5 segments, none of them a crowd.
+IMAGES = ('000000000285', '000000000072', '000000000073', '000000000436')
 SIDE = 256
 NUM_CLASSES, NUM_THINGS = 133, 80
 
@@ -33,7 +33,7 @@ def annotations() -> dict[str, dict]:
 
 
 def segment_masks(name: str) -> torch.Tensor:
-    """The picture's segments, (N, H, W) bool, at the size of the file."""
+    """The image's segments, (N, H, W) bool, at the size of the file."""
     rgb = np.asarray(Image.open(COCO / f'panoptic/train/{name}.png').convert('RGB'), np.int64)
     ids = rgb @ [1, 256, 256**2]
     return torch.stack(
@@ -42,7 +42,7 @@ def segment_masks(name: str) -> torch.Tensor:
 
 
 def best_stride4_iou(masks: torch.Tensor) -> torch.Tensor:
-    """IoU of each mask with the best a stride-4 map of the resized picture can say about it."""
+    """IoU of each mask with the best a stride-4 map of the resized image can say about it."""
     original = masks.shape[-2:]
     factor = SIDE / max(original)
     height, width = (round(side * factor) for side in original)
@@ -55,8 +55,8 @@ def best_stride4_iou(masks: torch.Tensor) -> torch.Tensor:
     return both / either
 
 
-@pytest.mark.parametrize('name', PICTURES)
-def test_the_pictures_can_be_said_in_stride_4(name):
+@pytest.mark.parametrize('name', IMAGES)
+def test_the_images_can_be_said_in_stride_4(name):
     masks = segment_masks(name)
     assert len(masks) <= 6
     assert best_stride4_iou(masks).min() >= 0.95
@@ -72,7 +72,7 @@ def dataset() -> dict:
         'ann_file': 'annotations/panoptic_train.json',
         'data_prefix': {'img': 'img/train', 'seg': 'panoptic/train'},
         'metadata': 'coco_panoptic',
-        'indices': [order.index(name) for name in PICTURES],
+        'indices': [order.index(name) for name in IMAGES],
     }
 
 
@@ -123,7 +123,7 @@ def config(work_dir: Path, iterations: int) -> Config:
             'custom_imports': {'imports': ['mmseg_m2f.adapters']},
             'model': model(),
             'train_dataloader': dict(
-                batch_size=len(PICTURES),
+                batch_size=len(IMAGES),
                 sampler={'type': 'InfiniteSampler', 'shuffle': False},
                 dataset=dict(pipeline=train, **dataset()),
                 **loaders,
@@ -164,7 +164,7 @@ def config(work_dir: Path, iterations: int) -> Config:
 
 
 @pytest.mark.long
-def test_a_panoptic_model_learns_four_pictures_by_heart(tmp_path):
+def test_a_panoptic_model_learns_four_images_by_heart(tmp_path):
     init_default_scope('mmdet')
     runner = Runner.from_cfg(config(tmp_path, iterations=100))
     runner.train()

@@ -1,9 +1,9 @@
 """How many labels of a trained model stay the same in bfloat16, ours beside mmseg's own head.
 
-    python -m tools.benchmark.agreement CONFIG CHECKPOINT --pictures data/tiny/facade/img/val \
+    python -m tools.benchmark.agreement CONFIG CHECKPOINT --images data/tiny/facade/img/val \
         --labels data/tiny/facade/labelmap/val --csv agreement.csv
 
-The finished label maps of every picture: of our head in float32, prepared in bfloat16 without and
+The finished label maps of every image: of our head in float32, prepared in bfloat16 without and
 with its pixel decoder (``mixed_precision``), and of mmseg's head with the same weights in float32
 and under autocast. Each is compared with float32 of the same head, mmseg's float32 with ours. The
 model is a segmentor of ours; mmseg's is built for ResNets and heads of the paper's sizes.
@@ -47,7 +47,7 @@ REFERENCES = {
 SUFFIXES = {'.jpg', '.jpeg', '.png'}
 IGNORED = 255
 
-# From a picture to its labels (H, W), at the size of the file.
+# From a image to its labels (H, W), at the size of the file.
 Predict = Callable[[dict[str, Any]], Tensor]
 
 
@@ -56,11 +56,11 @@ class Row(NamedTuple):
 
     impl: str
     reference: str
-    pictures: int
+    images: int
     size: int
     mean_agreement: float
     worst_agreement: float
-    worst_picture: str
+    worst_image: str
     miou: float
     torch: str
     commit: str
@@ -70,12 +70,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compare and print; with ``--csv`` write the table.
 
     Raises:
-        SystemExit: there are no pictures, or mmseg has no such model.
+        SystemExit: there are no images, or mmseg has no such model.
     """
     args = _parse(argv)
-    paths = sorted(path for path in args.pictures.glob('*') if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in args.images.glob('*') if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise SystemExit(f'--pictures {args.pictures}: no file ends with one of {sorted(SUFFIXES)}')
+        raise SystemExit(f'--images {args.images}: no file ends with one of {sorted(SUFFIXES)}')
     names = with_references(args.implementations)
     models = {name: build(name, args.config, args.checkpoint) for name in names}
     rows = compare(models, paths[: args.number], args.size, args.labels)
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         quality = '' if math.isnan(row.miou) else f', mIoU {row.miou:.4f}'
         print(
             f'{row.impl:>16}: {row.mean_agreement:.3%} of the labels of {row.reference}, '
-            f'{row.worst_agreement:.3%} at worst ({row.worst_picture}){quality}'
+            f'{row.worst_agreement:.3%} at worst ({row.worst_image}){quality}'
         )
     if args.csv:
         harness.write_csv(args.csv, rows)
@@ -93,10 +93,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('config', type=Path)
     parser.add_argument('checkpoint', type=Path, help='in any layout that the model loads')
-    parser.add_argument('--pictures', type=Path, required=True, help='a folder')
+    parser.add_argument('--images', type=Path, required=True, help='a folder')
     parser.add_argument('--labels', type=Path, help='a folder of PNG label maps of the same names')
     parser.add_argument('--size', type=int, default=512, help='of the shorter side')
-    parser.add_argument('--number', type=int, help='of pictures, the first by name; default all')
+    parser.add_argument('--number', type=int, help='of images, the first by name; default all')
     parser.add_argument(
         '--implementations', nargs='+', choices=list(REFERENCES), default=list(REFERENCES)
     )
@@ -111,7 +111,7 @@ def with_references(names: Sequence[str]) -> list[str]:
 
 
 def build(name: str, config: Path, checkpoint: Path) -> Predict:
-    """The model in test mode, as a function from a picture to its labels.
+    """The model in test mode, as a function from a image to its labels.
 
     Raises:
         SystemExit: mmseg has no such model.
@@ -161,8 +161,8 @@ def _labels(model: Any, batch: dict[str, Any]) -> Tensor:
     return sample.pred_sem_seg.data[0]
 
 
-def picture_batch(path: Path, size: int) -> dict[str, Any]:
-    """One picture with its shorter side enlarged or reduced to ``size``."""
+def image_batch(path: Path, size: int) -> dict[str, Any]:
+    """One image with its shorter side enlarged or reduced to ``size``."""
     from mmseg.structures import SegDataSample
 
     pixels = mmcv.imread(path)
@@ -181,7 +181,7 @@ def compare(
     shares: dict[str, list[float]] = {name: [] for name in models}
     areas: dict[str, list[np.ndarray]] = {name: [] for name in models}
     for path in paths:
-        found = {name: predict(picture_batch(path, size)) for name, predict in models.items()}
+        found = {name: predict(image_batch(path, size)) for name, predict in models.items()}
         truth = None if labels is None else _truth(labels / f'{path.stem}.png')
         for name, labelled in found.items():
             equal = labelled == found[REFERENCES[name]]
@@ -216,11 +216,11 @@ def _row(
     return Row(
         impl=name,
         reference=REFERENCES[name],
-        pictures=len(shares),
+        images=len(shares),
         size=size,
         mean_agreement=float(np.mean(shares)),
         worst_agreement=shares[worst],
-        worst_picture=paths[worst].stem,
+        worst_image=paths[worst].stem,
         miou=miou,
         torch=torch.__version__,
         commit=harness.commit(),

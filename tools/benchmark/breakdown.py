@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
-from mmseg_m2f.ops.linear import linear
+from mmseg_m2f.cpu.linear import linear
 from tools.benchmark import harness, train_step
 from tools.benchmark.counting import formulas
 

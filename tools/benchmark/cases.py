@@ -1,12 +1,12 @@
-"""The models, peers and pictures of the benchmarks of whole steps, by name."""
+"""The models, peers and images of the benchmarks of whole steps, by name."""
 
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tools.benchmark import segmentors
-from tools.benchmark.gpu_pictures import panoptic_training_batch
-from tools.benchmark.pictures import panoptic_batch, semantic_batch
+from tools.benchmark.gpu_images import panoptic_training_batch
+from tools.benchmark.images import panoptic_batch, semantic_batch
 
 Batch = dict[str, Any]
 
@@ -14,7 +14,7 @@ Batch = dict[str, Any]
 class Case(NamedTuple):
     """``model`` is a name in ``segmentors.SPECS``; the last of ``peers`` is the baseline.
 
-    ``test`` reads one picture, ``train`` two with their annotation.
+    ``test`` reads one image, ``train`` two with their annotation.
     """
 
     model: str

@@ -69,7 +69,7 @@ def _rows(case: str, implementations: Sequence[str]) -> Iterator[Row]:
 
 
 def counts(case: str, implementation: str) -> dict[str, int]:
-    """Of a training step with two pictures up to the optimiser, and of a test with one."""
+    """Of a training step with two images up to the optimiser, and of a test with one."""
     model = CASES[case].build(implementation)
     tested = functools.partial(inference.run, model.eval(), CASES[case].test())
     # What is made once and kept is no part of a step.

@@ -1,10 +1,10 @@
-"""Seconds per picture of the training pipelines with 2 workers, beside mmdet's and mmseg's own.
+"""Seconds per image of the training pipelines with 2 workers, beside mmdet's and mmseg's own.
 
     python -m tools.benchmark.data --csv docs/benchmarks/data_cpu.csv
 
-The real pictures of ``data/tiny/coco``: large-scale jitter of COCO instances to 1024 x 1024, and
+The real images of ``data/tiny/coco``: large-scale jitter of COCO instances to 1024 x 1024, and
 semantic crops of 512 x 512, each by our row's configuration and by the peer's. Before any timing
-the steps without a draw are compared on a few pictures: the largest difference of a pixel in grey
+the steps without a draw are compared on a few images: the largest difference of a pixel in grey
 levels, and the share of pixels with equal annotation.
 """
 
@@ -21,9 +21,9 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from tools.benchmark import harness, segmentors
-from tools.benchmark.pictures import DATA
+from tools.benchmark.images import DATA
 
-WORKERS, BATCH, PICTURES = 2, 2, 40
+WORKERS, BATCH, IMAGES = 2, 2, 40
 SCOPES = {'lsj': 'mmdet', 'semantic': 'mmseg'}
 CONFIGS = {
     ('lsj', 'ours'): 'mask2former_r50_coco-instance',
@@ -44,7 +44,7 @@ def main() -> None:
             {case: implementations(case) for case in SCOPES},
             prepare,
             disagreement,
-            per_step=PICTURES,
+            per_step=IMAGES,
         )
     )
 
@@ -72,14 +72,14 @@ def prepare(case: str, implementation: str) -> harness.Step:
     batches = iter(loader)
 
     def step() -> None:
-        for _ in range(PICTURES // BATCH):
+        for _ in range(IMAGES // BATCH):
             next(batches)
 
     return step
 
 
 def dataset(case: str, implementation: str) -> Any:
-    """The pictures through one implementation's training pipeline."""
+    """The images through one implementation's training pipeline."""
     return build(case, implementation, pipeline(case, implementation))
 
 
@@ -98,7 +98,7 @@ def pipeline(case: str, implementation: str) -> list[dict[str, Any]]:
 
 
 def build(case: str, implementation: str, steps: list[dict[str, Any]]) -> Any:
-    """A data set of the tiny pictures with these steps."""
+    """A data set of the tiny images with these steps."""
     init_default_scope(SCOPES[case])
     from mmengine.registry import DATASETS
 
@@ -118,7 +118,7 @@ def build(case: str, implementation: str, steps: list[dict[str, Any]]) -> Any:
 
 
 def disagreement(case: str, names: Sequence[str]) -> harness.Agreement:
-    """Of the pictures and annotations before any draw."""
+    """Of the images and annotations before any draw."""
     ours, theirs = (
         build(case, name, without_draws(pipeline(case, name))) for name in implementations(case)
     )
@@ -134,7 +134,7 @@ def disagreement(case: str, names: Sequence[str]) -> harness.Agreement:
 
 
 def name_of(sample: dict[str, Any]) -> str:
-    """Of the picture."""
+    """Of the image."""
     return Path(sample['data_samples'].img_path).stem
 
 
@@ -147,7 +147,7 @@ def without_draws(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if step['type'] in ('Pad', 'mmseg_m2f.PadToSize'):
             continue
         fixed = {'ratio_range': (1, 1), 'min_scale': 1, 'max_scale': 1, 'scales': [512]}
-        # Nothing is left that cuts the picture.
+        # Nothing is left that cuts the image.
         fixed['deferred'] = False
         kept.append({**step, **{key: value for key, value in fixed.items() if key in step}})
     return kept

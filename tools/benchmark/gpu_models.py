@@ -2,11 +2,11 @@
 
     python -m tools.benchmark.gpu_models OUT [--dry-run]
 
-R50 with the same random weights and the same real pictures: 512 x 512 for mmseg (inference of one
-picture, training of two), 800 x 1333 (inference) and 1024 x 1024 (training of two) for mmdet's
+R50 with the same random weights and the same real images: 512 x 512 for mmseg (inference of one
+image, training of two), 800 x 1333 (inference) and 1024 x 1024 (training of two) for mmdet's
 panoptic model; with automatic mixed precision in float16, inference also in torch's float32.
 Inference includes post-processing, a training step forward, losses, backward, the scaler's work,
-clipping and AdamW, fused for ours as our configs have it; pictures and annotations are on the GPU
+clipping and AdamW, fused for ours as our configs have it; images and annotations are on the GPU
 already. ``ours`` is as it comes, ``ours-triton`` with the Triton kernel, ``ours-triton-mixed`` with
 the pixel decoder in float16, too, where the autocast has the peers'. The difference beside the time
 is of the scores or logits (inference), or of the losses on equal points (training), to the peer's
@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from mmseg_m2f.core.deform_attn import MSDeformAttn
 from tools.benchmark import gpu_timing, harness, segmentors
-from tools.benchmark.gpu_pictures import panoptic_training_batch
-from tools.benchmark.pictures import panoptic_batch, semantic_batch
+from tools.benchmark.gpu_images import panoptic_training_batch
+from tools.benchmark.images import panoptic_batch, semantic_batch
 from tools.benchmark.train_step import equal_points
 
 WARM_UP, ROUNDS, BUDGET = 3, 3, 1.0
@@ -38,7 +38,7 @@ WARM_UP, ROUNDS, BUDGET = 3, 3, 1.0
 class Case(NamedTuple):
     """A peer's model at one size.
 
-    ``size`` is the side of a square, or for mmdet's inference the scale of its test picture.
+    ``size`` is the side of a square, or for mmdet's inference the scale of its test image.
     """
 
     model: str
@@ -53,7 +53,7 @@ class Case(NamedTuple):
 
     @property
     def batch(self) -> dict[str, Any]:
-        """The real pictures, on the CPU."""
+        """The real images, on the CPU."""
         if self.model == 'panoptic':
             if self.kind == 'inference':
                 return panoptic_batch(self.size)
@@ -177,7 +177,7 @@ def autocast(device: torch.device, *, amp: bool) -> torch.autocast:
 def inference(
     model: Any, batch: dict[str, Any], device: torch.device, *, amp: bool
 ) -> tuple[harness.Step, Tensor]:
-    """A step from pictures on the GPU to results, and the scores or logits."""
+    """A step from images on the GPU to results, and the scores or logits."""
     data = model.data_preprocessor(batch, training=False)
 
     def step() -> Any:

@@ -2,7 +2,7 @@
 
     python -m tools.benchmark.gpu_ops OUT [--dry-run]
 
-The shapes of the paper's encoder at five pictures and batches, as in ``ops``; value, offsets and
+The shapes of the paper's encoder at five images and batches, as in ``ops``; value, offsets and
 logits in float32, float16 and bfloat16. All take what the linear layers give; mmcv's operator gets
 the softmax and the arithmetic of the locations that its module does. The time is the GPU's alone,
 with a cold cache; beside it stand the largest difference to float64 (forward: of the result,

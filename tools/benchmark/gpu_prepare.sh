@@ -5,7 +5,7 @@
 #
 # DIR gets what tools/gpu_smoke_prepare.sh collects, unless it is there already, and peers.tar.xz:
 # MMDetection and deformops, ready to import, what they need, and the configurations of both
-# packages' Mask2Former. The pictures are those of data/tiny, which are part of the repository.
+# packages' Mask2Former. The images are those of data/tiny, which are part of the repository.
 # PYTHON names the interpreter whose pip downloads (default .venv/bin/python).
 set -euo pipefail
 

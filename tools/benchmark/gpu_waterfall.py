@@ -3,11 +3,11 @@
     python -m tools.benchmark.gpu_waterfall OUT [--dry-run]
 
 The stock head in float32 and under autocast in float16; ours in its place, to which each row adds
-one thing; the stock head compiled. All have the same random weights and the same real picture: a
+one thing; the stock head compiled. All have the same random weights and the same real image: a
 plain vision transformer with maps at strides 4 to 32 made from its last layer, and a panoptic head
-with 133 classes and 200 queries. The time is from the normalised picture to class and mask logits,
+with 133 classes and 200 queries. The time is from the normalised image to class and mask logits,
 batch 1, without post-processing. The difference is of the mask logits to the stock head's in
-float32. The published start is 29 pictures per second: a ViT-Adapter-L on an H100, compiled (arXiv
+float32. The published start is 29 images per second: a ViT-Adapter-L on an H100, compiled (arXiv
 2503.19108). ``stock-compiled`` is that without the adapter, ``-graph`` as a CUDA graph.
 """
 
@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tools.benchmark import gpu_timing, harness, segmentors
+from tools.benchmark.gpu_images import panoptic_training_batch
 from tools.benchmark.gpu_models import use_backend
-from tools.benchmark.gpu_pictures import panoptic_training_batch
 from tools.benchmark.inference import normalised
 
 WARM_UP, ROUNDS, BUDGET = 5, 3, 1.5
@@ -38,7 +38,7 @@ BASELINE = 'stock'
 
 
 class Size(NamedTuple):
-    """Of the transformer, the picture and the head."""
+    """Of the transformer, the image and the head."""
 
     dim: int
     heads: int
@@ -112,9 +112,9 @@ class PlainViT(nn.Module):
             ]
         )
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Four maps, the finest first."""
-        patches = self.patches(pictures)
+        patches = self.patches(images)
         tokens = patches.flatten(2).transpose(1, 2) + self.positions
         tokens = self.norm(self.blocks(tokens))
         last = tokens.transpose(1, 2).reshape(patches.shape)
@@ -128,9 +128,9 @@ class Network(nn.Module):
         super().__init__()
         self.backbone, self.head, self.is_ours = backbone, head, layout == 'ours'
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits and mask logits of the last prediction."""
-        maps = self.backbone(pictures)
+        maps = self.backbone(images)
         if self.is_ours:
             return self.head(maps)
         classes, masks = self.head(maps, [])
@@ -174,12 +174,10 @@ def main() -> None:
     torch.manual_seed(0)
     batch = panoptic_training_batch(size.side, 1)
     networks = build(size, batch, options.device)
-    pictures = normalised(batch).to(options.device)
+    images = normalised(batch).to(options.device)
     found: dict[str, Timed] = {}
     for stage in stages(options.device):
-        work = functools.partial(
-            timed, networks[stage.layout], stage, pictures, found.get(BASELINE)
-        )
+        work = functools.partial(timed, networks[stage.layout], stage, images, found.get(BASELINE))
         result = gpu_timing.attempt(table, case, stage.name, work, ours=stage.layout == 'ours')
         if result is None:
             continue
@@ -187,7 +185,7 @@ def main() -> None:
         start = found[BASELINE].figures if BASELINE in found else None
         table.add(case, {stage.name: result.figures}, start)
         rate = 1 / statistics.median(result.figures.seconds)
-        print(f'{stage.name}: {rate:.1f} pictures per second', flush=True)
+        print(f'{stage.name}: {rate:.1f} images per second', flush=True)
     table.finish()
 
 
@@ -205,15 +203,15 @@ def build(size: Size, batch: dict[str, Any], device: torch.device) -> dict[str, 
     return networks
 
 
-def timed(network: Network, stage: Stage, pictures: Tensor, start: Timed | None) -> Timed:
+def timed(network: Network, stage: Stage, images: Tensor, start: Timed | None) -> Timed:
     """Bring the network to a stage and time it.
 
     Raises:
         TimeoutError: it takes longer than PATIENCE.
     """
-    device = pictures.device
+    device = images.device
     with patience():
-        step = prepared(network, stage, pictures)
+        step = prepared(network, stage, images)
         for _ in range(WARM_UP if device.type == 'cuda' else 1):
             step()
         # A graph's outputs are written over by its next run.
@@ -246,7 +244,7 @@ def patience() -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def prepared(network: Network, stage: Stage, pictures: Tensor) -> Callable[[], Any]:
+def prepared(network: Network, stage: Stage, images: Tensor) -> Callable[[], Any]:
     """A call of the network as the stage has it."""
     if network.is_ours:
         use_backend(network.head, stage.backend)
@@ -256,7 +254,7 @@ def prepared(network: Network, stage: Stage, pictures: Tensor) -> Callable[[], A
     # As Any: the annotations of torch do not know of this argument.
     model: Any = network
     model.to(memory_format=layout)
-    pictures = pictures.contiguous(memory_format=layout)
+    images = images.contiguous(memory_format=layout)
     call: Callable[[Tensor], Any] = network
     if stage.mode is not None:
         torch.compiler.reset()
@@ -266,8 +264,8 @@ def prepared(network: Network, stage: Stage, pictures: Tensor) -> Callable[[], A
     def step() -> Any:
         if stage.mode == 'reduce-overhead':
             torch.compiler.cudagraph_mark_step_begin()
-        with torch.no_grad(), _autocast(pictures.device, stage.dtype, halved):
-            return call(pictures)
+        with torch.no_grad(), _autocast(images.device, stage.dtype, halved):
+            return call(images)
 
     return step
 

@@ -1,8 +1,8 @@
-"""From pictures to finished results on the CPU, our head beside mmseg, mmdet and Hugging Face.
+"""From images to finished results on the CPU, our head beside mmseg, mmdet and Hugging Face.
 
     python -m tools.benchmark.inference --threads 2 --csv docs/benchmarks/inference_fp32_cpu.csv
 
-One real picture, the same random weights, post-processing included. Ours keep freed memory, as
+One real image, the same random weights, post-processing included. Ours keep freed memory, as
 their configs have it. ``-tuned`` is without a change to anybody's code: batch norms fused, channels
 last, inference mode, freed memory kept (a peer's by glibc, which two variables do), the best number
 of threads up to ``--threads``; ours by ``mmseg_m2f.prepare_inference``. ``-bf16`` is ``-tuned``
@@ -13,7 +13,7 @@ pixel decoder, too), ``-compiled`` ``-tuned`` with ``torch.compile``, which take
 memory, as a model that neither a config nor ``prepare_inference`` asked to, and a peer's ``-kept``
 keeps it as ours do; these run where they are named. Before any timing the scores (semantic) or
 logits (panoptic) are compared; the labels are those of the finished maps. Hugging Face forms its
-masks at 384 x 384 whatever the picture, so that its labels differ while its logits do not.
+masks at 384 x 384 whatever the image, so that its labels differ while its logits do not.
 """
 
 import functools
@@ -103,7 +103,7 @@ def implementations(case: str) -> list[str]:
 
 
 def prepare(case: str, implementation: str) -> harness.Step:
-    """One picture through one model."""
+    """One image through one model."""
     batch = CASES[case].test()
     model, calling = load_variant(case, implementation)
     step = calling(functools.partial(run, model, batch))
@@ -199,7 +199,7 @@ class Outputs(NamedTuple):
 
 
 def outputs(case: str, implementation: str) -> Outputs:
-    """Of one implementation on the picture of a case."""
+    """Of one implementation on the image of a case."""
     model, calling = load_variant(case, implementation)
     batch = CASES[case].test()
     if CASES[case].is_panoptic:

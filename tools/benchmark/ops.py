@@ -2,7 +2,7 @@
 
     python -m tools.benchmark.ops --threads 2 --csv docs/benchmarks/ops_fp32_cpu.csv
 
-The shapes of the paper's encoder (8 heads, 3 levels, 4 points, 32 channels a head) at five pictures
+The shapes of the paper's encoder (8 heads, 3 levels, 4 points, 32 channels a head) at five images
 and batches. All take what the linear layers give; mmcv's gets the softmax and the arithmetic of the
 locations that its module does. The best plain forms in torch are ``embedding_bag`` forward and
 ``reference``, ``grid_sample`` level by level, with the backward pass. ``forward`` is without,
@@ -21,7 +21,7 @@ from mmseg_m2f.ops.ms_deform_attn.reference import locations_and_weights
 from tools.benchmark import harness
 
 HEADS, LEVELS, POINTS, HEAD_DIM = 8, 3, 4, 32
-# Height and width of the picture, and the batch.
+# Height and width of the image, and the batch.
 SHAPES = {
     '512x512b2': (512, 512, 2),
     '512x1024b2': (512, 1024, 2),

@@ -4,7 +4,7 @@
 
 ``above_model_mib`` is the peak above the inputs and above the result that is returned; ``ours-rle``
 returns instances as run lengths. ``naive`` is the official form, all masks at full size at once; it
-is left out where the machine has no room for it. All are compared with it on a small picture. The
+is left out where the machine has no room for it. All are compared with it on a small image. The
 losses are those of ten predictions on equal points; in ``mmdet`` they include the masks that its
 head must form first, and ours keep freed memory, as their configs have it.
 """
@@ -21,7 +21,7 @@ from pycocotools.mask import decode
 from torch import Tensor
 
 from mmseg_m2f import core
-from mmseg_m2f.adapters.samples import encode_rle
+from mmseg_m2f.adapters.models.samples import encode_rle
 from mmseg_m2f.ops.memory import keep_freed_memory
 from tools.benchmark import harness
 from tools.benchmark.train_step import equal_points
@@ -31,7 +31,7 @@ CONFIG = core.PostprocessConfig(object_mask_thr=0.3, overlap_thr=0.1)
 SIZES = {'4000x5000': (4000, 5000), '1000x1250': (1000, 1250), '64x80': (64, 80)}
 SMALL = '64x80'
 RESULTS = ('semantic', 'instance', 'panoptic')
-# The numbers of targets, of the picture's side, and of queries: so many targets find one.
+# The numbers of targets, of the image's side, and of queries: so many targets find one.
 LOSSES = {
     'loss_0x1024': (0, 1024, NUM_QUERIES),
     'loss_300x1024': (300, 1024, NUM_QUERIES),
@@ -81,7 +81,7 @@ def implementations(case: str) -> list[str]:
 
 
 def prepare(case: str, implementation: str) -> harness.Step:
-    """One picture's post-processing, or the losses of one picture."""
+    """One image's post-processing, or the losses of one image."""
     if case in LOSSES:
         if implementation == 'ours':
             keep_freed_memory()
@@ -93,7 +93,7 @@ def prepare(case: str, implementation: str) -> harness.Step:
 
 
 def disagreement(case: str, names: Sequence[str]) -> dict[str, harness.Agreement | str]:
-    """Of the results on a small picture; of the losses."""
+    """Of the results on a small image; of the losses."""
     if case in LOSSES:
         return _loss_disagreement(case, names)
     result, size = case.split('_')
@@ -237,7 +237,7 @@ FUNCTIONS: dict[tuple[str, str], Callable[[Prediction], Result]] = {
 
 
 class LossProblem(NamedTuple):
-    """Ten predictions of one picture, leaves of the graph, and its targets."""
+    """Ten predictions of one image, leaves of the graph, and its targets."""
 
     class_logits: Tensor
     mask_embed: Tensor
@@ -252,7 +252,7 @@ def draw_losses(num_targets: int, side: int, num_queries: int) -> LossProblem:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).requires_grad_()
 
-    # In the whole picture so many rows of as many cells that there are enough of them.
+    # In the whole image so many rows of as many cells that there are enough of them.
     cells = max(int(num_targets**0.5 + 0.999), 1)
     position = torch.arange(side) * cells // side
     index = position[:, None] * cells + position

@@ -2,7 +2,7 @@
 
     python -m tools.benchmark.sampling --threads 2 --csv docs/benchmarks/sampling_fp32_cpu.csv
 
-Features of 256 channels at stride 4 of pictures of three sides, 12,544 points. ``matching``: 10
+Features of 256 channels at stride 4 of images of three sides, 12,544 points. ``matching``: 10
 predictions of 100 queries at points that they share, without gradient. ``loss``: 60 matched masks,
 each at points of its own, with the backward pass. ``features`` reads the features at the points and
 multiplies there, ``masks`` forms the masks and reads them; which of them `core` takes is in

@@ -1,10 +1,10 @@
-"""A training step against the number of targets, the picture's side and the number of queries.
+"""A training step against the number of targets, the image's side and the number of queries.
 
     python -m tools.benchmark.scaling --threads 2 --csv docs/benchmarks/scaling_fp32_cpu.csv
 
-One real picture, R18 so that the head counts, our head beside mmseg's and Hugging Face's; ours keep
+One real image, R18 so that the head counts, our head beside mmseg's and Hugging Face's; ours keep
 freed memory and fuse AdamW, as their configs have it. Targets are cells of a grid, each a class of
-its own: real pictures do not have 300. One thing is changed at a time from 30 targets, 256 pixels
+its own: real images do not have 300. One thing is changed at a time from 30 targets, 256 pixels
 and 100 queries; targets with 300 queries, so that each finds one. Before any timing the losses are
 compared, on equal points.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tools.benchmark import harness, segmentors
-from tools.benchmark.pictures import semantic_batch
+from tools.benchmark.images import semantic_batch
 from tools.benchmark.train_step import equal_points, full_step, losses
 
 IMPLEMENTATIONS = ('ours', 'hf', 'mmseg')
@@ -83,7 +83,7 @@ def spec_of(case: str) -> segmentors.Spec:
 
 
 def load_batch(case: str) -> dict[str, Any]:
-    """The picture, with a grid of labels in the place of its own."""
+    """The image, with a grid of labels in the place of its own."""
     size = CASES[case]
     batch = semantic_batch(size.side, 1)
     [sample] = batch['data_samples']

@@ -27,7 +27,7 @@ class Column(NamedTuple):
     others: tuple[str, ...] = ()
 
 
-SEMANTIC, PANOPTIC = 'picture to label map', 'picture to panoptic segments and instances'
+SEMANTIC, PANOPTIC = 'image to label map', 'image to panoptic segments and instances'
 COLUMNS = [
     Column(f'{SEMANTIC}, R50, 512 x 512', 'inference-r50-512px', 'r50_512', 'mmseg', ('hf',)),
     Column(
@@ -38,7 +38,7 @@ COLUMNS = [
     ),
     Column(f'{SEMANTIC}, Swin-L, 640 x 640', 'inference-swin-l-640px', 'swin-l_640', 'mmseg'),
     Column(
-        'training step, R50, 512 x 512, two pictures',
+        'training step, R50, 512 x 512, two images',
         'train-step-r50-512px-batch2',
         'r50_512',
         'mmseg',

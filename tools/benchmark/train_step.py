@@ -2,14 +2,14 @@
 
     python -m tools.benchmark.train_step --threads 2 --csv docs/benchmarks/train-step_fp32_cpu.csv
 
-Two real pictures with their annotation, the same random weights: forward, losses, backward,
+Two real images with their annotation, the same random weights: forward, losses, backward,
 gradients clipped to 0.01, a step of AdamW. Ours keep freed memory and fuse AdamW, as their configs
 have it. ``-tuned`` is that, channels last and the best number of threads; ``-bf16`` is that under
 autocast, ours with ``mixed_precision`` of the pixel decoder; ``-checkpointed`` computes activations
 again in the backward pass, in the backbone and, of ours, in both decoders. ``-accelerated`` is the
 stock peer after ``mmseg_m2f.accelerate`` and nothing else, ``ours-plain`` neither keeps memory nor
 fuses AdamW, a peer's ``-kept`` does both as ours do; these run where they are named. Our matcher
-draws its points once per picture (its default, also where it accelerates), the others for every
+draws its points once per image (its default, also where it accelerates), the others for every
 prediction. Before any timing all losses and the norm of the gradient are compared, on equal points.
 """
 
@@ -27,6 +27,7 @@ from mmseg_m2f import core
 from mmseg_m2f.ops.memory import keep_freed_memory, keep_heap
 from tools.benchmark import harness, segmentors
 from tools.benchmark.cases import CASES
+from tools.benchmark.images import class_masks
 from tools.benchmark.inference import (
     ACCELERATED,
     KEPT,
@@ -35,7 +36,6 @@ from tools.benchmark.inference import (
     is_hugging_face,
     normalised,
 )
-from tools.benchmark.pictures import class_masks
 from tools.benchmark.tuning import in_bfloat16, our_parts, with_best_threads
 
 SMALL = ('r50_256', 'r18_64', 'panoptic_64')

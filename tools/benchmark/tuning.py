@@ -25,7 +25,7 @@ def tuned(model: Any, *, fuse: bool) -> Any:
 def compile_peer(model: Any) -> None:
     """``torch.compile`` of what takes and gives tensors alone, as ours are compiled.
 
-    A model of mmseg or mmdet as a whole would be compiled anew for each picture's annotation.
+    A model of mmseg or mmdet as a whole would be compiled anew for each image's annotation.
     """
     head = getattr(model, 'decode_head', None) or getattr(model, 'panoptic_head', None)
     if head is None:  # Hugging Face's

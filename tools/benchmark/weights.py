@@ -27,7 +27,7 @@ def redraw(model: nn.Module) -> None:
         elif 'query' in name or 'level_embed' in name:
             std = 1.0
         elif value.dim() > 1:
-            # What all queries gather from the picture must not drown what tells them apart.
+            # What all queries gather from the image must not drown what tells them apart.
             branch = 'decoder.layers' in name and ('out_proj' in name or 'linear2' in name)
             std = (BRANCH if branch else 1.0) * value[0].numel() ** -0.5
         else:
@@ -37,7 +37,7 @@ def redraw(model: nn.Module) -> None:
 
 @torch.no_grad()
 def tell_queries_apart(model: Any, head: Any, batch: dict[str, Any]) -> None:
-    """Let segments of several classes survive in a picture, as a trained model would.
+    """Let segments of several classes survive in a image, as a trained model would.
 
     What is common to the mask embeddings of all queries goes, then what is common to their class
     logits, and the rest of these is brought to a spread at which the best class is sure.

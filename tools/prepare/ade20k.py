@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from command_line import UsageError
 
 from prepare.annotations import (
+    Image,
     Json,
     Outcome,
-    Picture,
     Record,
     Split,
     instance_categories,
@@ -18,7 +18,7 @@ from prepare.annotations import (
     panoptic_categories,
 )
 from prepare.files import Layout, keep_or_write_png, read_map, read_size
-from prepare.segments import encode_masks, measure, to_colours
+from prepare.segments import encode_masks, measure, to_colors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +67,7 @@ def _plan(
     out: Path,
     splits: Sequence[str],
     categories: list[Json],
-    convert: Callable[[Picture], Record],
+    convert: Callable[[Image], Record],
 ) -> list[Split]:
     """Looks everything up before anything is written."""
     names = ', '.join(f'{folder}/' for folder in folders)
@@ -78,8 +78,8 @@ def _plan(
         stems = [name.removesuffix('.jpg') for name in layout.names(photos, '.jpg')]
         for folder in maps:
             layout.require(folder, [f'{stem}.png' for stem in stems])
-        pictures = [
-            Picture(
+        images = [
+            Image(
                 stem,
                 f'{stem}.jpg',
                 (photos / f'{stem}.jpg', *(folder / f'{stem}.png' for folder in maps)),
@@ -93,7 +93,7 @@ def _plan(
                 name=split,
                 path=path,
                 root=root,
-                pictures=pictures,
+                images=images,
                 categories=categories,
                 convert=convert,
                 numbered=task == 'instance',
@@ -102,9 +102,7 @@ def _plan(
     return plan
 
 
-def panoptic_record(
-    stuff: Sequence[int], thing_categories: Sequence[int], picture: Picture
-) -> Record:
+def panoptic_record(stuff: Sequence[int], thing_categories: Sequence[int], image: Image) -> Record:
     """Stuff from the semantic map, over it the instances.
 
     As in the official preparation, area and box of stuff are those before instances cover it, and
@@ -112,7 +110,7 @@ def panoptic_record(
     """
     import numpy as np
 
-    photo, semantic_path, instance_path = picture.sources
+    photo, semantic_path, instance_path = image.sources
     size = read_size(photo)
     semantic = read_map(semantic_path)
     _check(semantic_path, semantic, size, 2)
@@ -134,14 +132,14 @@ def panoptic_record(
         category = thing_categories[instances.categories[value] - 1]
         segments.append(_segment(number, category, area, bbox))
         ids[instances.ids == value] = number
-    assert picture.target is not None
-    written = keep_or_write_png(picture.target, to_colours(ids))
-    return Record(_image(picture, size), segments, written)
+    assert image.target is not None
+    written = keep_or_write_png(image.target, to_colors(ids))
+    return Record(_image(image, size), segments, written)
 
 
-def instance_record(thing_categories: Sequence[int], picture: Picture) -> Record:
+def instance_record(thing_categories: Sequence[int], image: Image) -> Record:
     """Each instance as a mask."""
-    photo, instance_path = picture.sources
+    photo, instance_path = image.sources
     size = read_size(photo)
     instances = _read_instances(instance_path, size, len(thing_categories))
     extents = measure(instances.ids)
@@ -156,11 +154,11 @@ def instance_record(thing_categories: Sequence[int], picture: Picture) -> Record
         }
         for (value, (area, bbox)), mask in zip(extents.items(), masks, strict=True)
     ]
-    return Record(_image(picture, size), annotations)
+    return Record(_image(image, size), annotations)
 
 
-def _image(picture: Picture, size: tuple[int, int]) -> Json:
-    return {'file_name': picture.file_name, 'height': size[0], 'width': size[1]}
+def _image(image: Image, size: tuple[int, int]) -> Json:
+    return {'file_name': image.file_name, 'height': size[0], 'width': size[1]}
 
 
 def _segment(number: int, category: int, area: int, bbox: list[int]) -> Json:
@@ -168,7 +166,7 @@ def _segment(number: int, category: int, area: int, bbox: list[int]) -> Json:
 
 
 def _read_instances(path: Path, size: tuple[int, int], num_categories: int) -> Instances:
-    """Red is the category, green the number of the instance within the picture, 0 none."""
+    """Red is the category, green the number of the instance within the image, 0 none."""
     import numpy as np
 
     pixels = read_map(path)
@@ -191,6 +189,6 @@ def _read_instances(path: Path, size: tuple[int, int], num_categories: int) -> I
 def _check(path: Path, pixels: 'np.ndarray', size: tuple[int, int], dimensions: int) -> None:
     if pixels.dtype.name != 'uint8' or pixels.ndim != dimensions:
         kind = 'a grey' if dimensions == 2 else 'an RGB'
-        raise UsageError(f'{path} should be {kind} picture of 8 bits')
+        raise UsageError(f'{path} should be {kind} image of 8 bits')
     if pixels.shape[:2] != size:
         raise UsageError(f'{path} is of size {pixels.shape[:2]}, its photo of {size}')

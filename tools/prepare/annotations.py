@@ -1,4 +1,4 @@
-"""One JSON file for each split, from one record for each picture; interrupted work goes on.
+"""One JSON file for each split, from one record for each image; interrupted work goes on.
 
 The records are kept beside the JSON file, in ``NAME.json.part``, until that file is whole. No step
 holds more than one record in memory; only a finished file that is to be checked is read at once.
@@ -24,7 +24,7 @@ FORMAT = 1
 Json = dict[str, Any]
 
 
-class Picture(NamedTuple):
+class Image(NamedTuple):
     """``name`` identifies it; ``file_name`` stands in the JSON; ``target`` is the PNG to write."""
 
     name: str
@@ -34,7 +34,7 @@ class Picture(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What the JSON says of a picture: its image, and its annotations without ids.
+    """What the JSON says of a image: its image, and its annotations without ids.
 
     ``written`` tells whether its PNG had to be written.
     """
@@ -45,9 +45,9 @@ class Record(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What was made of a split; ``kept`` pictures were finished before."""
+    """What was made of a split; ``kept`` images were finished before."""
 
-    pictures: int
+    images: int
     segments: int
     kept: int
     path: Path
@@ -60,9 +60,9 @@ class Split:
     name: str
     path: Path
     root: Path
-    pictures: Sequence[Picture]
+    images: Sequence[Image]
     categories: list[Json]
-    convert: Callable[[Picture], Record]
+    convert: Callable[[Image], Record]
     numbered: bool
 
 
@@ -71,12 +71,12 @@ def panoptic_categories(metadata: 'DatasetMetadata') -> list[Json]:
     columns = zip(metadata.category_ids, metadata.classes, metadata.palette, strict=True)
     return [
         {
-            'color': list(colour),
+            'color': list(color),
             'id': category_id,
             'isthing': int(index in metadata.thing_ids),
             'name': name,
         }
-        for index, (category_id, name, colour) in enumerate(columns)
+        for index, (category_id, name, color) in enumerate(columns)
     ]
 
 
@@ -90,7 +90,7 @@ def make(split: Split, workers: int) -> Outcome:
     """Make what is not there yet."""
     found = _finished(split)
     if found is not None:
-        lost = [picture for picture in split.pictures if not _has_png(picture)]
+        lost = [image for image in split.images if not _has_png(image)]
         if not lost or found.get('info', {}).get('description') == MADE_BY:
             Journal(split).path.unlink(missing_ok=True)
             _remake(split, lost, workers)
@@ -99,21 +99,17 @@ def make(split: Split, workers: int) -> Outcome:
     elif split.path.exists():
         say(f'{split.name}: {split.path} is not what the configs read: made anew')
     with Journal(split) as journal:
-        todo = [
-            picture
-            for picture in split.pictures
-            if picture.name not in journal or not _has_png(picture)
-        ]
-        kept = len(split.pictures) - len(todo)
+        todo = [image for image in split.images if image.name not in journal or not _has_png(image)]
+        kept = len(split.images) - len(todo)
         if kept:
-            say(f'{split.name}: {kept} of {len(split.pictures)} pictures are done already')
+            say(f'{split.name}: {kept} of {len(split.images)} images are done already')
         results = convert_all(split.convert, todo, workers)
-        for picture, record in show_progress(split.name, results, len(todo)):
-            journal.add(picture.name, record)
-            kept += picture.target is not None and not record.written
+        for image, record in show_progress(split.name, results, len(todo)):
+            journal.add(image.name, record)
+            kept += image.target is not None and not record.written
         segments = _write_json(split, journal)
     journal.path.unlink()
-    return Outcome(len(split.pictures), segments, kept, split.path)
+    return Outcome(len(split.images), segments, kept, split.path)
 
 
 class Journal:
@@ -170,13 +166,13 @@ class Journal:
 
 
 def _finished(split: Split) -> Json | None:
-    """The JSON file that is there, if it is of these pictures and categories."""
+    """The JSON file that is there, if it is of these images and categories."""
     if not split.path.is_file():
         return None
     # Other tools name the photos differently in the panoptic format, but agree on the ids.
-    key, names = 'id', [picture.name for picture in split.pictures]
+    key, names = 'id', [image.name for image in split.images]
     if split.numbered:
-        key, names = 'file_name', [picture.file_name for picture in split.pictures]
+        key, names = 'file_name', [image.file_name for image in split.images]
     try:
         found = read_json(split.path)
         images = sorted(image[key] for image in found['images'])
@@ -187,11 +183,11 @@ def _finished(split: Split) -> Json | None:
     return found if (images, categories) == (sorted(names), same) else None
 
 
-def _has_png(picture: Picture) -> bool:
-    return picture.target is None or is_whole_png(picture.target)
+def _has_png(image: Image) -> bool:
+    return image.target is None or is_whole_png(image.target)
 
 
-def _remake(split: Split, lost: Sequence[Picture], workers: int) -> None:
+def _remake(split: Split, lost: Sequence[Image], workers: int) -> None:
     results = convert_all(split.convert, lost, workers)
     for _ in show_progress(split.name, results, len(lost)):
         pass
@@ -202,33 +198,33 @@ def _outcome(split: Split, found: Json, new: int) -> Outcome:
     segments = len(annotations)
     if not split.numbered:
         segments = sum(len(annotation['segments_info']) for annotation in annotations)
-    pictures = len(split.pictures)
-    return Outcome(pictures, segments, pictures - new, split.path)
+    images = len(split.images)
+    return Outcome(images, segments, images - new, split.path)
 
 
 def _write_json(split: Split, journal: Journal) -> int:
     """Write the JSON file; the number of segments in it."""
-    names = [picture.name for picture in split.pictures]
+    names = [image.name for image in split.images]
     entries = _numbered if split.numbered else _panoptic
     segments = 0
 
     def annotations() -> Iterator[Json]:
         nonlocal segments
-        for entry, count in entries(journal.records(names), split.pictures):
+        for entry, count in entries(journal.records(names), split.images):
             segments += count
             yield entry
 
     images = (
-        {**record.image, 'id': number if split.numbered else picture.name}
-        for number, (picture, record) in enumerate(
-            zip(split.pictures, journal.records(names), strict=True), 1
+        {**record.image, 'id': number if split.numbered else image.name}
+        for number, (image, record) in enumerate(
+            zip(split.images, journal.records(names), strict=True), 1
         )
     )
     write_dataset(split.path, annotations(), split.categories, images)
     return segments
 
 
-def _numbered(records: Iterable[Record], pictures: Sequence[Picture]) -> Iterator[tuple[Json, int]]:
+def _numbered(records: Iterable[Record], images: Sequence[Image]) -> Iterator[tuple[Json, int]]:
     # Numbers, not names: several readers of COCO's format turn the ids of images into integers.
     annotation_id = 0
     for image_id, record in enumerate(records, 1):
@@ -237,12 +233,12 @@ def _numbered(records: Iterable[Record], pictures: Sequence[Picture]) -> Iterato
             yield {**annotation, 'id': annotation_id, 'image_id': image_id}, 1
 
 
-def _panoptic(records: Iterable[Record], pictures: Sequence[Picture]) -> Iterator[tuple[Json, int]]:
-    for picture, record in zip(pictures, records, strict=True):
-        assert picture.target is not None
+def _panoptic(records: Iterable[Record], images: Sequence[Image]) -> Iterator[tuple[Json, int]]:
+    for image, record in zip(images, records, strict=True):
+        assert image.target is not None
         entry = {
-            'file_name': picture.target.name,
-            'image_id': picture.name,
+            'file_name': image.target.name,
+            'image_id': image.name,
             'segments_info': record.annotations,
         }
         yield entry, len(record.annotations)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from command_line import UsageError
 
 from prepare.annotations import (
+    Image,
     Json,
     Outcome,
-    Picture,
     Record,
     Split,
     instance_categories,
@@ -22,7 +22,7 @@ from prepare.annotations import (
     panoptic_categories,
 )
 from prepare.files import Layout, keep_or_write_png, read_map
-from prepare.segments import encode_masks, measure, to_colours
+from prepare.segments import encode_masks, measure, to_colors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 IDS = '_gtFine_instanceIds.png'
 PHOTO = '_leftImg8bit.png'
 FIRST_INSTANCE = 1000
-# Labels end at 33, and a picture has fewer than 1000 instances of a label.
+# Labels end at 33, and a image has fewer than 1000 instances of a label.
 LARGEST_ID = 33_999
 
 
@@ -63,7 +63,7 @@ def _plan(
     out: Path,
     splits: Sequence[str],
     categories: list[Json],
-    convert: Callable[[Picture], Record],
+    convert: Callable[[Image], Record],
 ) -> list[Split]:
     """Looks everything up before anything is written."""
     layout = Layout(
@@ -75,28 +75,28 @@ def _plan(
         labels = layout.folder(f'gtFine/{split}')
         photos = layout.folder(f'leftImg8bit/{split}')
         name = f'cityscapes_{task}_{split}'
-        pictures = []
+        images = []
         for city in sorted(path.name for path in labels.iterdir() if path.is_dir()):
             stems = [file.removesuffix(IDS) for file in layout.names(labels / city, IDS)]
             layout.require(photos / city, [f'{stem}{PHOTO}' for stem in stems])
             for stem in stems:
                 target = out / f'gtFine/{name}/{stem}_gtFine_panoptic.png'
-                pictures.append(
-                    Picture(
+                images.append(
+                    Image(
                         stem,
                         f'{city}/{stem}{PHOTO}',
                         (labels / city / f'{stem}{IDS}',),
                         target if task == 'panoptic' else None,
                     )
                 )
-        if not pictures:
+        if not images:
             raise layout.missing(labels / f'CITY/*{IDS}')
         plan.append(
             Split(
                 name=split,
                 path=out / f'gtFine/{name}.json',
                 root=root,
-                pictures=pictures,
+                images=images,
                 categories=categories,
                 convert=convert,
                 numbered=task == 'instance',
@@ -105,11 +105,11 @@ def _plan(
     return plan
 
 
-def panoptic_record(labels: frozenset[int], things: frozenset[int], picture: Picture) -> Record:
+def panoptic_record(labels: frozenset[int], things: frozenset[int], image: Image) -> Record:
     """Segments in cityscapesScripts' format: their ids are the values of the instance map."""
     import numpy as np
 
-    ids = _read_ids(picture.sources[0])
+    ids = _read_ids(image.sources[0])
     segments = []
     kept = np.zeros(LARGEST_ID + 1, bool)
     for value, (area, bbox) in measure(ids).items():
@@ -121,14 +121,14 @@ def panoptic_record(labels: frozenset[int], things: frozenset[int], picture: Pic
         segments.append(
             {'area': area, 'bbox': bbox, 'category_id': label, 'id': value, 'iscrowd': is_crowd}
         )
-    assert picture.target is not None
-    written = keep_or_write_png(picture.target, to_colours(np.where(kept[ids], ids, 0)))
-    return Record(_image(picture, ids), segments, written)
+    assert image.target is not None
+    written = keep_or_write_png(image.target, to_colors(np.where(kept[ids], ids, 0)))
+    return Record(_image(image, ids), segments, written)
 
 
-def instance_record(labels: frozenset[int], picture: Picture) -> Record:
+def instance_record(labels: frozenset[int], image: Image) -> Record:
     """Each instance, and each group as a crowd, as a mask."""
-    ids = _read_ids(picture.sources[0])
+    ids = _read_ids(image.sources[0])
     extents = {value: extent for value, extent in measure(ids).items() if _label(value) in labels}
     masks = encode_masks(ids, list(extents))
     annotations = [
@@ -141,15 +141,15 @@ def instance_record(labels: frozenset[int], picture: Picture) -> Record:
         }
         for (value, (area, bbox)), mask in zip(extents.items(), masks, strict=True)
     ]
-    return Record(_image(picture, ids), annotations)
+    return Record(_image(image, ids), annotations)
 
 
 def _label(value: int) -> int:
     return value if value < FIRST_INSTANCE else value // FIRST_INSTANCE
 
 
-def _image(picture: Picture, ids: 'np.ndarray') -> Json:
-    return {'file_name': picture.file_name, 'height': ids.shape[0], 'width': ids.shape[1]}
+def _image(image: Image, ids: 'np.ndarray') -> Json:
+    return {'file_name': image.file_name, 'height': ids.shape[0], 'width': ids.shape[1]}
 
 
 def _read_ids(path: Path) -> 'np.ndarray':
@@ -157,5 +157,5 @@ def _read_ids(path: Path) -> 'np.ndarray':
 
     ids = read_map(path)
     if ids.ndim != 2 or ids.max() > LARGEST_ID or ids.min() < 0:
-        raise UsageError(f'{path} should be a grey picture with values from 0 to {LARGEST_ID}')
+        raise UsageError(f'{path} should be a grey image with values from 0 to {LARGEST_ID}')
     return ids.astype(np.int32)

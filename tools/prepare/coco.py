@@ -10,7 +10,7 @@ from command_line import UsageError
 from prepare.annotations import Outcome
 from prepare.files import Layout, is_whole_png, read_json, read_map, read_size, write_png
 from prepare.progress import convert_all, show_progress
-from prepare.segments import from_colours
+from prepare.segments import from_colors
 
 IGNORED = 255
 
@@ -81,7 +81,7 @@ def make_label_map(class_of: dict[int, int], label_map: LabelMap) -> bool:
     source, target, segments = label_map
     if is_whole_png(target) and read_size(target) == read_size(source):
         return False
-    ids = from_colours(read_map(source))
+    ids = from_colors(read_map(source))
     values, index = np.unique(ids, return_inverse=True)
     label_of = {number: class_of[category] for number, category in segments}
     labels = [label_of.get(value, IGNORED) for value in values.tolist()]

@@ -78,8 +78,8 @@ def read_map(path: Path) -> 'np.ndarray':
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            return np.asarray(picture)
+        with Image.open(path) as image:
+            return np.asarray(image)
     except (OSError, SyntaxError) as error:
         raise UsageError(f'{path} cannot be read: {error}') from error
 
@@ -89,8 +89,8 @@ def read_size(path: Path) -> tuple[int, int]:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            return picture.height, picture.width
+        with Image.open(path) as image:
+            return image.height, image.width
     except (OSError, SyntaxError) as error:
         raise UsageError(f'{path} cannot be read: {error}') from error
 

@@ -43,8 +43,8 @@ def make_panoptic(root: Path, out: Path, splits: Sequence[str], workers: int) ->
         is_new = _write(path, content, categories)
         if content.dropped:
             say(f'{split}: {content.dropped} segments of no evaluated class are void')
-        pictures = len(content.images)
-        yield Outcome(pictures, content.segments, 0 if is_new else pictures, path)
+        images = len(content.images)
+        yield Outcome(images, content.segments, 0 if is_new else images, path)
 
 
 def _read(layout: Layout, folder: str, known: frozenset[int]) -> Content:

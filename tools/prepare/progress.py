@@ -1,4 +1,4 @@
-"""Work through many pictures with several processes, and say how far it is."""
+"""Work through many images with several processes, and say how far it is."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ Item = TypeVar('Item')
 Result = TypeVar('Result')
 
 SECONDS_BETWEEN_LINES = 5.0
-# Enough that no process waits for the next picture, few enough to be forgotten on an interrupt.
+# Enough that no process waits for the next image, few enough to be forgotten on an interrupt.
 QUEUED_PER_WORKER = 4
 
 
@@ -38,7 +38,7 @@ def show_progress(name: str, results: Iterable[Result], total: int) -> Iterator[
             shown = now
             rate = done / (now - started)
             left = clock((total - done) / rate)
-            say(f'{name}: {done} of {total} pictures, {rate:.1f} pictures/s, {left} left')
+            say(f'{name}: {done} of {total} images, {rate:.1f} images/s, {left} left')
 
 
 def convert_all(
@@ -65,7 +65,7 @@ def convert_all(
 
 
 def _follow_the_parent() -> None:
-    # Ctrl-C reaches the whole group: the parent ends this process once its picture is finished.
+    # Ctrl-C reaches the whole group: the parent ends this process once its image is finished.
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -74,7 +74,7 @@ def _follow_the_parent() -> None:
 
 
 def _end_with_the_parent() -> None:
-    # A killed parent leaves no message, and its processes would wait for pictures for ever.
+    # A killed parent leaves no message, and its processes would wait for images for ever.
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

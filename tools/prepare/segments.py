@@ -38,14 +38,14 @@ def measure(ids: 'np.ndarray') -> dict[int, Extent]:
     return extents
 
 
-def to_colours(ids: 'np.ndarray') -> 'np.ndarray':
+def to_colors(ids: 'np.ndarray') -> 'np.ndarray':
     """COCO's panoptic PNG: id = R + 256 G + 65536 B."""
     import numpy as np
 
     return np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
 
 
-def from_colours(pixels: 'np.ndarray') -> 'np.ndarray':
+def from_colors(pixels: 'np.ndarray') -> 'np.ndarray':
     """Ids of a panoptic PNG."""
     import numpy as np
 

@@ -24,7 +24,7 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-# The official protocol: absolute short sides, from the picture already resized for the test.
+# The official protocol: absolute short sides, from the image already resized for the test.
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     test_resize,

@@ -1,4 +1,4 @@
-# Pictures of ADE20K for instance and panoptic models.
+# Images of ADE20K for instance and panoptic models.
 _base_ = './loaders.py'
 
 short_side = 640

@@ -1,4 +1,4 @@
-# Pictures of Cityscapes for instance and panoptic models: no crop is larger than they are.
+# Images of Cityscapes for instance and panoptic models: no crop is larger than they are.
 _base_ = './loaders.py'
 
 short_side = 1024

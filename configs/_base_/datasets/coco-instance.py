@@ -1,4 +1,4 @@
-# COCO instances. The one official recipe that leaves out what a crop has emptied, and pictures
+# COCO instances. The one official recipe that leaves out what a crop has emptied, and images
 # without an annotation of a single object.
 _base_ = './coco-lsj.py'
 

@@ -1,4 +1,4 @@
-# COCO panoptic, with pictures without a thing. Instances are scored on COCO's own annotations, as
+# COCO panoptic, with images without a thing. Instances are scored on COCO's own annotations, as
 # officially; the label maps for mIoU are those of tools/prepare_dataset.py.
 _base_ = './coco-lsj.py'
 

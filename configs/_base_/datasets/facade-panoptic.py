@@ -27,7 +27,7 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=4,
-    # The pictures are small: a process of its own for loading would take more than it gives.
+    # The images are small: a process of its own for loading would take more than it gives.
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(

@@ -1,4 +1,4 @@
-# 16 pictures per iteration on 8 GPUs, in random order without end; each test picture once.
+# 16 images per iteration on 8 GPUs, in random order without end; each test image once.
 train_dataloader = dict(
     batch_size=2,
     num_workers=4,

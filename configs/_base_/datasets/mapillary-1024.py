@@ -1,4 +1,4 @@
-# Mapillary Vistas 1.2 semantic: 65 classes, 65 for none. The long side of a test picture is 2048.
+# Mapillary Vistas 1.2 semantic: 65 classes, 65 for none. The long side of a test image is 2048.
 _base_ = './loaders.py'
 
 data_root = 'data/mapillary'

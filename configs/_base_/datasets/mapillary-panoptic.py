@@ -1,4 +1,4 @@
-# Mapillary Vistas 1.2 panoptic, 65 classes. The long side of a test picture is 2048, and no AP is
+# Mapillary Vistas 1.2 panoptic, 65 classes. The long side of a test image is 2048, and no AP is
 # published.
 _base_ = './loaders.py'
 

@@ -1,6 +1,6 @@
 """ADE20K semantic, crop 640, 160k iterations: MMSegmentation's recipe (version 1.2.2).
 
-Its test pictures are not padded to a multiple of 32.
+Its test images are not padded to a multiple of 32.
 """
 
 _base_ = [

@@ -7,7 +7,7 @@ optim_wrapper = dict(
     constructor='mmseg_m2f.Mask2FormerOptimWrapperConstructor',
     paramwise_cfg=dict(backbone_lr_mult=0.1),
 )
-# 8 GPUs with 2 pictures each.
+# 8 GPUs with 2 images each.
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -5,7 +5,7 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        # After normalisation: the mean colour.
+        # After normalisation: the mean color.
         pad_val=0,
         seg_pad_val=255,
     ),

@@ -6,7 +6,7 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        # With 0 after normalisation: the mean colour. The head pads its targets itself.
+        # With 0 after normalisation: the mean color. The head pads its targets itself.
         pad_size_divisor=32,
         pad_mask=False,
     ),

@@ -1,22 +1,22 @@
 """Data sets and transforms of instance and panoptic segmentation.
 
 A data set reads COCO's formats from whatever categories they have; ``LoadSegments`` makes
-``gt_segments`` of a record, the transforms move it together with the picture, and ``PackSegments``
+``gt_segments`` of a record, the transforms move it together with the image, and ``PackSegments``
 draws the masks once, at the final size.
 """
 
-from mmseg_m2f.adapters.data.geometry import (
+from mmseg_m2f.adapters.data.instance import InstanceDataset
+from mmseg_m2f.adapters.data.loading import LoadSegments
+from mmseg_m2f.adapters.data.packing import PackSegments
+from mmseg_m2f.adapters.data.panoptic import PanopticDataset
+from mmseg_m2f.adapters.data.photometric import PhotoMetricDistortion
+from mmseg_m2f.adapters.data.segment_transforms import (
     FixedSizeCrop,
     PadToSize,
     RandomCrop,
     RandomFlip,
     ResizeScale,
 )
-from mmseg_m2f.adapters.data.instance import InstanceDataset
-from mmseg_m2f.adapters.data.loading import LoadSegments
-from mmseg_m2f.adapters.data.packing import PackSegments
-from mmseg_m2f.adapters.data.panoptic import PanopticDataset
-from mmseg_m2f.adapters.data.photometric import PhotoMetricDistortion
 from mmseg_m2f.adapters.data.segments import InstanceShapes, SegmentMap
 from mmseg_m2f.adapters.data.semantic import build_semantic_dataset
 

@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
-from mmseg_m2f.adapters.data.coco_format import (
+from mmseg_m2f.adapters.data.coco_classes import (
     announce,
     check_prefixes,
     class_table,
@@ -29,16 +29,16 @@ class InstanceDataset(BaseDataset):
 
     Args:
         ann_file: the JSON file.
-        data_prefix: ``img``, the folder of the pictures.
+        data_prefix: ``img``, the folder of the images.
         metadata: a name of ``mmseg_m2f.metadata``; the file must have these categories.
         metainfo: MMEngine's; ``classes`` chooses categories by name, and their order.
-        filter_empty: leave out pictures with no instance but crowds, as the official code does
+        filter_empty: leave out images with no instance but crowds, as the official code does
             for training on COCO. Test sets keep them.
         settings: of MMEngine's ``BaseDataset``: ``data_root``, ``pipeline``, ``test_mode``, ...
 
     Raises:
         ValueError: the file is not of this format, uses a category that it does not list, or has
-            no picture left by ``filter_empty``.
+            no image left by ``filter_empty``.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class InstanceDataset(BaseDataset):
         self._metainfo['metadata'] = metadata
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """A record for each picture: ``img_path``, ``img_id``, its size, ``instances``.
+        """A record for each image: ``img_path``, ``img_id``, its size, ``instances``.
 
         An annotation without an area (no mask, or polygons of fewer than three points) is left
         out, as in the official code.
@@ -84,7 +84,7 @@ class InstanceDataset(BaseDataset):
         ]
 
     def filter_data(self) -> list[dict[str, Any]]:
-        """Leaves out pictures without instances, if asked to."""
+        """Leaves out images without instances, if asked to."""
         if self.test_mode or not self.filter_empty:
             return self.data_list
         kept = [
@@ -94,14 +94,14 @@ class InstanceDataset(BaseDataset):
         ]
         if not kept:
             raise ValueError(
-                f'{self.ann_file}: none of its {len(self.data_list)} pictures has an instance that '
+                f'{self.ann_file}: none of its {len(self.data_list)} images has an instance that '
                 'is no crowd, so none is left to train on. Check ann_file; filter_empty=False '
-                'trains on pictures without instances.'
+                'trains on images without instances.'
             )
         return kept
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """The classes in a picture, for MMEngine's ``ClassBalancedDataset``."""
+        """The classes in a image, for MMEngine's ``ClassBalancedDataset``."""
         return [instance['label'] for instance in self.get_data_info(idx)['instances']]
 
     def _instances(self, content: Json, label_of: Mapping[int, int]) -> defaultdict[Any, list]:

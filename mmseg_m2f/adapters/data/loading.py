@@ -8,7 +8,7 @@ from mmcv.transforms import BaseTransform
 from mmengine import fileio
 
 from mmseg_m2f.adapters.data.segments import InstanceShapes, PixelGrid, SegmentMap
-from mmseg_m2f.adapters.sample_fields import errors_name
+from mmseg_m2f.adapters.metrics.sample_fields import errors_name
 from mmseg_m2f.evaluation.panoptic_map import read_ids
 from mmseg_m2f.evaluation.rle import import_coco_mask
 from mmseg_m2f.registry import TRANSFORMS
@@ -26,7 +26,7 @@ class LoadSegments(BaseTransform):
         """Adds ``gt_segments``: a `SegmentMap` or `InstanceShapes`.
 
         Raises:
-            ValueError: the record is of another data set, or does not fit its picture.
+            ValueError: the record is of another data set, or does not fit its image.
             OSError: the panoptic PNG is missing or broken, with its path.
         """
         size = results['img'].shape[:2]
@@ -61,7 +61,7 @@ def _segment_map(results: dict[str, Any], size: tuple[int, int]) -> SegmentMap:
         ids = read_ids(BytesIO(fileio.get(path)))
     if ids.shape != size:
         raise ValueError(
-            f'{path} is of size {ids.shape} (height, width), its picture {results["img_path"]} '
+            f'{path} is of size {ids.shape} (height, width), its image {results["img_path"]} '
             f'of {size}{_turned_hint(ids.shape, size)}'
         )
     segments = [segment for segment in results['segments_info'] if not segment['is_crowd']]

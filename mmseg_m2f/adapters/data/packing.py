@@ -1,4 +1,4 @@
-"""A record to what the detectors read: the picture's tensor and a ``DetDataSample``."""
+"""A record to what the detectors read: the image's tensor and a ``DetDataSample``."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,7 +33,7 @@ IGNORED_LABEL = 255
 
 @TRANSFORMS.register_module()
 class PackSegments(BaseTransform):
-    """Draws the segments and packs them; without ``gt_segments`` (in tests) only the picture.
+    """Draws the segments and packs them; without ``gt_segments`` (in tests) only the image.
 
     Instances become ``gt_instances`` (``bboxes``, ``labels``, ``masks``). Panoptic segments become
     ``gt_panoptic_seg.segment_idx`` (1, H, W) int32, an index into ``gt_segments.labels`` or -1,
@@ -41,7 +41,7 @@ class PackSegments(BaseTransform):
     the class of every pixel, 255 where there is none. Only with the latter may the data
     preprocessor be told to pad masks and maps; our head pads its targets itself.
 
-    A picture whose segments are all gone stays: it shows the model what is none of its classes.
+    A image whose segments are all gone stays: it shows the model what is none of its classes.
 
     Args:
         keep_empty: keep what a crop emptied, with a mask of no pixel. The official code does so
@@ -71,10 +71,10 @@ class PackSegments(BaseTransform):
         self.meta_keys = tuple(meta_keys)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """``inputs`` (C, H, W) of the picture's type, and ``data_samples``.
+        """``inputs`` (C, H, W) of the image's type, and ``data_samples``.
 
         Raises:
-            ValueError: a transform moved the picture and not its segments.
+            ValueError: a transform moved the image and not its segments.
         """
         # Semantic models do without mmdet.
         from mmdet.structures import DetDataSample
@@ -148,7 +148,7 @@ class SegmentIndices(PixelData):
 
 
 def channels_first(img: np.ndarray) -> np.ndarray:
-    """The picture (H, W, C) as (C, H, W), contiguous."""
+    """The image (H, W, C) as (C, H, W), contiguous."""
     if img.dtype not in (np.uint8, np.float32):
         return np.ascontiguousarray(img.transpose(2, 0, 1))
     # Many times as quick as numpy, which copies number by number.
@@ -201,7 +201,7 @@ def _check_together(results: dict[str, Any]) -> None:
     segments, size = results['gt_segments'], results['img'].shape[:2]
     if segments.size != size or segments.is_flipped != bool(results.get('flip')):
         raise ValueError(
-            f'{results.get("img_path")}: the picture is of size {size} (height, width), flip='
+            f'{results.get("img_path")}: the image is of size {size} (height, width), flip='
             f'{bool(results.get("flip"))}; its segments are of {segments.size}, flip='
             f'{segments.is_flipped}. A transform moved but one of them: use mmseg_m2f.RandomFlip, '
             'RandomCrop, FixedSizeCrop, PadToSize, ResizeScale and ResizeShortestEdge.'

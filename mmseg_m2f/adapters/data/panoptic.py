@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.dataset import BaseDataset
 
-from mmseg_m2f.adapters.data.coco_format import (
+from mmseg_m2f.adapters.data.coco_classes import (
     ClassTable,
     announce,
     check_prefixes,
@@ -32,13 +32,13 @@ class PanopticDataset(BaseDataset):
     """Photos with panoptic segments: a JSON file and a folder of PNG files.
 
     The class of a segment is the position of its category in the JSON file, so ids may be 0, have
-    gaps and come in any order; or, with ``metadata``, that of the published models. Pictures
+    gaps and come in any order; or, with ``metadata``, that of the published models. Images
     without things stay. The classes are printed once.
 
     Args:
         ann_file: the JSON file.
         data_prefix: folders: ``img``; ``seg`` of the PNG files; ``label_map``, if there is one, of
-            label maps that have the picture's name with ``label_map_suffix``, for mIoU.
+            label maps that have the image's name with ``label_map_suffix``, for mIoU.
         metadata: a name of ``mmseg_m2f.metadata``; the file must have these categories.
         metainfo: MMEngine's; ``classes`` chooses categories by name, and their order. Label maps,
             whose labels are in the order of the file or of ``metadata``, are not read then.
@@ -47,7 +47,7 @@ class PanopticDataset(BaseDataset):
         settings: of MMEngine's ``BaseDataset``: ``data_root``, ``pipeline``, ``test_mode``, ...
 
     Raises:
-        ValueError: the file is not of this format, lacks the annotation of a picture, or uses
+        ValueError: the file is not of this format, lacks the annotation of a image, or uses
             a category that it does not list; with its name.
     """
 
@@ -72,7 +72,7 @@ class PanopticDataset(BaseDataset):
         self._metainfo['metadata'] = metadata
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """A record for each picture: ``img_path``, ``img_id``, ``height``, ``width``, and of the
+        """A record for each image: ``img_path``, ``img_id``, ``height``, ``width``, and of the
         annotation ``seg_map_path``, ``segments_info``, ``num_classes``, ``label_map_path``.
 
         A test set without any annotations (COCO's test-dev) has none of the latter.
@@ -105,7 +105,7 @@ class PanopticDataset(BaseDataset):
         return records
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """The classes in a picture, for MMEngine's ``ClassBalancedDataset``."""
+        """The classes in a image, for MMEngine's ``ClassBalancedDataset``."""
         return [segment['label'] for segment in self.get_data_info(idx)['segments_info']]
 
     def _fits_label_maps(self, table: ClassTable, categories: list[Json]) -> bool:
@@ -168,7 +168,7 @@ def _by_image(path: str, content: Json, data_prefix: Mapping[str, str]) -> dict[
         if image['id'] not in by_image:
             raise ValueError(
                 f'{path} has no annotation of {image["file_name"]} (image {image["id"]!r}). Make '
-                'it anew, or take the picture out of its images.'
+                'it anew, or take the image out of its images.'
             )
     return by_image
 
@@ -184,7 +184,7 @@ def _check_segments(where: str, annotation: Json) -> None:
     if wrong:
         raise ValueError(
             f'{where}: segment ids must be whole numbers from 1 to {MAX_ID}, what the three bytes '
-            f'of a colour hold and black for no segment; got {wrong[:8]}'
+            f'of a color hold and black for no segment; got {wrong[:8]}'
         )
     check_unique(where, 'segment', (segment['id'] for segment in segments))
 

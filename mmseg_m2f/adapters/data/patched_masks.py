@@ -13,7 +13,7 @@ PackedPatch = tuple[int, int, int, int, np.ndarray]
 class PatchedMasks(BitmapMasks):
     """MMDetection's masks of 0 and 1, pickled as the bits where they lie.
 
-    Workers hand pictures over through a pipe. In full, a byte for every pixel of the picture, the
+    Workers hand images over through a pipe. In full, a byte for every pixel of the image, the
     masks would take longer there than all that the worker did to make them.
     """
 

@@ -1,4 +1,4 @@
-"""The colour jitter of SSD, as the official code applies it."""
+"""The color jitter of SSD, as the official code applies it."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ LEVELS = np.arange(256, dtype=np.uint8)
 
 @TRANSFORMS.register_module()
 class PhotoMetricDistortion(BaseTransform):
-    """Brightness, contrast, saturation and hue, each changed in half of the pictures.
+    """Brightness, contrast, saturation and hue, each changed in half of the images.
 
     Contrast comes right after brightness or, as often, at the end. Unlike in the frameworks'
     transforms of this name each step gives whole numbers, and the channels are not swapped.
@@ -63,7 +63,7 @@ def _linear(values: np.ndarray, alpha: float = 1, beta: float = 0) -> np.ndarray
 def _change_hsv(img: np.ndarray) -> np.ndarray:
     saturation = _drawn(*SATURATION, neutral=1)
     hue = int(np.random.randint(-HUE, HUE + 1)) if _coin() else 0
-    # As there, one way to HSV and back for each: on the way back colours are rounded.
+    # As there, one way to HSV and back for each: on the way back colors are rounded.
     if saturation != 1:
         img = _with_channel_changed(img, 1, _linear(LEVELS, alpha=saturation))
     if hue != 0:

@@ -1,4 +1,4 @@
-"""``gt_segments``: the ground truth of a picture on its way through the transforms.
+"""``gt_segments``: the ground truth of a image on its way through the transforms.
 
 Both kinds have ``labels (N,)``, ``size`` (height, width), ``is_flipped``, and the methods
 ``resize``, ``crop``, ``flip`` and ``pad``, each of which returns a moved copy. Nothing is drawn
@@ -81,7 +81,7 @@ def _nearest(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 class SegmentMap:
     """Panoptic segments: they do not overlap.
 
-    Resizing takes the nearest pixel by PIL's rule, as the official code does with the colours of
+    Resizing takes the nearest pixel by PIL's rule, as the official code does with the colors of
     a panoptic PNG.
 
     Args:
@@ -89,7 +89,7 @@ class SegmentMap:
         segment_ids: (N,) the ids that are segments.
         labels: (N,) class indices.
         is_thing: (N,) bool.
-        grid: the pixels of ``ids`` that the picture shows by now.
+        grid: the pixels of ``ids`` that the image shows by now.
         is_flipped: whether it shows them the other way round.
     """
 
@@ -142,7 +142,7 @@ class Patch(NamedTuple):
     """One instance in the rectangle where it lies.
 
     Args:
-        x, y: the rectangle's left and upper edge in pixels of the picture.
+        x, y: the rectangle's left and upper edge in pixels of the image.
         pixels: (height, width) bool of the rectangle; everything outside is False.
     """
 
@@ -182,7 +182,7 @@ class InstanceShapes:
         vertices: (V, 2) of all polygons, x and y in pixels.
         outlines: instance index to its polygons, each ``(start, stop)`` in ``vertices``.
         bitmaps: instance index to its compressed run-length encoding, at the file's size.
-        grid: the pixels of the file that the picture shows by now.
+        grid: the pixels of the file that the image shows by now.
         is_flipped: whether it shows them the other way round.
     """
 
@@ -219,7 +219,7 @@ class InstanceShapes:
         return paste(self.patches(), self.size)
 
     def patches(self) -> list[Patch]:
-        """Each instance; most fill but a small part of the picture."""
+        """Each instance; most fill but a small part of the image."""
         patches = [NO_PATCH] * len(self.labels)
         for index, outlines in self.outlines.items():
             polygons = [self.vertices[start:stop] for start, stop in outlines]
@@ -253,7 +253,7 @@ class InstanceShapes:
 
 
 def _draw(polygons: list[np.ndarray], size: tuple[int, int]) -> Patch:
-    """The polygons filled by pycocotools' rule, as far as they lie in a picture of this size."""
+    """The polygons filled by pycocotools' rule, as far as they lie in a image of this size."""
     vertices = np.concatenate(polygons)
     x1, y1 = np.maximum(np.floor(vertices.min(axis=0)), 0).astype(int).tolist()
     x2, y2 = np.minimum(np.ceil(vertices.max(axis=0)) + 1, size[::-1]).astype(int).tolist()

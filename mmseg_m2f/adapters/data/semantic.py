@@ -8,7 +8,7 @@ from mmseg_m2f.registry import DATASETS
 
 @DATASETS.register_module(name='SemanticDataset')
 def build_semantic_dataset(metadata: str, **settings: Any) -> Any:
-    """MMSegmentation's ``BaseSegDataset`` with classes, colours and ignored label of ``metadata``.
+    """MMSegmentation's ``BaseSegDataset`` with classes, colors and ignored label of ``metadata``.
 
     MMSegmentation has a class for each of its data sets; Mapillary's takes the label "Unlabeled"
     for a class.

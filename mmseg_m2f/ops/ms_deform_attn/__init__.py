@@ -41,7 +41,7 @@ def ms_deform_attn(
         value: tokens of all levels one after the other, row by row; ``S`` is the sum of the areas.
         level_shapes: ``(height, width)`` of each level, in the order of ``value``.
         reference_points: ``(x, y)`` of each query in units of the levels' extent,
-            ``align_corners=False``; the same for all levels, heads and pictures. Not
+            ``align_corners=False``; the same for all levels, heads and images. Not
             differentiated.
         offsets: ``(x, y)`` from the reference point to each sample, in pixels of the sample's
             level; what lies outside a map is zero there. Of a half type they are widened before

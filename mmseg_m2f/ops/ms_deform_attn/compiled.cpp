@@ -106,8 +106,8 @@ struct Sizes {
   int64_t batch, tokens, queries, heads, levels, points, head_dim;
   int64_t samples() const { return levels * points; }
   // Of a query's head in (B, Q, heads).
-  int64_t place(int64_t picture, int64_t query, int64_t head) const {
-    return (picture * queries + query) * heads + head;
+  int64_t place(int64_t image, int64_t query, int64_t head) const {
+    return (image * queries + query) * heads + head;
   }
 };
 
@@ -169,7 +169,7 @@ struct Inputs {
   const T* logits;        // (B, Q, heads, L * P)
 };
 
-// One head of one picture, its tokens side by side: in `value` they lie a whole query apart, and
+// One head of one image, its tokens side by side: in `value` they lie a whole query apart, and
 // such a stride, a power of two, leaves most of the cache unused. Row S is zero: the pixel that
 // stands for all outside the map.
 template <typename T>
@@ -187,18 +187,18 @@ class HeadMap {
   void clear() { std::fill(memory_.begin(), memory_.end(), T(0)); }
 
   template <typename V>
-  void read(const Sizes& n, const V* value, int64_t picture, int64_t head) {
+  void read(const Sizes& n, const V* value, int64_t image, int64_t head) {
     for (int64_t token = 0; token < n.tokens; ++token) {
-      const V* from = value + ((picture * n.tokens + token) * n.heads + head) * dim_;
+      const V* from = value + ((image * n.tokens + token) * n.heads + head) * dim_;
       T* to = row(token);
       for (int64_t d = 0; d < dim_; ++d) to[d] = T(from[d]);
     }
   }
 
-  void write(const Sizes& n, T* value, int64_t picture, int64_t head) {
+  void write(const Sizes& n, T* value, int64_t image, int64_t head) {
     for (int64_t token = 0; token < n.tokens; ++token)
       std::copy(row(token), row(token) + dim_,
-                value + ((picture * n.tokens + token) * n.heads + head) * dim_);
+                value + ((image * n.tokens + token) * n.heads + head) * dim_);
   }
 
  private:
@@ -344,14 +344,14 @@ inline void sum_samples(HeadMap<T>& map, const Samples<T>& samples, int64_t dim,
   }
 }
 
-// The work is cut into pieces of queries of one head of one picture.
+// The work is cut into pieces of queries of one head of one image.
 constexpr int64_t kPiece = 256;
 
 template <typename T, typename V>
-inline void read_batch(const Inputs<T, V>& in, int64_t picture, int64_t head, int64_t first,
+inline void read_batch(const Inputs<T, V>& in, int64_t image, int64_t head, int64_t first,
                        int64_t end, std::vector<Samples<T>>& batch) {
   for (int64_t query = first; query < end; ++query)
-    batch[query - first].read(in, query, in.sizes.place(picture, query, head));
+    batch[query - first].read(in, query, in.sizes.place(image, query, head));
 }
 
 template <typename T, typename V>
@@ -362,19 +362,19 @@ void forward(const Inputs<T, V>& in, V* out, int threads) {
   {
     std::vector<Samples<T>> batch(kBatch, Samples<T>(in));
     HeadMap<T> map(n);
-    int64_t owner = -1;  // the head and picture that `map` holds
+    int64_t owner = -1;  // the head and image that `map` holds
 #pragma omp for schedule(static)
     for (int64_t piece = 0; piece < n.batch * n.heads * pieces; ++piece) {
-      const int64_t picture = piece / pieces / n.heads, head = piece / pieces % n.heads;
-      if (owner != piece / pieces) map.read(n, in.value, picture, head);
+      const int64_t image = piece / pieces / n.heads, head = piece / pieces % n.heads;
+      if (owner != piece / pieces) map.read(n, in.value, image, head);
       owner = piece / pieces;
       const int64_t first = piece % pieces * kPiece, end = std::min(first + kPiece, n.queries);
       for (int64_t start = first; start < end; start += kBatch) {
         const int64_t stop = std::min(start + kBatch, end);
-        read_batch(in, picture, head, start, stop, batch);
+        read_batch(in, image, head, start, stop, batch);
         for (int64_t query = start; query < stop; ++query)
           sum_samples(map, batch[query - start], n.head_dim,
-                      out + n.place(picture, query, head) * n.head_dim);
+                      out + n.place(image, query, head) * n.head_dim);
       }
     }
   }
@@ -489,7 +489,7 @@ class SampleGradients {
   }
 };
 
-// One thread owns one head of one picture: no two threads add to the same token, so the sums
+// One thread owns one head of one image: no two threads add to the same token, so the sums
 // need no atomics and come out the same in every run.
 template <typename T, typename V>
 void backward(const Inputs<T, V>& in, const T* grad_out, T* grad_value, T* grad_offsets,
@@ -503,21 +503,21 @@ void backward(const Inputs<T, V>& in, const T* grad_out, T* grad_value, T* grad_
     SampleGradients<T> gradients(count);
 #pragma omp for schedule(dynamic)
     for (int64_t owner = 0; owner < n.batch * n.heads; ++owner) {
-      const int64_t picture = owner / n.heads, head = owner % n.heads;
-      map.read(n, in.value, picture, head);
+      const int64_t image = owner / n.heads, head = owner % n.heads;
+      map.read(n, in.value, image, head);
       grad_map.clear();
       for (int64_t start = 0; start < n.queries; start += kBatch) {
         const int64_t stop = std::min(start + kBatch, n.queries);
-        read_batch(in, picture, head, start, stop, batch);
+        read_batch(in, image, head, start, stop, batch);
         for (int64_t query = start; query < stop; ++query) {
-          const int64_t place = n.place(picture, query, head);
+          const int64_t place = n.place(image, query, head);
           const T* grad = grad_out + place * n.head_dim;
           prefetch(grad + kBatch * n.heads * n.head_dim, n.head_dim);
           gradients.compute(map, grad_map, batch[query - start], grad, n.head_dim,
                             grad_offsets + place * count * 2, grad_logits + place * count);
         }
       }
-      grad_map.write(n, grad_value, picture, head);
+      grad_map.write(n, grad_value, image, head);
     }
   }
 }

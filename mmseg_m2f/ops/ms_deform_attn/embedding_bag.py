@@ -48,10 +48,10 @@ def ms_deform_attn_embedding_bag(
     (column, weight_x), (row, weight_y) = _corners(level_shapes, sampling_locations, index_type)
 
     first = _first_tokens(level_shapes, index_type)
-    picture = torch.arange(batch, dtype=index_type).view(-1, 1, 1, 1, 1, 1) * num_tokens
+    image = torch.arange(batch, dtype=index_type).view(-1, 1, 1, 1, 1, 1) * num_tokens
     head = torch.arange(num_heads, dtype=index_type).view(-1, 1, 1, 1)
     widths = torch.tensor([width for _, width in level_shapes], dtype=index_type).view(-1, 1, 1)
-    line = ((row * widths + first + picture) * num_heads + head)[..., None]
+    line = ((row * widths + first + image) * num_heads + head)[..., None]
     rows = line + (column * num_heads)[..., None, :]  # (B, Q, heads, L, P, 2, 2)
     weights = (weight_y * attention_weights[..., None])[..., None] * weight_x[..., None, :]
     out = F.embedding_bag(

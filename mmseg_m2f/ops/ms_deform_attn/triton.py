@@ -66,10 +66,10 @@ def _misfit(value: Tensor, reference_points: Tensor, offsets: Tensor, logits: Te
     num_samples = logits.shape[3] * logits.shape[4]
     if num_samples > MAX_SAMPLES:
         return f'it takes up to {MAX_SAMPLES} samples per query and head, got {num_samples}'
-    # Pixels of one picture are counted in 32 bits, everything else in 64.
+    # Pixels of one image are counted in 32 bits, everything else in 64.
     if num_tokens * num_heads * head_dim >= 2**31:
         return (
-            f'it takes fewer than 2^31 numbers per picture, got {num_tokens * num_heads * head_dim}'
+            f'it takes fewer than 2^31 numbers per image, got {num_tokens * num_heads * head_dim}'
         )
     return None
 

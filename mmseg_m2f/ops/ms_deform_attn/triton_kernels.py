@@ -21,16 +21,16 @@ UNSPECIALISED = ('num_queries', 'num_tokens')
 @triton.jit
 @no_type_check  # for the shape checker of the tests: Triton reads the source
 def _place(num_queries, num_heads: tl.constexpr, block: tl.constexpr):
-    """The picture and head of this program, its queries (repeating the last), which are real.
+    """The image and head of this program, its queries (repeating the last), which are real.
 
     Heads vary fastest: those of a query lie side by side in offsets and logits and share their
     cache lines.
     """
     program = tl.program_id(0)
     blocks = tl.cdiv(num_queries, block)
-    picture = (program // num_heads // blocks).to(tl.int64)
+    image = (program // num_heads // blocks).to(tl.int64)
     query = (program // num_heads % blocks) * block + tl.arange(0, block)
-    return picture, program % num_heads, tl.minimum(query, num_queries - 1), query < num_queries
+    return image, program % num_heads, tl.minimum(query, num_queries - 1), query < num_queries
 
 
 @triton.jit
@@ -40,13 +40,13 @@ def _inputs(  # noqa: PLR0913
     num_heads: tl.constexpr, num_samples: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """The place of this program, the rows of its queries, and where each finds its numbers."""
-    picture, head, query, is_real = _place(num_queries, num_heads, block)
-    row = picture * num_queries + query
+    image, head, query, is_real = _place(num_queries, num_heads, block)
+    row = image * num_queries + query
     offset = offsets + row * offset_stride + head * (2 * num_samples)
     logit = logits + row * logit_stride + head * num_samples
     reference_x = tl.load(reference_points + 2 * query).to(tl.float32)
     reference_y = tl.load(reference_points + 2 * query + 1).to(tl.float32)
-    return picture, head, row, is_real, offset, logit, (reference_x, reference_y)
+    return image, head, row, is_real, offset, logit, (reference_x, reference_y)
 
 
 @triton.jit
@@ -127,7 +127,7 @@ def forward_kernel(  # noqa: PLR0913
     columns: tl.constexpr, block: tl.constexpr,
 ) -> None:  # fmt: skip
     """Output of one head for a block of queries."""
-    picture, head, row, is_real, offset, logit, reference = _inputs(
+    image, head, row, is_real, offset, logit, reference = _inputs(
         reference_points, offsets, logits, num_queries, offset_stride, logit_stride,
         num_heads, num_levels * num_points, block,
     )  # fmt: skip
@@ -135,7 +135,7 @@ def forward_kernel(  # noqa: PLR0913
     _, largest, scale = _softmax(logit, column, num_levels * num_points)
     step: tl.constexpr = num_heads * head_dim
     channel = head * head_dim + tl.arange(0, head_dim)[None, :]
-    tokens = value + picture * num_tokens * step
+    tokens = value + image * num_tokens * step
     result = tl.zeros((block, head_dim), tl.float32)
     # A loop at run time: of an unrolled one, the compiler moves all loads to the front and spills.
     for level in range(num_levels):
@@ -212,7 +212,7 @@ def backward_kernel(  # noqa: PLR0913
     through shared memory to be added by 4. The gradients of samples gather in tiles of the same
     layout, whose columns are written without a shuffle and stored in vectors.
     """
-    picture, head, row, is_real, offset, logit, reference = _inputs(
+    image, head, row, is_real, offset, logit, reference = _inputs(
         reference_points, offsets, logits, num_queries, offset_stride, logit_stride,
         num_heads, num_levels * num_points, block,
     )  # fmt: skip
@@ -221,7 +221,7 @@ def backward_kernel(  # noqa: PLR0913
     step: tl.constexpr = num_heads * head_dim
     channel = head * head_dim + tl.max_contiguous(tl.arange(0, head_dim), 4)[None, :]
     grad = tl.load(grad_out + row[:, None] * step + channel, mask=is_real[:, None], other=0)
-    tokens = picture * num_tokens * step
+    tokens = image * num_tokens * step
     row = (row * num_heads + head) * (num_levels * num_points)
     products = tl.zeros((block, columns), tl.float32)
     for level in range(num_levels):

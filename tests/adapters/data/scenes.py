@@ -30,8 +30,8 @@ def write_photo(path, size=SIZE):
 
 def write_png(path, id_map):
     path.parent.mkdir(parents=True, exist_ok=True)
-    colours = np.stack([id_map >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)
-    Image.fromarray(colours).save(path)
+    colors = np.stack([id_map >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)
+    Image.fromarray(colors).save(path)
 
 
 def panoptic_entry(image_id, file_name, png_name, segments, size=SIZE):
@@ -58,10 +58,10 @@ def write_json(path, entries, categories=CATEGORIES):
     path.write_text(json.dumps(content))
 
 
-def write_panoptic(root, pictures, categories=CATEGORIES):
-    """``pan.json``, ``img`` and ``pan``; ``pictures`` are lists of segments as above."""
+def write_panoptic(root, images, categories=CATEGORIES):
+    """``pan.json``, ``img`` and ``pan``; ``images`` are lists of segments as above."""
     entries = []
-    for number, segments in enumerate(pictures):
+    for number, segments in enumerate(images):
         write_photo(root / f'img/{number}.jpg')
         write_png(root / f'pan/{number}.png', stripes([segment[0] for segment in segments] or [0]))
         entries.append(panoptic_entry(number, f'{number}.jpg', f'{number}.png', segments))

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scenes
 from pycocotools.coco import COCO
 
 from mmseg_m2f.adapters.data import InstanceDataset, instance
 from mmseg_m2f.metadata import load_metadata
 from mmseg_m2f.registry import DATASETS
+from tests.adapters.data import scenes
 
 TINY = Path(__file__).parents[3] / 'data/tiny'
 PIPELINE = [{'type': 'LoadImageFromFile'}, {'type': 'mmseg_m2f.LoadSegments'}]
@@ -55,10 +55,10 @@ def test_metadata_gives_the_classes_of_coco():
     assert set(official[0]['instances'][0]) == {'label', 'segmentation', 'is_crowd', 'bbox'}
 
 
-def write(root, pictures, categories=scenes.CATEGORIES, file_name='{}.jpg'):
-    """``pictures`` are lists of (category id, segmentation) or with iscrowd third."""
+def write(root, images, categories=scenes.CATEGORIES, file_name='{}.jpg'):
+    """``images`` are lists of (category id, segmentation) or with iscrowd third."""
     entries = []
-    for number, given in enumerate(pictures):
+    for number, given in enumerate(images):
         name = file_name.format(number)
         scenes.write_photo(root / 'img' / name)
         image = {
@@ -85,9 +85,9 @@ def write(root, pictures, categories=scenes.CATEGORIES, file_name='{}.jpg'):
 CROWD = {'size': list(scenes.SIZE), 'counts': [10, 20, 162]}
 
 
-def test_empty_pictures_stay_unless_filtered(tmp_path):
-    pictures = [[(1, SQUARE)], [], [(1, CROWD, 1)], [(3, CROWD, 1), (2, SQUARE)]]
-    layout = write(tmp_path, pictures)
+def test_empty_images_stay_unless_filtered(tmp_path):
+    images = [[(1, SQUARE)], [], [(1, CROWD, 1)], [(3, CROWD, 1), (2, SQUARE)]]
+    layout = write(tmp_path, images)
     assert len(InstanceDataset(**layout)) == 4
     filtered = InstanceDataset(**layout, filter_empty=True)
     assert [filtered.get_data_info(i)['img_id'] for i in range(len(filtered))] == [0, 3]
@@ -99,7 +99,7 @@ def test_empty_pictures_stay_unless_filtered(tmp_path):
 
 def test_nothing_left_by_the_filter_is_named(tmp_path):
     layout = write(tmp_path, [[], [(1, CROWD, 1)]])
-    with pytest.raises(ValueError, match=r'\.json: none of its 2 pictures .* filter_empty=False'):
+    with pytest.raises(ValueError, match=r'\.json: none of its 2 images .* filter_empty=False'):
         InstanceDataset(**layout, filter_empty=True)
 
 
@@ -165,7 +165,7 @@ def test_a_wrong_file_is_named(tmp_path, change, message):
         InstanceDataset(**changed(tmp_path, change))
 
 
-def test_a_picture_of_another_size_is_named(tmp_path):
+def test_a_image_of_another_size_is_named(tmp_path):
     layout = write(tmp_path, [[(1, SQUARE)], [(1, {'size': [3, 4], 'counts': [12]})]])
     scenes.write_photo(tmp_path / 'img/0.jpg', (10, 10))
     dataset = InstanceDataset(**layout, pipeline=PIPELINE)
@@ -192,8 +192,8 @@ def test_published_layouts(tmp_path, metadata, ann_file, img, file_name):
     known = load_metadata(metadata)
     columns = zip(known.category_ids, known.classes, strict=True)
     categories = [{'id': i, 'name': name} for i, name in columns]
-    pictures = [[(known.category_ids[-1], SQUARE), (known.category_ids[0], CROWD)]] * 3
-    write(tmp_path, pictures, categories, file_name)
+    images = [[(known.category_ids[-1], SQUARE), (known.category_ids[0], CROWD)]] * 3
+    write(tmp_path, images, categories, file_name)
     for old, new in (('img', img), ('ins.json', ann_file)):
         (tmp_path / new).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / old).rename(tmp_path / new)

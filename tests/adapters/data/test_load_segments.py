@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import scenes
 from PIL import Image
 
 from mmseg_m2f.adapters.data import LoadSegments
+from tests.adapters.data import scenes
 
 
 def record(tmp_path, segments, size=scenes.SIZE):
@@ -21,8 +21,8 @@ def record(tmp_path, segments, size=scenes.SIZE):
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'P'])
-def test_ids_of_colours(tmp_path, mode):
-    # With few colours some programs save a palette, others an opaque fourth channel.
+def test_ids_of_colors(tmp_path, mode):
+    # With few colors some programs save a palette, others an opaque fourth channel.
     pixels = np.array([[[1, 0, 0], [0, 1, 0], [0, 0, 1], [255, 255, 255]]], np.uint8)
     img = Image.fromarray(pixels)
     img = img.quantize(4) if mode == 'P' else img.convert(mode)
@@ -54,7 +54,7 @@ def test_wrong_files_are_named(tmp_path):
     results = record(tmp_path, [(1, 0, False)])
     with pytest.raises(OSError, match=r'cannot read the panoptic PNG .*a\.png: .*No such file'):
         LoadSegments().transform(results)
-    (tmp_path / 'a.png').write_bytes(b'no picture')
+    (tmp_path / 'a.png').write_bytes(b'no image')
     with pytest.raises(OSError, match=r'cannot read the panoptic PNG .*a\.png: cannot identify'):
         LoadSegments().transform(results)
     noise = np.random.default_rng(0).integers(0, 1 << 24, scenes.SIZE)
@@ -68,7 +68,7 @@ def test_wrong_files_are_named(tmp_path):
         LoadSegments().transform(results)
 
 
-def test_a_picture_of_another_size_is_named(tmp_path):
+def test_a_image_of_another_size_is_named(tmp_path):
     scenes.write_png(tmp_path / 'a.png', scenes.stripes([1]))
     with pytest.raises(ValueError, match=r'a\.png is of size \(12, 16\) .* a\.jpg of \(16, 12\)'):
         LoadSegments().transform(record(tmp_path, [(1, 0, False)], (16, 12)))

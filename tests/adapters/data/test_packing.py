@@ -4,7 +4,6 @@ import pickle
 
 import numpy as np
 import pytest
-import scenes
 import torch
 from mmengine.runner import Runner
 
@@ -15,8 +14,9 @@ from mmseg_m2f.adapters.data import (
     PanopticDataset,
 )
 from mmseg_m2f.adapters.data.packing import channels_first, mask_boxes
-from mmseg_m2f.adapters.samples import targets_of
+from mmseg_m2f.adapters.models.samples import targets_of
 from mmseg_m2f.registry import TRANSFORMS
+from tests.adapters.data import scenes
 
 pytest.importorskip('mmdet')
 
@@ -60,7 +60,7 @@ ID_MAP = np.array([[5, 5, 0, 9], [5, 7, 7, 9], [7, 7, 0, 9]], np.int32)
 SEGMENTS = [(7, 2, True), (3, 4, True), (5, 1, False), (9, 0, True)]
 
 
-def test_the_picture_becomes_a_tensor(tmp_path):
+def test_the_image_becomes_a_tensor(tmp_path):
     results = panoptic_record(tmp_path, ID_MAP, SEGMENTS)
     inputs = PackSegments().transform(results)['inputs']
     assert inputs.shape == (3, 3, 4)
@@ -178,7 +178,7 @@ def test_instances():
     assert len(dropped.masks) == 2
 
 
-def test_a_picture_that_lost_its_instances_stays():
+def test_a_image_that_lost_its_instances_stays():
     results = instance_record([(7, 7, 9, 9)])
     sample = PackSegments(keep_empty=False).transform(results)['data_samples']
     assert len(sample.gt_instances) == 0
@@ -218,11 +218,11 @@ def test_boxes_of_instances_enclose_their_masks():
 def test_channels_come_first(dtype, shape):
     img = np.arange(2 * np.prod(shape)).reshape(2 * shape[0], *shape[1:]).astype(dtype)
     # The second is a crop, whose rows do not follow each other in memory.
-    for picture in (img, img[1:, : max(shape[1] - 2, 1)]):
-        planes = channels_first(picture)
+    for image in (img, img[1:, : max(shape[1] - 2, 1)]):
+        planes = channels_first(image)
         assert planes.dtype == dtype
         assert planes.flags.c_contiguous
-        assert (planes == picture.transpose(2, 0, 1)).all()
+        assert (planes == image.transpose(2, 0, 1)).all()
 
 
 def test_boxes_enclose_masks():
@@ -392,7 +392,7 @@ def test_a_test_pipeline_packs_the_names_of_the_files(at_root):
     assert not {'gt_instances', 'gt_segments', 'gt_panoptic_seg'} & set(sample.keys())
 
 
-def test_pictures_without_any_instance_train(tmp_path):
+def test_images_without_any_instance_train(tmp_path):
     entries = []
     for number in range(2):
         scenes.write_photo(tmp_path / f'img/{number}.jpg')

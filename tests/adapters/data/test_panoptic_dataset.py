@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scenes
 from mmengine.dataset import ClassBalancedDataset
 
 from mmseg_m2f.adapters.data import PanopticDataset, coco_format
-from mmseg_m2f.adapters.drawing import spread_colors
+from mmseg_m2f.adapters.results.drawing import spread_colors
 from mmseg_m2f.metadata import load_metadata
 from mmseg_m2f.registry import DATASETS
+from tests.adapters.data import scenes
 
 TINY = Path(__file__).parents[3] / 'data/tiny'
 
@@ -40,7 +40,7 @@ def test_classes_from_the_file_alone():
     assert len(dataset) == 12
     assert dataset.metainfo == {
         'classes': tuple(row['name'] for row in rows),
-        # The file tells no colours.
+        # The file tells no colors.
         'palette': list(spread_colors(11)),
         'thing_ids': (0, 1, 2, 3, 4),
         'category_ids': tuple(row['id'] for row in rows),
@@ -91,7 +91,7 @@ def test_any_category_ids_give_the_same_labels(tmp_path, ids):
     assert [s['is_thing'] for s in dataset[1]['segments_info']] == [False, True, True]
 
 
-def test_crowds_are_marked_and_pictures_without_things_stay(tmp_path):
+def test_crowds_are_marked_and_images_without_things_stay(tmp_path):
     segments = [[(1, 2)], [], [(1, 1, 1), (2, 3, 0)]]
     dataset = PanopticDataset(**scenes.write_panoptic(tmp_path, segments))
     assert labels(dataset) == [[1], [], [0, 2]]
@@ -149,7 +149,7 @@ def test_label_maps_of_another_order_are_not_read(tmp_path, monkeypatch):
     assert len([text for text in said if 'not in the order of the label maps' in text]) == 1
 
 
-def test_colours_of_categories_without_any(tmp_path):
+def test_colors_of_categories_without_any(tmp_path):
     categories = [{k: c[k] for k in ('id', 'name', 'isthing')} for c in scenes.CATEGORIES]
     dataset = PanopticDataset(**scenes.write_panoptic(tmp_path, [[(1, 1)]], categories))
     assert len(set(dataset.metainfo['palette'])) == 3

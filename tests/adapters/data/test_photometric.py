@@ -1,4 +1,4 @@
-"""Single colours by hand, with the draws written down."""
+"""Single colors by hand, with the draws written down."""
 
 from pathlib import Path
 
@@ -32,8 +32,8 @@ def draws(monkeypatch):
     return set_draws
 
 
-def distorted(*colours):
-    img = np.array([colours], np.uint8)
+def distorted(*colors):
+    img = np.array([colors], np.uint8)
     result = PhotoMetricDistortion().transform({'img': img})['img']
     assert result.dtype == np.uint8
     return result[0].tolist()
@@ -124,12 +124,12 @@ def test_tables_give_what_arithmetic_on_every_pixel_gives():
 
 
 def test_a_sixteenth_stays_and_the_seed_decides():
-    picture = np.random.default_rng(0).integers(30, 220, (4, 4, 3), np.uint8)
+    image = np.random.default_rng(0).integers(30, 220, (4, 4, 3), np.uint8)
 
     def run():
         np.random.seed(5)
-        return [PhotoMetricDistortion().transform({'img': picture})['img'] for _ in range(800)]
+        return [PhotoMetricDistortion().transform({'img': image})['img'] for _ in range(800)]
 
     first, second = run(), run()
     assert (np.array(first) == np.array(second)).all()
-    assert 30 <= sum((img == picture).all() for img in first) <= 70
+    assert 30 <= sum((img == image).all() for img in first) <= 70

@@ -1,4 +1,4 @@
-"""Maps against PIL on the colours of a PNG, polygons against pixels counted by hand."""
+"""Maps against PIL on the colors of a PNG, polygons against pixels counted by hand."""
 
 import json
 from pathlib import Path
@@ -23,20 +23,20 @@ TINY = Path(__file__).parents[3] / 'data/tiny'
 NEAREST = Image.Resampling.NEAREST
 
 
-def random_colours(height, width, seed=0):
+def random_colors(height, width, seed=0):
     """A PNG's pixels in blocks, as segments are."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (-(-height // 3), -(-width // 3), 3), np.uint8)
     return blocks.repeat(3, 0).repeat(3, 1)[:height, :width]
 
 
-def ids_of(colours):
-    return colours.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+def ids_of(colors):
+    return colors.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
 
 
-def segment_map(colours, segment_ids=None):
+def segment_map(colors, segment_ids=None):
     """All ids that occur are segments, in no special order, unless they are given."""
-    ids = ids_of(colours)
+    ids = ids_of(colors)
     if segment_ids is None:
         segment_ids = np.random.default_rng(1).permutation(np.unique(ids))
     num = len(segment_ids)
@@ -70,16 +70,16 @@ def shown_ids(segments):
     ],
 )
 def test_a_map_is_resized_as_pil_resizes_the_png(old, new):
-    colours = random_colours(*old)
-    expected = ids_of(np.asarray(Image.fromarray(colours).resize(new[::-1], NEAREST)))
-    assert (shown_ids(segment_map(colours).resize(new)) == expected).all()
+    colors = random_colors(*old)
+    expected = ids_of(np.asarray(Image.fromarray(colors).resize(new[::-1], NEAREST)))
+    assert (shown_ids(segment_map(colors).resize(new)) == expected).all()
 
 
 def test_a_row_of_steps_is_as_good_as_each_by_itself():
-    colours = random_colours(40, 55)
-    moved = segment_map(colours).flip().resize((61, 47)).crop(5, 11, 30, 40).pad((50, 33))
+    colors = random_colors(40, 55)
+    moved = segment_map(colors).flip().resize((61, 47)).crop(5, 11, 30, 40).pad((50, 33))
     moved = moved.flip().resize((25, 80))
-    image = Image.fromarray(colours[:, ::-1]).resize((47, 61), NEAREST)
+    image = Image.fromarray(colors[:, ::-1]).resize((47, 61), NEAREST)
     image = np.asarray(image)[11:51, 5:35]
     padded = np.full((50, 33, 3), 255, np.uint8)
     padded[:40, :30] = image
@@ -105,7 +105,7 @@ def test_indices_are_positions_in_the_list_of_segments():
 
 
 def test_a_map_without_segments():
-    segments = segment_map(random_colours(4, 6), segment_ids=[])
+    segments = segment_map(random_colors(4, 6), segment_ids=[])
     moved = segments.flip().resize((8, 8)).crop(1, 1, 4, 4).pad((6, 6))
     assert (moved.index_map() == -1).all()
     assert moved.index_map().shape == (6, 6)
@@ -175,7 +175,7 @@ def test_a_patch_is_pasted_where_it_lies():
 def test_a_square_enlarged_and_mirrored():
     segments = shapes(rectangle(2, 3, 5, 7), size=(10, 12))
     assert (segments.masks() == filled((10, 12), 2, 3, 5, 7)).all()
-    # x from 2..5 to 4..10, in a picture of width 24 to 14..20.
+    # x from 2..5 to 4..10, in a image of width 24 to 14..20.
     moved = segments.resize((20, 24)).flip()
     assert (moved.masks() == filled((20, 24), 14, 6, 20, 14)).all()
     # From (10, 8) on, 7 wide and 9 high: 4..7 and 0..6, the rest is cut off.
@@ -273,7 +273,7 @@ def test_a_bitmap_outside_of_the_crop_is_empty():
     assert segments.crop(2, 3, 4, 4).pad((6, 6)).masks().sum() == 1
 
 
-def test_polygons_and_bitmaps_in_one_picture():
+def test_polygons_and_bitmaps_in_one_image():
     bitmap = coco_mask.encode(np.asfortranarray(filled((8, 8), 4, 4, 8, 8), np.uint8))
     segments = shapes(rectangle(0, 0, 3, 3), bitmap, rectangle(2, 2, 6, 5), size=(8, 8))
     moved = segments.flip().resize((16, 16)).masks()

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import scenes
 from PIL import Image
 
 from mmseg_m2f.registry import DATASETS
+from tests.adapters.data import scenes
 
 
 def build(**settings):

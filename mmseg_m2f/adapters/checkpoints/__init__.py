@@ -1,0 +1,1 @@
+"""Read checkpoints of any known implementation, convert them and write our own."""

@@ -1,0 +1,1 @@
+"""Prepare a built model for inference."""

@@ -1,0 +1,64 @@
+"""Our parts under the stock names, for configs of mmseg and mmdet that stay as they are."""
+
+import importlib
+import logging
+from importlib.util import find_spec
+from typing import Any
+
+from mmengine.logging import print_log
+from torch import nn
+
+from mmseg_m2f.adapters.migrate import stock_settings as stock_configs
+from mmseg_m2f.adapters.models.decode_head import Mask2FormerHead
+from mmseg_m2f.adapters.models.universal_head import Mask2FormerUniversalHead, build_detector
+
+
+def build_semantic_head(**stock: Any) -> Mask2FormerHead:
+    """Our decode head from the arguments of mmseg's ``Mask2FormerHead``."""
+    return Mask2FormerHead(**stock_configs.semantic_head(stock))
+
+
+def build_universal_head(**stock: Any) -> Mask2FormerUniversalHead:
+    """Our head from the arguments of mmdet's ``Mask2FormerHead``."""
+    return Mask2FormerUniversalHead(**stock_configs.universal_head(stock))
+
+
+def build_stock_detector(**stock: Any) -> nn.Module:
+    """Our detector from the arguments of mmdet's ``Mask2Former``."""
+    return build_detector(**stock_configs.detector(stock))
+
+
+_SHADOWS: dict[str, dict[str, Any]] = {
+    'mmseg': {'Mask2FormerHead': build_semantic_head},
+    'mmdet': {'Mask2FormerHead': build_universal_head, 'Mask2Former': build_stock_detector},
+}
+
+
+def shadow() -> None:
+    """Put our parts in the place of the stock ones, in the registries of whichever is installed.
+
+    Raises:
+        ImportError: neither mmseg nor mmdet can be imported.
+    """
+    failures: dict[str, Exception] = {}
+    for package, parts in _SHADOWS.items():
+        try:
+            # Later the stock classes would register themselves and find their names taken.
+            importlib.import_module(f'{package}.models')
+        except (ImportError, AssertionError) as error:  # both assert the version of mmcv
+            failures[package] = error
+            continue
+        registry = importlib.import_module(f'{package}.registry').MODELS
+        for name, part in parts.items():
+            registry.register_module(name=name, module=part, force=True)
+    if len(failures) == len(_SHADOWS):
+        reasons = '; '.join(f'{package}: {error}' for package, error in failures.items())
+        raise ImportError(f'mmseg_m2f.dropin needs mmseg or mmdet, neither is there ({reasons})')
+    for package, failure in failures.items():
+        if find_spec(package) is not None:
+            print_log(
+                f'mmseg_m2f.dropin: the names of {package} stay what they are, it cannot be '
+                f'imported ({failure})',
+                logger='current',
+                level=logging.WARNING,
+            )

@@ -1,0 +1,1 @@
+"""Heads, detector, segmentor and their parts, built from configs."""

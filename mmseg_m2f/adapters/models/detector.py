@@ -1,0 +1,116 @@
+"""The detector itself: importing this module imports mmdet."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmdet.models.detectors.base import BaseDetector
+from mmdet.registry import MODELS
+from torch import Tensor
+
+from mmseg_m2f import core
+from mmseg_m2f.adapters.models.config import check_keys
+from mmseg_m2f.adapters.models.head import passed_on, reject_unknown
+from mmseg_m2f.adapters.results.mmdet_gaps import fill_gaps
+from mmseg_m2f.cpu import speed_up
+from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
+
+OUTPUTS = ('semantic_on', 'instance_on', 'panoptic_on')
+
+
+class Mask2Former(BaseDetector):
+    """Backbone and head inside mmdet: three kinds of results from one model.
+
+    Args:
+        backbone: mmdet's, or any that gives maps of strides 4, 8, 16 and 32.
+        panoptic_head: ``mmseg_m2f.Mask2FormerUniversalHead``.
+        neck: between the two, if any.
+        data_preprocessor: mmdet's ``DetDataPreprocessor`` with its settings.
+        test_cfg: the fields of `core.PostprocessConfig`: which results, and their thresholds.
+        init_cfg: MMEngine's.
+
+    Raises:
+        ValueError: a key that is not known, here or in ``test_cfg``.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        panoptic_head: dict,
+        neck: dict | None = None,
+        data_preprocessor: dict | None = None,
+        test_cfg: Mapping[str, Any] | None = None,
+        init_cfg: dict | None = None,
+        **unknown: Any,
+    ) -> None:
+        reject_unknown(Mask2Former, unknown)
+        super().__init__(data_preprocessor, init_cfg)
+        self.backbone = MODELS.build(backbone)
+        self.neck = MODELS.build(neck) if neck is not None else None
+        self.panoptic_head = MODELS.build(panoptic_head)
+        self.test_cfg = test_cfg
+        speed_up(self.backbone)
+        fill_gaps()
+
+    @property
+    def test_cfg(self) -> core.PostprocessConfig:
+        """Which results, and their thresholds; a dict may be assigned."""
+        return self._test_cfg
+
+    @test_cfg.setter
+    def test_cfg(self, test_cfg: Mapping[str, Any] | core.PostprocessConfig | None) -> None:
+        config = _postprocess_config(test_cfg or {})
+        num_classes = self.panoptic_head.num_classes
+        if config.panoptic_on and num_classes >= INSTANCE_OFFSET:
+            raise ValueError(
+                f"MMDetection's panoptic maps hold fewer than {INSTANCE_OFFSET} classes, the head "
+                f'has {num_classes}: set test_cfg.panoptic_on=False'
+            )
+        self._test_cfg = config
+
+    def extract_feat(self, batch_inputs: Tensor) -> Sequence[Tensor]:
+        """The maps the head sees, stride 4 first."""
+        maps = self.backbone(batch_inputs)
+        return maps if self.neck is None else self.neck(maps)
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
+        """The head's losses."""
+        maps = self.extract_feat(batch_inputs)
+        return self.panoptic_head.loss(maps, batch_data_samples, _size(batch_inputs))
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: Sequence[Any]) -> Sequence[Any]:
+        """The samples with ``pred_instances``, ``pred_panoptic_seg`` and ``pred_sem_seg``.
+
+        All at the images' original size; ``test_cfg`` says which.
+        """
+        maps = passed_on(self.extract_feat(batch_inputs), self.panoptic_head)
+        results = self.panoptic_head.predict(
+            maps, batch_data_samples, _size(batch_inputs), self.test_cfg
+        )
+        for sample, fields in zip(batch_data_samples, results, strict=True):
+            for name, value in fields.items():
+                setattr(sample, name, value)
+        return batch_data_samples
+
+    def _forward(
+        self, batch_inputs: Tensor, batch_data_samples: Sequence[Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Class logits ``(B, Q, K+1)`` and mask logits ``(B, Q, h, w)`` of the last prediction."""
+        return self.panoptic_head(self.extract_feat(batch_inputs))
+
+
+def _size(batch_inputs: Tensor) -> tuple[int, int]:
+    height, width = batch_inputs.shape[-2:]
+    return height, width
+
+
+def _postprocess_config(
+    test_cfg: Mapping[str, Any] | core.PostprocessConfig,
+) -> core.PostprocessConfig:
+    if not isinstance(test_cfg, core.PostprocessConfig):
+        check_keys('test_cfg', test_cfg, core.PostprocessConfig)
+        test_cfg = core.PostprocessConfig(**test_cfg)
+    if not any(getattr(test_cfg, name) for name in OUTPUTS):
+        raise ValueError(
+            f'test_cfg switches all results off: at least one of {list(OUTPUTS)} must be True'
+        )
+    return test_cfg

@@ -1,0 +1,135 @@
+"""mmdet's data samples to targets of the core, and the core's results to what mmdet reads."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor
+
+from mmseg_m2f import core
+from mmseg_m2f.adapters.metrics.sample_fields import columnwise
+from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
+from mmseg_m2f.evaluation.rle import Rle, encode_masks
+
+
+def targets_of(
+    samples: Sequence[Any], is_thing: Tensor, size: tuple[int, int]
+) -> list[core.MaskTarget]:
+    """The segments or instances of ``DetDataSample``s, padded to the network input's ``size``.
+
+    Two layouts are read. Ours: ``gt_panoptic_seg.segment_idx (1, H, W)``, an index into
+    ``gt_segments.labels`` or -1. mmdet's own: ``gt_instances`` with masks of any kind, and for
+    panoptic models ``gt_sem_seg``, whose labels that are no thing are the stuff segments.
+
+    Raises:
+        ValueError: a label outside the classes, or a sample without masks; with the file.
+    """
+    ours = [sample for sample in samples if _has_segment_map(sample)]
+    maps = [_segment_map(sample) for sample in ours]
+    try:
+        core.check_segments(maps, [sample.gt_segments.labels for sample in ours], len(is_thing))
+    except core.WrongLabelError as error:
+        raise ValueError(f'{_source(ours[error.image])}: {error}') from None
+    return [_target_of(sample, is_thing, size) for sample in samples]
+
+
+def _has_segment_map(sample: Any) -> bool:
+    return 'segment_idx' in sample.get('gt_panoptic_seg', ())
+
+
+def _segment_map(sample: Any) -> Tensor:
+    return sample.gt_panoptic_seg.segment_idx.squeeze(0)
+
+
+def _target_of(sample: Any, is_thing: Tensor, size: tuple[int, int]) -> core.MaskTarget:
+    try:
+        if _has_segment_map(sample):
+            target = core.segment_target(_segment_map(sample), sample.gt_segments.labels)
+            return core.pad_target(target, size)
+        return _stock_target(sample, is_thing, size)
+    except ValueError as error:
+        raise ValueError(f'{_source(sample)}: {error}') from None
+
+
+def _stock_target(sample: Any, is_thing: Tensor, size: tuple[int, int]) -> core.MaskTarget:
+    things = _instances(sample)
+    core.check_labels(things.labels, len(is_thing))
+    things = core.pad_target(things, size)
+    if 'gt_sem_seg' not in sample:
+        return things
+    ignore_index = sample.gt_sem_seg.get('ignore_index', 255)
+    label_map = sample.gt_sem_seg.sem_seg.squeeze(0).int()
+    [segments] = core.label_map_targets([label_map], len(is_thing), ignore_index)
+    is_stuff = ~is_thing[segments.labels]
+    stuff = core.MaskTarget(segments.labels[is_stuff], segments.masks[is_stuff])
+    stuff = core.pad_target(stuff, size)
+    return core.MaskTarget(
+        torch.cat([things.labels, stuff.labels]), torch.cat([things.masks, stuff.masks])
+    )
+
+
+def _instances(sample: Any) -> core.MaskTarget:
+    instances = sample.get('gt_instances', ())
+    if 'masks' not in instances or 'labels' not in instances:
+        raise ValueError(
+            'no gt_instances with labels and masks, nor gt_panoptic_seg.segment_idx. The pipeline '
+            "needs dict(type='LoadAnnotations', with_mask=True) or our LoadSegments before the "
+            'packing.'
+        )
+    labels, masks = instances.labels, instances.masks
+    if not isinstance(masks, Tensor):
+        # BitmapMasks, or PolygonMasks, which are drawn now.
+        masks = masks.to_tensor(torch.bool, labels.device)
+    return core.instance_target(labels, masks.to(labels.device, torch.bool))
+
+
+def _source(sample: Any) -> str:
+    metainfo = sample.metainfo
+    return metainfo.get('seg_map_path') or metainfo.get('img_path') or 'an unnamed image'
+
+
+def geometry_of(sample: Any, padded: tuple[int, int]) -> core.ImageGeometry:
+    """The three sizes of a image: the network input, the image within it, the file.
+
+    Raises:
+        ValueError: the sample does not tell one of them.
+    """
+    missing = sorted({'img_shape', 'ori_shape'} - set(sample.metainfo))
+    if missing:
+        raise ValueError(
+            f'{_source(sample)}: the sample lacks {missing}; add them to meta_keys of the packing '
+            'transform'
+        )
+    # mmdet's shapes may end in the number of channels.
+    (height, width), (file_height, file_width) = (
+        map(int, sample.metainfo[key][:2]) for key in ('img_shape', 'ori_shape')
+    )
+    return core.ImageGeometry(padded, (height, width), (file_height, file_width))
+
+
+def instance_data(instances: core.Instances) -> InstanceData:
+    """Instances as mmdet's metrics and visualiser read them."""
+    return InstanceData(
+        bboxes=instances.boxes,
+        scores=instances.scores,
+        labels=instances.labels,
+        masks=instances.masks,
+    )
+
+
+def encode_rle(masks: Tensor) -> list[Rle]:
+    """``masks (N, H, W)`` bool as COCO's run lengths, the text of which goes into JSON."""
+    return encode_masks(columnwise(masks))
+
+
+def encode_panoptic(panoptic: core.Panoptic, num_classes: int) -> PixelData:
+    """``sem_seg (1, H, W)`` int32 in mmdet's encoding.
+
+    Class + 1000 k for the k-th thing of the image (k = 1, 2, ...), the bare class for stuff,
+    ``num_classes`` for void.
+    """
+    is_thing = panoptic.is_thing.int()
+    ids = panoptic.labels.int() + INSTANCE_OFFSET * is_thing.cumsum(0, dtype=torch.int32) * is_thing
+    table = torch.cat([ids.new_tensor([num_classes]), ids])
+    return PixelData(sem_seg=table[panoptic.segment_map.long()][None])

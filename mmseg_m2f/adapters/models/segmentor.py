@@ -1,0 +1,100 @@
+"""The segmentor itself: importing this module imports mmseg."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.config import ConfigDict
+from mmengine.structures import PixelData
+from mmseg.models import EncoderDecoder
+from torch import Tensor
+
+from mmseg_m2f import core
+from mmseg_m2f.adapters.models.decode_head import Mask2FormerHead
+from mmseg_m2f.adapters.models.head import passed_on
+from mmseg_m2f.cpu import speed_up
+
+
+class SemanticSegmentor(EncoderDecoder):
+    """mmseg's ``EncoderDecoder`` without the score maps: K floats for every pixel.
+
+    Takes what ``EncoderDecoder`` takes and trains as it does. In tests with the whole image at
+    once the labels are formed a few rows at a time; ``test_cfg.score_maps=True`` keeps
+    ``seg_logits``, which test-time augmentation merges. With sliding windows, which overlap in the
+    scores, and for what only ``EncoderDecoder`` knows (another head, a single class,
+    ``align_corners``, flipped images) the score maps exist and are given.
+    """
+
+    test_cfg: Any  # mmseg leaves it without a type
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        speed_up(self.backbone)
+
+    def predict(self, inputs: Tensor, data_samples: Sequence[Any] | None = None) -> Sequence[Any]:
+        """The samples with ``pred_sem_seg`` (1, H, W) int64 at the images' original size.
+
+        Args:
+            inputs: ``(B, 3, Hp, Wp)``, normalised and padded.
+            data_samples: with the sizes of the images; None for images without padding.
+        """
+        geometries = self._geometries(inputs, data_samples)
+        if geometries is None or data_samples is None:
+            return super().predict(inputs, data_samples)
+        maps = passed_on(self.extract_feat(inputs), self.decode_head)
+        class_logits, mask_logits = self.decode_head(maps)
+        for index, (sample, geometry) in enumerate(zip(data_samples, geometries, strict=True)):
+            labels = core.semantic_only_labels(class_logits[index], mask_logits[index], geometry)
+            sample.set_data({'pred_sem_seg': PixelData(data=labels[None])})
+        return data_samples
+
+    def keep_score_maps(self) -> None:
+        """Give ``seg_logits`` from now on, too."""
+        self.test_cfg = ConfigDict({**(self.test_cfg or {}), 'score_maps': True})
+
+    def slide_inference(self, inputs: Tensor, batch_img_metas: Sequence[dict]) -> Tensor:
+        """As mmseg's, to the bit; each window is added where it lies, not as a whole image."""
+        (height, width), (down, right) = self.test_cfg.crop_size, self.test_cfg.stride
+        scores = inputs.new_zeros(inputs.shape[0], self.out_channels, *inputs.shape[-2:])
+        count = inputs.new_zeros(1, 1, *inputs.shape[-2:])
+        for top in _starts(inputs.shape[-2], height, down):
+            for left in _starts(inputs.shape[-1], width, right):
+                window = (..., slice(top, top + height), slice(left, left + width))
+                # By this the head knows the size of the window.
+                batch_img_metas[0]['img_shape'] = inputs[window].shape[-2:]
+                scores[window] += self.encode_decode(inputs[window], batch_img_metas)
+                count[window] += 1
+        return scores.div_(count)
+
+    def _geometries(
+        self, inputs: Tensor, data_samples: Sequence[Any] | None
+    ) -> list[core.ImageGeometry] | None:
+        """The sizes of every image, or None where the score maps have to be formed."""
+        head, test_cfg = self.decode_head, self.test_cfg or {}
+        if (
+            data_samples is None
+            or test_cfg.get('mode', 'whole') != 'whole'
+            or test_cfg.get('score_maps', False)
+            or not isinstance(head, Mask2FormerHead)
+            or head.num_classes == 1
+            or head.align_corners
+        ):
+            return None
+        size = (inputs.shape[-2], inputs.shape[-1])
+        geometries = [_geometry(sample.metainfo, size) for sample in data_samples]
+        known = [geometry for geometry in geometries if geometry is not None]
+        return known if len(known) == len(geometries) else None
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where the windows begin; the last ends with the image."""
+    number = max(length - window + stride - 1, 0) // stride + 1
+    return [max(min(index * stride, length - window), 0) for index in range(number)]
+
+
+def _geometry(meta: Mapping[str, Any], padded: tuple[int, int]) -> core.ImageGeometry | None:
+    """None for a image that is flipped or does not lie at the top left."""
+    left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
+    if left or top or meta.get('flip'):
+        return None
+    height, width = meta['ori_shape']
+    return core.ImageGeometry(padded, (padded[0] - bottom, padded[1] - right), (height, width))

@@ -1,0 +1,1 @@
+"""Write predictions to disk: submission files, label maps and overlays."""

@@ -1,0 +1,1 @@
+"""Mixed precision, optimizer, resuming and the check before a run."""

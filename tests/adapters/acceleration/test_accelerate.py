@@ -1,0 +1,236 @@
+"""Stock models of mmseg and mmdet before and after ``mmseg_m2f.accelerate``: they stay the same."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip('mmseg')
+pytest.importorskip('mmdet')
+
+import mmseg_m2f
+from mmseg_m2f.adapters.acceleration import is_accelerated, restore
+from tests import reduced
+from tests.adapters.stock_models import (
+    batch,
+    build,
+    head_of,
+    logits,
+    losses,
+    results,
+    segmentor_config,
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:torch.meshgrid'),
+    # The stock configurations' own.
+    pytest.mark.filterwarnings('ignore:The arguments `dropout` in MultiheadAttention'),
+]
+PACKAGES = ['mmseg', 'mmdet']
+
+
+def assert_near(ours: Tensor, theirs: Tensor, share: float) -> None:
+    extent = (theirs.max() - theirs.min()).item()
+    assert extent > 0
+    assert (ours - theirs).abs().max().item() <= share * extent
+
+
+@pytest.mark.parametrize('package', PACKAGES)
+def test_logits_of_all_predictions(package: str) -> None:
+    model, data = build(package), batch(package)
+    theirs = logits(model, data)
+    assert mmseg_m2f.accelerate(model) is model
+    ours = logits(model, data)
+    assert [len(side) for side in ours] == [len(side) for side in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        for found, expected in zip(one, other, strict=True):
+            assert expected.std() > 0.1
+            assert_near(found, expected, 1e-4)
+
+
+@pytest.mark.parametrize('points', ['shared', 'per_prediction'])
+@pytest.mark.parametrize('package', PACKAGES)
+def test_losses_and_their_gradients(package: str, points: str) -> None:
+    """In float64, so that rounding decides no match."""
+    model, data = build(package).double().train(), batch(package)
+    theirs = losses(model, data)
+    sum(theirs.values()).backward()
+    expected = {name: value.grad for name, value in model.named_parameters()}
+    model.zero_grad()
+    ours = losses(mmseg_m2f.accelerate(model, points=points), data)
+    assert list(ours) == list(theirs)
+    for name, value in ours.items():
+        assert value.item() == pytest.approx(theirs[name].item(), rel=1e-6)
+    sum(ours.values()).backward()
+    largest = max(grad.abs().max() for grad in expected.values() if grad is not None)
+    for name, value in model.named_parameters():
+        assert (value.grad is None) == (expected[name] is None)
+        if value.grad is not None:
+            assert (value.grad - expected[name]).abs().max() <= 1e-6 * largest, name
+
+
+def test_results_of_a_segmentor() -> None:
+    model, data = build('mmseg'), batch('mmseg')
+    with torch.no_grad():  # else all queries say the same
+        model.decode_head.mask_embed[4].weight.mul_(4)
+        model.decode_head.mask_embed[4].bias.zero_()
+        model.decode_head.cls_embed.weight.mul_(4)
+        model.decode_head.cls_embed.bias.sub_(logits(model, data)[0][-1].mean((0, 1)))
+    theirs = results(model, data)
+    ours = results(mmseg_m2f.accelerate(model), data)
+    for one, other in zip(ours, theirs, strict=True):
+        assert_near(one.seg_logits.data, other.seg_logits.data, 1e-4)
+        assert torch.equal(one.pred_sem_seg.data, other.pred_sem_seg.data)
+    assert len(torch.cat([sample.pred_sem_seg.data for sample in ours]).unique()) > 2
+
+
+@pytest.mark.parametrize('rescale', [True, False])
+@pytest.mark.parametrize('filter_low_score', [True, False])
+def test_results_of_a_detector(filter_low_score: bool, rescale: bool) -> None:
+    model, data = build('mmdet'), batch('mmdet')
+    for sample in data['data_samples']:
+        sample.set_metainfo({'ori_shape': (70, 110)})
+    model.panoptic_fusion_head.test_cfg.filter_low_score = filter_low_score
+    theirs = results(model, data, rescale=rescale)
+    ours = results(mmseg_m2f.accelerate(model), data, rescale=rescale)
+    for one, other in zip(ours, theirs, strict=True):
+        assert segments(one) == segments(other)
+        assert len(segments(one)) > 1
+        assert_same_instances(one.pred_instances, other.pred_instances)
+
+
+def segments(sample: Any) -> set[tuple[int, bool, bytes]]:
+    """Class, is thing, pixels: the numbers of things may have gaps in theirs."""
+    encoded = sample.pred_panoptic_seg.sem_seg
+    return {
+        (value % 1000, value >= 1000, (encoded == value).numpy().tobytes())
+        for value in encoded.unique().tolist()
+    }
+
+
+def assert_same_instances(ours: Any, theirs: Any) -> None:
+    """In any order: theirs have none."""
+    assert len(ours) == len(theirs) > 5
+    ours, theirs = (side[side.scores.sort(descending=True).indices] for side in (ours, theirs))
+    torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-4, atol=1e-6)
+    assert torch.equal(ours.labels, theirs.labels)
+    assert torch.equal(ours.masks, theirs.masks)
+    assert torch.equal(ours.bboxes, theirs.bboxes)
+
+
+@pytest.mark.parametrize('package', PACKAGES)
+def test_parameters_and_state_stay_what_they_are(package: str) -> None:
+    model = build(package)
+    rng = torch.get_rng_state()
+    parameters, state = dict(model.named_parameters()), model.state_dict()
+    modules = [name for name, _ in model.named_modules()]
+    mmseg_m2f.accelerate(model)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert modules == [name for name, _ in model.named_modules()]
+    found = dict(model.named_parameters())
+    assert list(found) == list(parameters)
+    assert all(found[name] is value for name, value in parameters.items())
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize('package', PACKAGES)
+def test_a_training_goes_on_and_its_checkpoint_is_stock(package: str, tmp_path: Path) -> None:
+    """With the optimiser that held the parameters before."""
+    model, data = build(package), batch(package)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    before = logits(model, data)[0][-1]
+    sum(losses(mmseg_m2f.accelerate(model).train(), data).values()).backward()
+    optimiser.step()
+    torch.save(model.eval().state_dict(), tmp_path / 'trained.pth')
+    after = logits(model, data)
+    assert (after[0][-1] - before).abs().max() > 1e-2
+
+    stock = build(package)
+    stock.load_state_dict(torch.load(tmp_path / 'trained.pth'))
+    for ours, theirs in zip(after, logits(stock, data), strict=True):
+        assert_near(ours[-1], theirs[-1], 1e-4)
+    state = stock.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('assign', [False, True])
+def test_loaded_weights_count(assign: bool) -> None:
+    """Also those that replace the parameters."""
+    model, other, data = mmseg_m2f.accelerate(build('mmseg')), build('mmseg'), batch('mmseg')
+    with torch.no_grad():
+        for value in other.parameters():
+            value.mul_(1.1)
+    model.load_state_dict(other.state_dict(), assign=assign)
+    assert_near(logits(model, data)[1][-1], logits(other, data)[1][-1], 1e-4)
+
+
+def test_a_copy_has_weights_of_its_own(tmp_path: Path) -> None:
+    """Of MMEngine's moving averages, for instance; and a model that was saved as a whole."""
+    model, data = mmseg_m2f.accelerate(build('mmdet')), batch('mmdet')
+    expected = logits(model, data)[1][-1]
+    torch.save(model, tmp_path / 'model.pth')
+    copies = [copy.deepcopy(model), torch.load(tmp_path / 'model.pth', weights_only=False)]
+    with torch.no_grad():
+        model.panoptic_head.mask_embed[4].weight.mul_(2)
+    for twin in copies:
+        assert is_accelerated(twin)
+        assert torch.equal(logits(twin, data)[1][-1], expected)
+    assert not torch.equal(logits(model, data)[1][-1], expected)
+
+
+@pytest.mark.parametrize('package', PACKAGES)
+def test_what_is_no_parameter_follows_the_model_to_its_device(package: str) -> None:
+    model = mmseg_m2f.accelerate(build(package))
+    twin = head_of(model).forward.__self__.twin
+    buffers = dict(twin.ours.named_buffers())
+    assert any('class_weight' in name for name in buffers)
+    model.to('meta')
+    assert twin.ready()
+    found = [*twin.ours.parameters(), *twin.ours.buffers()]
+    assert {value.device.type for value in found} == {'meta'}
+
+
+def test_restore() -> None:
+    model, data = build('mmdet'), batch('mmdet')
+    theirs = logits(model, data)[1][-1]
+    restore(mmseg_m2f.accelerate(model))
+    assert not is_accelerated(model)
+    assert torch.equal(logits(model, data)[1][-1], theirs)
+    mmseg_m2f.accelerate(model)
+
+
+# The runner's and the stock pipeline's own.
+@pytest.mark.filterwarnings('ignore')
+def test_the_hook_in_a_config(tmp_path: Path) -> None:
+    """Trains two iterations and tests; the checkpoint is the stock model's."""
+    cfg = segmentor_config()
+    cfg.custom_hooks = [{'type': 'mmseg_m2f.AccelerateHook'}, {'type': 'mmseg_m2f.HeadConfigHook'}]
+    cfg.model.decode_head.num_classes = 150
+    cfg.model.decode_head.loss_cls.class_weight = [1.0] * 150 + [0.1]
+    reduced._move_data(cfg, tmp_path)
+    for loader in reduced.LOADERS:
+        reduced._reduce_dataloader(cfg[loader])
+    cfg.train_cfg.update(max_iters=2, val_interval=2)
+    cfg.vis_backends = cfg.visualizer.vis_backends = [{'type': 'LocalVisBackend'}]
+    del cfg.default_hooks.visualization
+    cfg.work_dir = cfg.experiment_name = cfg.visualizer.name = str(tmp_path / 'run')
+    seen = []
+    original = mmseg_m2f.adapters.acceleration.accelerate.SemanticMethods.loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            mmseg_m2f.adapters.acceleration.accelerate.SemanticMethods,
+            'loss',
+            lambda *args: seen.append(original(*args)) or seen[-1],
+        )
+        metrics = reduced.train_and_test(cfg)
+    assert len(seen) == 2
+    assert seen[0]['loss_cls'] != seen[1]['loss_cls']
+    assert 'mIoU' in metrics
+    assert (tmp_path / 'run/head_config.json').exists()
+    saved = torch.load(tmp_path / 'run/iter_2.pth', weights_only=False)['state_dict']
+    stock = build('mmseg', num_classes=150)
+    assert saved.keys() == stock.state_dict().keys()

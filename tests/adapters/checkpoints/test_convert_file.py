@@ -1,0 +1,451 @@
+"""Checkpoint files become other projects' and come back; nothing is left of what fails."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from mmseg.registry import MODELS
+from safetensors import safe_open
+from torch import Tensor, nn
+
+import mmseg_m2f.adapters  # noqa: F401 - the loader
+from mmseg_m2f.adapters.checkpoints.convert_file import SUFFIXES, convert_checkpoint
+from mmseg_m2f.adapters.checkpoints.loader import (
+    CheckpointError,
+    UnsafeCheckpointError,
+    read_checkpoint,
+)
+
+CLASSES = ('wall', 'sky', 'car')
+# Drawing needs colors: classes without any get those of Pascal VOC, black left out.
+NAMED = {'classes': CLASSES, 'palette': [[128, 0, 0], [0, 128, 0], [128, 128, 0]]}
+
+
+def head(**changes: object) -> dict:
+    return {
+        'num_classes': 3,
+        'num_queries': 6,
+        'in_channels': [8, 16, 32, 64],
+        'pixel_decoder': {'channels': 32, 'num_layers': 1, 'ffn_dim': 16},
+        'decoder': {'num_layers': 1, 'ffn_dim': 16},
+        **changes,
+    }
+
+
+def segmentor(**changes: object) -> dict:
+    return {
+        'type': 'mmseg.EncoderDecoder',
+        'backbone': {'type': 'ResNet', 'depth': 18, 'stem_channels': 8, 'base_channels': 8},
+        'decode_head': {'type': 'mmseg_m2f.Mask2FormerHead', **head(**changes)},
+    }
+
+
+def build(model: dict) -> nn.Module:
+    init_default_scope('mmseg')
+    return MODELS.build(model)
+
+
+def config(**changes: object) -> Config:
+    return Config({'model': segmentor(**changes), 'default_scope': 'mmseg'})
+
+
+@pytest.fixture
+def state() -> dict[str, Tensor]:
+    return build(segmentor()).state_dict()
+
+
+@pytest.fixture
+def source(state: dict[str, Tensor], tmp_path: Path) -> Path:
+    """As a training leaves it."""
+    path = tmp_path / 'in' / 'iter_2.pth'
+    path.parent.mkdir()
+    meta = {'dataset_meta': {'classes': CLASSES}, 'cfg': 'a = 1', 'iter': 2}
+    torch.save({'state_dict': state, 'meta': meta, 'optimizer': {'state': {}}}, path)
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / 'new' / 'out'
+
+
+@pytest.mark.parametrize('target', SUFFIXES)
+def test_there_and_back(source: Path, state: dict[str, Tensor], out: Path, target: str) -> None:
+    file, back = out.with_suffix(SUFFIXES[target]), out.with_name('back.pth')
+    done = convert_checkpoint(source, file, config(), target=target, min_matched=1)
+    assert done == ('mmseg_m2f', target, len(read_checkpoint(file)['state_dict']), file)
+    again = convert_checkpoint(file, back, config(), min_matched=1)
+    assert again.layout == target
+    got = torch.load(back, weights_only=True)
+    assert got['state_dict'].keys() == state.keys()
+    assert all(torch.equal(got['state_dict'][key], value) for key, value in state.items())
+    assert sorted(path.name for path in out.parent.iterdir()) == sorted([file.name, back.name])
+    keeps_names = target not in ('detectron2', 'hf')
+    assert got['meta'] == ({'dataset_meta': NAMED} if keeps_names else {})
+
+
+def test_detectron2_file_is_what_detectron2_reads(source: Path, out: Path) -> None:
+    file = out.with_suffix('.pkl')
+    convert_checkpoint(source, file, target='detectron2')
+    with file.open('rb') as opened:
+        content = pickle.load(opened, encoding='latin1')
+    assert content['__author__'] == 'mmseg_m2f'
+    assert content['matching_heuristics'] is True
+    weights = content['model']
+    assert {type(value).__name__ for value in weights.values()} == {'ndarray'}
+    assert weights['sem_seg_head.predictor.query_feat.weight'].shape == (6, 32)
+    assert weights['backbone.stem.conv1.norm.running_var'].dtype == 'float32'
+
+
+def test_bfloat16_becomes_float32_for_numpy(state: dict[str, Tensor], tmp_path: Path) -> None:
+    path, file = tmp_path / 'half.pth', tmp_path / 'out.pkl'
+    half = {
+        key: value.bfloat16() if value.is_floating_point() else value
+        for key, value in state.items()
+    }
+    torch.save({'state_dict': half}, path)
+    convert_checkpoint(path, file, target='detectron2')
+    got = read_checkpoint(file)['state_dict']['backbone.stem.conv1.weight']
+    assert got.dtype == torch.float32
+    assert torch.equal(got, half['backbone.conv1.weight'].float())
+
+
+def test_huggingface_file_names_its_framework(source: Path, out: Path) -> None:
+    file = out.with_suffix('.safetensors')
+    convert_checkpoint(source, file, target='hf')
+    with safe_open(file, framework='pt') as opened:
+        assert opened.metadata() == {'format': 'pt'}
+        assert 'class_predictor.weight' in opened.keys()  # noqa: SIM118 - no dict
+
+
+def test_heads_of_mmdet_and_mmseg(source: Path, state: dict[str, Tensor], out: Path) -> None:
+    for target, head_name in (('mmdet', 'panoptic_head'), ('mmseg', 'decode_head')):
+        file = out.with_suffix('.pth')
+        convert_checkpoint(source, file, target=target)
+        names = read_checkpoint(file)['state_dict']
+        assert f'{head_name}.cls_embed.weight' in names
+        assert not any(name.startswith(f'{head_name}.decoder.') for name in names)
+        source = file
+    convert_checkpoint(source, out.with_suffix('.pth'), config(), min_matched=1)
+
+
+def test_detectors_head(source: Path, out: Path) -> None:
+    pytest.importorskip('mmdet')
+    model = {
+        'type': 'mmseg_m2f.Mask2Former',
+        'backbone': segmentor()['backbone'],
+        'panoptic_head': {
+            'type': 'mmseg_m2f.Mask2FormerUniversalHead',
+            **head(thing_ids=[0, 2]),
+        },
+    }
+    cfg = Config({'model': model, 'default_scope': 'mmdet'})
+    file = out.with_suffix('.pth')
+    convert_checkpoint(source, file, cfg, reorder='things-first', min_matched=1)
+    weights, old = (read_checkpoint(path)['state_dict'] for path in (file, source))
+    rows = weights['panoptic_head.decoder.class_embed.weight']
+    assert torch.equal(rows, old['decode_head.decoder.class_embed.weight'][[0, 2, 1, 3]])
+
+
+def detector(things: list[int]) -> Config:
+    pytest.importorskip('mmdet')
+    universal = {'type': 'mmseg_m2f.Mask2FormerUniversalHead', **head(thing_ids=things)}
+    model = {'type': 'mmseg_m2f.Mask2Former', 'backbone': segmentor()['backbone']}
+    return Config({'model': {**model, 'panoptic_head': universal}, 'default_scope': 'mmdet'})
+
+
+@pytest.mark.parametrize('things', [[0, 2], [1, 2]])
+def test_the_order_of_mmdet_and_back(
+    source: Path, out: Path, said: list[str], things: list[int]
+) -> None:
+    cfg = detector(things)
+    convert_checkpoint(source, out / 'mmdet.pth', cfg, target='mmdet', reorder='things-first')
+    convert_checkpoint(out / 'mmdet.pth', out / 'ours.pth', cfg, reorder='official')
+    theirs, back, old = (
+        read_checkpoint(path) for path in (out / 'mmdet.pth', out / 'ours.pth', source)
+    )
+    rows = back['state_dict']['panoptic_head.decoder.class_embed.weight']
+    assert torch.equal(rows, old['state_dict']['decode_head.decoder.class_embed.weight'])
+    # The names go with the rows.
+    named = [content['meta']['dataset_meta']['classes'] for content in (theirs, back)]
+    others = [index for index in range(3) if index not in things]
+    assert named == [[CLASSES[index] for index in [*things, *others]], [*CLASSES]]
+    assert not any('things first' in line for line in said)
+
+
+def test_the_order_of_mmdet_is_not_taken_for_ours(source: Path, out: Path, said: list[str]) -> None:
+    """A file of MMDetection counts the things first, and nothing in it says what they are."""
+    mixed, sorted_ones, theirs = detector([0, 2]), detector([0, 1]), out / 'mmdet.pth'
+    convert_checkpoint(source, theirs, sorted_ones, target='mmdet')
+    loads = [
+        lambda cfg: convert_checkpoint(theirs, out / 'ours.pth', cfg),
+        lambda cfg: load_checkpoint(build(cfg.model), str(theirs)),
+    ]
+    for load in loads:
+        load(sorted_ones)
+        assert not any('things first' in line for line in said)
+        load(mixed)
+        (line,) = (line for line in said if 'heads count the things first' in line)
+        assert '--reorder official' in line
+        said.clear()
+    with pytest.raises(CheckpointError, match=r'things first already.*reorder official'):
+        convert_checkpoint(theirs, out / 'again.pth', mixed, reorder='things-first')
+    convert_checkpoint(theirs, out / 'again.pth', sorted_ones, reorder='things-first')
+
+
+def test_an_export_for_mmdet_in_our_order_is_a_warning(
+    source: Path, out: Path, said: list[str]
+) -> None:
+    convert_checkpoint(source, out / 'mmdet.pth', detector([0, 2]), target='mmdet')
+    assert any('--reorder things-first' in line for line in said)
+
+
+def test_order_of_the_callers(source: Path, out: Path) -> None:
+    file = out.with_suffix('.pth')
+    convert_checkpoint(source, file, reorder=[2, 0, 1])
+    weights, old = (read_checkpoint(path) for path in (file, source))
+    key = 'decode_head.decoder.class_embed.bias'
+    assert torch.equal(weights['state_dict'][key], old['state_dict'][key][[2, 0, 1, 3]])
+    assert weights['meta']['dataset_meta']['classes'] == ['car', 'wall', 'sky']
+
+
+def test_a_backbone_alone(state: dict[str, Tensor], tmp_path: Path, out: Path) -> None:
+    backbone = {
+        key.removeprefix('backbone.'): value
+        for key, value in state.items()
+        if key.startswith('backbone.')
+    }
+    path, file = tmp_path / 'resnet.pth', out.with_suffix('.pth')
+    torch.save({**backbone, 'fc.weight': torch.ones(2, 64), 'fc.bias': torch.ones(2)}, path)
+    done = convert_checkpoint(path, file, config(), min_matched=1)
+    assert done.layout == 'torchvision'
+    model = segmentor()
+    model['backbone']['init_cfg'] = {
+        'type': 'Pretrained',
+        'checkpoint': str(file),
+        'prefix': 'backbone.',
+    }
+    built = build(model)
+    built.init_weights()
+    for key, value in backbone.items():
+        assert torch.equal(built.backbone.state_dict()[key], value), key
+    for target in ('detectron2', 'mmdet'):
+        other = out.with_name('other').with_suffix(SUFFIXES[target])
+        with pytest.raises(CheckpointError, match=r'a backbone only.*can become mmseg_m2f only'):
+            convert_checkpoint(path, other, target=target)
+
+
+class Hostile:
+    """Unpickling it calls ``os.system``."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f'touch {self.marker}',)
+
+
+def test_a_hostile_file(tmp_path: Path, out: Path) -> None:
+    marker, path = tmp_path / 'run', tmp_path / 'hostile.pkl'
+    path.write_bytes(pickle.dumps({'model': {'a': Hostile(marker)}, '__author__': 'x'}))
+    with pytest.raises(UnsafeCheckpointError, match=r'hostile\.pkl was refused.*posix\.system'):
+        convert_checkpoint(path, out.with_suffix('.pth'))
+    assert not marker.exists()
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize('kind', ['mmseg_m2f', 'detectron2', 'hf'])
+def test_a_truncated_file(source: Path, tmp_path: Path, out: Path, kind: str) -> None:
+    path = tmp_path / f'cut{SUFFIXES[kind]}'
+    convert_checkpoint(source, path, target=kind)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r'cut\.\w+ cannot be read'):
+        convert_checkpoint(path, out.with_suffix('.pth'))
+    assert not out.parent.exists()
+
+
+def test_another_architecture(source: Path, out: Path) -> None:
+    deeper = config(decoder={'num_layers': 3, 'ffn_dim': 16})
+    for target in SUFFIXES:
+        file = out.with_suffix(SUFFIXES[target])
+        with pytest.raises(CheckpointError, match='another architecture'):
+            convert_checkpoint(source, file, deeper, target=target)
+    assert not out.parent.exists()
+    convert_checkpoint(source, out.with_suffix('.pth'), deeper, min_matched=0)
+
+
+def test_another_number_of_classes(source: Path, out: Path) -> None:
+    with pytest.raises(CheckpointError, match='has 3 classes, the model 5'):
+        convert_checkpoint(source, out.with_suffix('.pth'), config(num_classes=5))
+    assert not out.parent.exists()
+
+
+def test_another_number_of_queries_keeps_those_of_the_file(source: Path, out: Path) -> None:
+    file = out.with_suffix('.pth')
+    convert_checkpoint(source, file, config(num_queries=9))
+    weights = read_checkpoint(file)['state_dict']
+    assert len(weights['decode_head.decoder.query_feat.weight']) == 6
+
+
+def test_another_model(tmp_path: Path, out: Path) -> None:
+    path = tmp_path / 'other.pth'
+    for content in ({'state_dict': {'conv_seg.weight': torch.ones(1)}}, {'state_dict': {}}, 5):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=r'other\.pth (cannot be|holds no weights)'):
+            convert_checkpoint(path, out.with_suffix('.pth'))
+    assert not out.parent.exists()
+
+
+def test_a_write_that_fails_leaves_nothing(
+    source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(content: object, file: object, protocol: int) -> None:
+        file.write(b'half')
+        raise OSError('disk full')
+
+    monkeypatch.setattr(pickle, 'dump', fail)
+    with pytest.raises(OSError, match='disk full'):
+        convert_checkpoint(source, out.with_suffix('.pkl'), target='detectron2')
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'target': 'detectron2'}, r'files of detectron2 end in \.pkl'),
+        ({'target': 'caffe'}, 'target must be one of mmseg_m2f, detectron2'),
+        ({'source': 'caffe'}, 'source must be one of auto, mmseg_m2f'),
+        ({'reorder': 'stuff-first'}, 'reorder must be one of things-first'),
+        ({'reorder': 'things-first'}, 'needs a config'),
+    ],
+)
+def test_wrong_arguments(source: Path, out: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(source, out.with_suffix('.pth'), **options)
+    assert not out.parent.exists()
+
+
+def test_a_config_without_our_head(source: Path, out: Path) -> None:
+    model = segmentor()
+    model['decode_head'] = {
+        'type': 'FCNHead',
+        'in_channels': 64,
+        'channels': 8,
+        'num_classes': 3,
+        'norm_cfg': {'type': 'BN'},
+    }
+    with pytest.raises(ValueError, match='EncoderDecoder has no head of mmseg_m2f'):
+        convert_checkpoint(
+            source, out.with_suffix('.pth'), Config({'model': model, 'default_scope': 'mmseg'})
+        )
+
+
+def test_the_layout_of_the_source_cannot_be_claimed(source: Path, out: Path) -> None:
+    convert_checkpoint(source, out / 'theirs.pth', target='mmseg')
+    with pytest.raises(CheckpointError, match='names are those of mmseg, not of mmseg_m2f'):
+        convert_checkpoint(out / 'theirs.pth', out / 'again.pth', source='mmseg_m2f')
+    assert [path.name for path in out.iterdir()] == ['theirs.pth']
+
+
+@pytest.mark.parametrize('content', [{1: torch.ones(1)}, {'backbone.conv1.weight': 3}])
+def test_what_is_no_weight_is_named(tmp_path: Path, out: Path, content: dict) -> None:
+    torch.save({'state_dict': content}, tmp_path / 'bad.pth')
+    with pytest.raises(CheckpointError, match='holds no weights: its state_dict has'):
+        convert_checkpoint(tmp_path / 'bad.pth', out / 'ours.pth')
+    assert not out.exists()
+
+
+def test_a_config_without_a_model(source: Path, out: Path) -> None:
+    with pytest.raises(ValueError, match='has no model'):
+        convert_checkpoint(source, out / 'ours.pth', config=Config({'train_cfg': {}}))
+
+
+def test_a_lowered_bound_does_not_end_in_torch(source: Path, out: Path) -> None:
+    wide = config(decoder={'num_layers': 1, 'ffn_dim': 24})
+    with pytest.raises(CheckpointError, match='another architecture'):
+        convert_checkpoint(source, out / 'ours.pth', config=wide)
+    convert_checkpoint(source, out / 'ours.pth', config=wide, min_matched=0)
+
+
+COLORS = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+
+
+@pytest.mark.parametrize(
+    ('meta', 'kept'),
+    [
+        ({'dataset_meta': {'CLASSES': CLASSES, 'PALETTE': COLORS}}, (CLASSES, COLORS)),
+        ({'dataset_meta': {'CLASSES': CLASSES, 'PALETTE': None}}, (CLASSES, NAMED['palette'])),
+        ({'CLASSES': CLASSES, 'PALETTE': COLORS}, (CLASSES, COLORS)),
+        (
+            {'dataset_meta': {'classes': CLASSES, 'palette': np.array(COLORS)}},
+            (CLASSES, COLORS),
+        ),
+        (
+            {'dataset_meta': {'classes': CLASSES, 'palette': {0: torch.ones(3)}}},
+            (CLASSES, NAMED['palette']),
+        ),
+        ({'dataset_meta': None}, None),
+        ({'dataset_meta': 'coco'}, None),
+        ({'dataset_meta': {'classes': 'abc'}}, None),
+        ({'dataset_meta': {'classes': (1, 2, 3)}}, None),
+        (['coco'], None),
+    ],
+    ids=['upper', 'none', 'old', 'numpy', 'unusable', 'no meta', 'text', 'word', 'numbers', 'list'],
+)
+def test_names_of_the_classes(
+    state: dict[str, Tensor], tmp_path: Path, said: list[str], meta: object, kept: tuple | None
+) -> None:
+    path, folder = tmp_path / 'in.pth', tmp_path / 'hf'
+    torch.save({'state_dict': state, 'meta': meta}, path)
+    convert_checkpoint(path, tmp_path / 'out.pth')
+    convert_checkpoint(path, folder / 'model.safetensors', target='hf')
+    got = torch.load(tmp_path / 'out.pth', weights_only=True)['meta']
+    assert got == (
+        {'dataset_meta': dict(zip(('classes', 'palette'), kept, strict=True))} if kept else {}
+    )
+    labels = json.loads((folder / 'config.json').read_text())['id2label']
+    assert [*labels.values()] == [*(kept[0] if kept else ('LABEL_0', 'LABEL_1', 'LABEL_2'))]
+    unusable = any(word in str(meta) for word in ('coco', 'abc', '(1, 2', 'tensor'))
+    assert any('left out' in line for line in said) == unusable
+
+
+def test_names_that_are_not_written_are_logged(source: Path, out: Path, said: list[str]) -> None:
+    for target, name in (('detectron2', 'out.pkl'), ('hf', 'out.safetensors')):
+        convert_checkpoint(source, out / name, target=target)
+        assert f'{name} has no place for the names of the classes' in said[-1]
+
+
+def test_in_another_order_only_what_can_follow_is_kept(
+    state: dict[str, Tensor], tmp_path: Path, said: list[str]
+) -> None:
+    things = {'thing_classes': ['car'], 'stuff_classes': ['wall', 'sky']}
+    meta = {'classes': CLASSES, 'palette': COLORS, 'label_map': {0: 2}, **things}
+    torch.save({'state_dict': state, 'meta': {'dataset_meta': meta}}, tmp_path / 'in.pth')
+    convert_checkpoint(tmp_path / 'in.pth', tmp_path / 'out.pth', reorder=[2, 0, 1])
+    got = torch.load(tmp_path / 'out.pth', weights_only=True)['meta']['dataset_meta']
+    moved = {'classes': ['car', 'wall', 'sky'], 'palette': [COLORS[2], *COLORS[:2]]}
+    assert got == {**moved, **things}
+    assert any('label_map' in line for line in said)
+
+
+def test_a_file_of_huggingface_has_the_names_beside_it(source: Path, tmp_path: Path) -> None:
+    file = tmp_path / 'hf' / 'model.safetensors'
+    convert_checkpoint(source, file, target='hf')
+    for path in (file, file.parent):
+        convert_checkpoint(path, tmp_path / 'out.pth')
+        meta = torch.load(tmp_path / 'out.pth', weights_only=True)['meta']
+        assert meta == {'dataset_meta': {**NAMED, 'classes': [*CLASSES]}}
+
+
+@pytest.mark.parametrize('backbone', [{'type': 'NoSuch'}, {'type': 'ResNet', 'deep': 3}])
+def test_a_config_that_cannot_be_built(source: Path, out: Path, backbone: dict) -> None:
+    cfg = Config({'model': {**segmentor(), 'backbone': backbone}, 'default_scope': 'mmseg'})
+    with pytest.raises(ValueError, match=r'model of the config cannot be built: .*(NoSuch|deep)'):
+        convert_checkpoint(source, out / 'ours.pth', cfg)

@@ -1,0 +1,397 @@
+"""Checkpoints of any known layout load into our models, and wrong ones say what is wrong."""
+
+import copy
+import logging
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import ExponentialMovingAverage
+from mmengine.registry import MODELS as ALL_MODELS
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from mmengine.structures import PixelData
+from mmseg.apis import inference_model, init_model, show_result_pyplot
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import mmseg_m2f.adapters  # noqa: F401 - the hook
+from mmseg_m2f.adapters.checkpoints import report as load_report
+from mmseg_m2f.adapters.checkpoints.convert_file import convert_checkpoint
+from mmseg_m2f.adapters.checkpoints.convert_on_load import LoadRules, check_resumable, load_rules
+from mmseg_m2f.adapters.checkpoints.loader import CheckpointError
+from mmseg_m2f.checkpoints import resize_window, to_theirs
+from tests.adapters.small_models import build, detector, segmentor
+
+FOREIGN = ('detectron2', 'mmdet', 'mmseg', 'hf')
+
+
+@pytest.fixture
+def source() -> nn.Module:
+    return build()
+
+
+def write(state: dict[str, Tensor], layout: str, folder: Path) -> Path:
+    """A file as its makers write it."""
+    theirs = to_theirs(state, layout)
+    if layout == 'detectron2':
+        path = folder / 'model_final.pkl'
+        arrays = {key: value.numpy() for key, value in theirs.items()}
+        path.write_bytes(pickle.dumps({'model': arrays, '__author__': 'third_party'}))
+    elif layout == 'hf':
+        path = folder / 'model.safetensors'
+        save_file({key: value.clone() for key, value in theirs.items()}, path)
+    else:
+        path = folder / f'{layout}.pth'
+        torch.save({'state_dict': theirs, 'meta': {}}, path)
+    return path
+
+
+def assert_same(model: nn.Module, state: dict[str, Tensor]) -> None:
+    got = model.state_dict()
+    assert got.keys() == state.keys()
+    for key, value in state.items():
+        if 'num_batches_tracked' not in key:
+            torch.testing.assert_close(got[key], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('layout', FOREIGN)
+def test_stock_loading_takes_foreign_files(
+    source: nn.Module, said: list[str], tmp_path: Path, layout: str
+) -> None:
+    path = write(source.state_dict(), layout, tmp_path)
+    model = build()
+    load_checkpoint(model, str(path), map_location='cpu', strict=True)
+    assert_same(model, source.state_dict())
+    assert 'converted for decode_head' in said[-2]
+    assert said[-1].startswith('loading the checkpoint: all tensors matched: backbone ')
+
+
+@pytest.mark.parametrize('layout', FOREIGN)
+def test_torch_loads_them_too_and_leaves_the_callers_dict_alone(
+    source: nn.Module, layout: str
+) -> None:
+    theirs = to_theirs(source.state_dict(), layout)
+    before = dict(theirs)
+    model = build()
+    model.load_state_dict(theirs)
+    assert_same(model, source.state_dict())
+    assert theirs.keys() == before.keys()
+
+
+def test_init_model_of_mmseg(source: nn.Module, tmp_path: Path) -> None:
+    for layout in ('detectron2', 'hf'):
+        path = write(source.state_dict(), layout, tmp_path)
+        with (
+            pytest.warns(UserWarning, match='No suitable dataset'),
+            pytest.warns(UserWarning, match='class names are not saved'),
+        ):
+            model = init_model(Config({'model': segmentor()}), str(path), device='cpu')
+        assert_same(model, source.state_dict())
+
+
+def test_mmseg_draws_the_classes_of_a_folder_of_huggingface(
+    source: nn.Module, tmp_path: Path
+) -> None:
+    meta = {'dataset_meta': {'classes': ('wall', 'sky', 'car')}}
+    torch.save({'state_dict': source.state_dict(), 'meta': meta}, tmp_path / 'in.pth')
+    folder, converted = tmp_path / 'hf', tmp_path / 'out.pth'
+    convert_checkpoint(tmp_path / 'in.pth', folder / 'model.safetensors', target='hf')
+    convert_checkpoint(folder, converted)
+    pipeline = [{'type': 'LoadImageFromFile'}, {'type': 'PackSegInputs'}]
+    config = Config({'model': segmentor(), 'test_pipeline': pipeline})
+    image = np.zeros((64, 64, 3), np.uint8)
+    for path in (folder, converted):
+        model = init_model(config, str(path), device='cpu')
+        assert list(model.dataset_meta['classes']) == ['wall', 'sky', 'car']
+        result = inference_model(model, image)
+        drawn = show_result_pyplot(
+            model, image, result, show=False, with_labels=False, save_dir=str(tmp_path)
+        )
+        colors = {tuple(color) for color in model.dataset_meta['palette']}
+        assert len(colors) == 3
+        assert drawn.any()
+
+
+def test_own_checkpoints_load_as_before(source: nn.Module, said: list[str]) -> None:
+    model = build()
+    model.load_state_dict(source.state_dict())
+    assert_same(model, source.state_dict())
+    assert said == [
+        'loading the checkpoint: all tensors matched: backbone 100, pixel_decoder 37, decoder 41, '
+        'heads 8'
+    ]
+
+
+def test_init_detector_of_mmdet(tmp_path: Path) -> None:
+    apis = pytest.importorskip('mmdet.apis')
+    config = Config({'model': detector()})
+    init_default_scope('mmdet')
+    source = ALL_MODELS.build(detector())
+    for layout in ('detectron2', 'hf'):
+        path = write(source.state_dict(), layout, tmp_path)
+        with pytest.warns(UserWarning, match='class names are not saved'):
+            model = apis.init_detector(config, str(path), device='cpu', palette='coco')
+        assert_same(model, source.state_dict())
+
+
+def test_wrapped_models(source: nn.Module, tmp_path: Path) -> None:
+    """Several devices, a copy that averages, and the prefix of both."""
+    parallel = nn.DataParallel(build())
+    load_checkpoint(parallel, str(write(source.state_dict(), 'detectron2', tmp_path)))
+    assert_same(parallel.module, source.state_dict())
+    average = ExponentialMovingAverage(build())
+    average.load_state_dict({'steps': torch.tensor(3), **with_prefix(source.state_dict())})
+    assert_same(average.module, source.state_dict())
+    foreign = to_theirs(source.state_dict(), 'detectron2')
+    other = ExponentialMovingAverage(build())
+    other.load_state_dict({'steps': torch.tensor(3), **with_prefix(foreign)})
+    assert_same(other.module, source.state_dict())
+
+
+def with_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f'module.{key}': value for key, value in state.items()}
+
+
+def test_copies_check_themselves(source: nn.Module) -> None:
+    original = build()
+    twin = copy.deepcopy(original)
+    del original
+    twin.load_state_dict(to_theirs(source.state_dict(), 'mmdet'))
+    assert_same(twin, source.state_dict())
+
+
+def test_other_models_are_left_alone(said: list[str]) -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.decode_head = nn.Linear(1, 1)
+
+    result = Other().load_state_dict({'sem_seg_head.x': torch.ones(1)}, strict=False)
+    assert result.unexpected_keys == ['sem_seg_head.x']
+    assert not said
+
+
+@pytest.mark.parametrize('number', [50, 300])
+@pytest.mark.parametrize('layout', ['mmseg_m2f', 'detectron2'])
+def test_other_numbers_of_queries(said: list[str], layout: str, number: int) -> None:
+    source = build(num_queries=100)
+    model = build(num_queries=number)
+    random = torch.get_rng_state()
+    model.load_state_dict(to_theirs(source.state_dict(), layout))
+    assert torch.equal(torch.get_rng_state(), random)
+    kept = min(number, 100)
+    for name in ('query_feat', 'query_embed'):
+        rows, old = (
+            part.decode_head.decoder.get_submodule(name).weight for part in (model, source)
+        )
+        assert torch.equal(rows[:kept], old[:kept])
+        assert len(rows.unique(dim=0)) == number
+    assert any(f'has 100 queries, the model {number}' in line for line in said)
+    row = next(line for line in said[-1].splitlines() if line.startswith('decoder'))
+    assert row.split()[2:] == ['2', '0', '0']
+    train_a_step(model)
+
+
+@pytest.mark.parametrize('number', [2, 7])
+def test_other_numbers_of_classes(source: nn.Module, said: list[str], number: int) -> None:
+    model = build(num_classes=number)
+    model.load_state_dict(to_theirs(source.state_dict(), 'hf'))
+    rows, old = (part.decode_head.decoder.class_embed.weight for part in (model, source))
+    kept = min(number, 3)
+    assert torch.equal(rows[:kept], old[:kept])
+    assert torch.equal(rows[-1], old[-1])
+    assert any(f'has 3 classes, the model {number}' in line for line in said)
+    train_a_step(model)
+
+
+def test_another_window_of_swin(said: list[str]) -> None:
+    def with_window(side: int) -> nn.Module:
+        swin = {'type': 'SwinTransformer', 'embed_dims': 8, 'depths': [1] * 4, 'window_size': side}
+        init_default_scope('mmseg')
+        return MODELS.build({**segmentor(), 'backbone': {**swin, 'num_heads': [1, 2, 4, 8]}})
+
+    source, model = with_window(7), with_window(4)
+    model.load_state_dict(source.state_dict())
+    assert any('other windows in its Swin' in line for line in said)
+    table = 'backbone.stages.2.blocks.0.attn.w_msa.relative_position_bias_table'
+    expected = resize_window(source.state_dict()[table], 49)
+    assert torch.equal(model.state_dict()[table], expected)
+    train_a_step(model)
+
+
+def train_a_step(model: nn.Module) -> None:
+    sample = SegDataSample(metainfo={'img_path': 'none'})
+    sample.gt_sem_seg = PixelData(data=torch.randint(0, 2, (1, 64, 64)))
+    optimiser = torch.optim.SGD(model.parameters(), 1e-3)
+    losses = model.loss(torch.randn(1, 3, 64, 64), [sample])
+    sum(losses.values()).backward()
+    optimiser.step()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_both_processes_of_a_training_get_the_same_new_rows(source: nn.Module) -> None:
+    models = []
+    for seed in (1, 2):
+        model = build(num_queries=30)
+        torch.manual_seed(seed)
+        model.load_state_dict(source.state_dict())
+        models.append(model.state_dict())
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+
+
+def test_a_test_refuses_other_classes(source: nn.Module) -> None:
+    model = build(num_classes=7)
+    before = copy.deepcopy(model.state_dict())
+    with (
+        load_rules(other_classes=False),
+        pytest.raises(CheckpointError, match=r'has 3 classes, the model 7.*config of the data set'),
+    ):
+        model.load_state_dict(to_theirs(source.state_dict(), 'detectron2'))
+    assert_same(model, before)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'wrong'),
+    [
+        ({'depth': 34}, r'backbone: \d+ of \d+ tensors match; only in the model: backbone\.layer1'),
+        ({'depth': 50}, r'backbone: .*of another shape: backbone\.layer1\.0\.conv1\.weight'),
+        ({'num_layers': 4}, r'decoder: .*only in the model: decode_head\.decoder\.layers\.2'),
+    ],
+)
+@pytest.mark.parametrize('layout', ['mmseg_m2f', 'detectron2'])
+def test_another_architecture(source: nn.Module, layout: str, changes: dict, wrong: str) -> None:
+    model = build(**changes)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(CheckpointError, match=f'another architecture.*{wrong}.*--min-matched'):
+        model.load_state_dict(to_theirs(source.state_dict(), layout), strict=False)
+    assert_same(model, before)
+
+
+def test_a_deeper_backbone_is_another_architecture(source: nn.Module) -> None:
+    """All tensors of the model are found, and a third of the checkpoint is not used."""
+    deeper = build(depth=34).state_dict()
+    with pytest.raises(CheckpointError, match=r'only in the checkpoint: backbone\.layer'):
+        source.load_state_dict(deeper, strict=False)
+    with load_rules(min_matched=0.4):
+        source.load_state_dict(deeper, strict=False)
+    assert torch.equal(source.backbone.conv1.weight, deeper['backbone.conv1.weight'])
+
+
+def test_another_model(source: nn.Module) -> None:
+    other = {
+        'decode_head.conv_seg.weight': torch.ones(3, 4),
+        'backbone.conv1.weight': torch.ones(1),
+    }
+    with pytest.raises(CheckpointError, match=r'no checkpoint of a Mask2Former.*sem_seg_head\.'):
+        source.load_state_dict(other, strict=False)
+
+
+def test_a_backbone_alone(source: nn.Module, said: list[str]) -> None:
+    other = build()
+    backbone = {key: value for key, value in other.state_dict().items() if 'backbone' in key}
+    bare = {key.removeprefix('backbone.'): value for key, value in backbone.items()}
+    for part in (backbone, bare):
+        with pytest.raises(CheckpointError, match=r'backbone only.*checkpoint=FILE\)'):
+            source.load_state_dict(part, strict=False)
+        with load_rules(min_matched=0):
+            source.load_state_dict(part, strict=False)
+    assert torch.equal(source.backbone.conv1.weight, other.backbone.conv1.weight)
+    assert any(line.split()[:2] == ['pixel_decoder', '0'] for line in said[-1].splitlines())
+
+
+def test_a_damaged_layout(source: nn.Module) -> None:
+    theirs = to_theirs(source.state_dict(), 'hf')
+    del theirs['model.transformer_module.decoder.layers.1.self_attn.k_proj.weight']
+    with pytest.raises(CheckpointError, match=r'cannot be converted.*k_proj'):
+        source.load_state_dict(theirs)
+
+
+def test_bounds_of_the_rules() -> None:
+    with pytest.raises(ValueError, match='between 0 and 1, got 95'):
+        LoadRules(min_matched=95)
+
+
+def test_report_by_hand() -> None:
+    one, two = torch.ones(1), torch.ones(2)
+    model = {
+        'backbone.a': one,
+        'backbone.b': one,
+        'backbone.bn.num_batches_tracked': one,
+        'decode_head.pixel_decoder.c': one,
+        'decode_head.decoder.class_embed.weight': two,
+    }
+    weights = {
+        'backbone.a': one,
+        'backbone.b': two,
+        'backbone.z': one,
+        'decode_head.pixel_decoder.c': one,
+        'decode_head.decoder.class_embed.weight': two,
+        'ema.y': one,
+    }
+    changed = ['decode_head.decoder.class_embed.weight']
+    matches = load_report.compare(model, weights, changed)
+    assert [(match.module, *map(len, match[1:])) for match in matches] == [
+        ('backbone', 1, 0, 1, 1),
+        ('pixel_decoder', 1, 0, 0, 0),
+        ('heads', 0, 1, 0, 0),
+        ('ema', 0, 0, 0, 1),
+    ]
+    assert [match.share for match in matches] == [1 / 3, 1, 1, 0]
+    assert [match.module for match in load_report.misfits(matches, 0.5)] == ['backbone']
+    assert load_report.description(matches[0], model, weights) == (
+        'backbone: 1 of 2 tensors match; of another shape: backbone.b 2 for 1; '
+        'only in the checkpoint: backbone.z'
+    )
+
+
+def test_whatever_fits_is_loaded_where_no_bound_is_set(source: nn.Module) -> None:
+    model = build(depth=34)
+    state = source.state_dict()
+    state['decode_head.decoder.norm.weight'] = torch.ones(7)
+    with load_rules(min_matched=0):
+        model.load_state_dict(state, strict=False)
+    assert torch.equal(model.backbone.conv1.weight, source.backbone.conv1.weight)
+
+
+def test_another_kind_of_model_is_named(source: nn.Module) -> None:
+    state = {k: v for k, v in source.state_dict().items() if k.startswith('backbone.')}
+    with pytest.raises(CheckpointError, match=r"no head of a Mask2Former.*\['rpn_head'\]"):
+        source.load_state_dict({**state, 'rpn_head.conv.weight': torch.ones(1)})
+
+
+def test_what_is_missing_is_a_warning(source: nn.Module) -> None:
+    from mmengine.logging import MMLogger
+
+    state = source.state_dict()
+    del state['decode_head.decoder.query_feat.weight']
+    logger = MMLogger.get_current_instance()
+    levels: list[int] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: levels.append(record.levelno)  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        source.load_state_dict(state, strict=False)
+    finally:
+        logger.removeHandler(handler)
+    assert levels == [logging.WARNING]
+
+
+def test_only_a_run_of_such_a_model_is_resumed(source: nn.Module) -> None:
+    """A run of another project has an optimiser state too, of other parameters."""
+    run = {'meta': {'epoch': 0, 'iter': 2}, 'message_hub': {}, 'optimizer': {}}
+    own = source.state_dict()
+    check_resumable(source, {**run, 'state_dict': own}, 'own.pth')
+    check_resumable(source, {**run, 'state_dict': with_prefix(own)}, 'parallel.pth')
+    check_resumable(nn.Linear(1, 1), {**run, 'state_dict': {}}, 'of a model without our head')
+    theirs = to_theirs(own, 'mmdet')
+    with pytest.raises(CheckpointError, match=r"^x\.pth cannot be resumed: .*another model's.*=x"):
+        check_resumable(source, {**run, 'state_dict': theirs}, 'x.pth')
+    for weights in (own, theirs):
+        with pytest.raises(CheckpointError, match=r'no optimiser state.*load_from=x\.pth'):
+            check_resumable(source, {'state_dict': weights, 'meta': {}}, 'x.pth')

@@ -1,0 +1,292 @@
+"""Files of other projects are read as they are, and hostile ones run nothing."""
+
+import builtins
+import json
+import os
+import pickle
+import struct
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.runner import CheckpointLoader
+from safetensors.torch import save_file
+
+from mmseg_m2f.adapters.checkpoints.loader import (
+    CheckpointError,
+    UnsafeCheckpointError,
+    install_safe_loader,
+    read_checkpoint,
+)
+
+ARRAYS = {
+    'backbone.stem.conv1.weight': np.arange(6, dtype=np.float32).reshape(2, 3) / 7,
+    'half': np.arange(3, dtype=np.float16),
+    'count': np.array(5),
+    'fortran': np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    'big endian': np.arange(3, dtype='>f4'),
+}
+
+
+@pytest.fixture(autouse=True)
+def installed() -> None:
+    install_safe_loader()
+
+
+def load(path: Path) -> dict:
+    return CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+
+
+def old_string(value: bytes) -> bytes:
+    """Python 2 wrote its strings without an encoding."""
+    return b'T' + struct.pack('<i', len(value)) + value
+
+
+def old_array(value: np.ndarray, code: bytes) -> bytes:
+    """A two-dimensional array as NumPy 1 wrote it under Python 2, protocol 2."""
+    shape = b''.join(b'K' + bytes([side]) for side in value.shape) + b'\x86'
+    dtype = b'cnumpy\ndtype\n' + old_string(code) + b'K\x00K\x01\x87R'
+    unset = b'J' + struct.pack('<i', -1)
+    dtype += b'(K\x03' + old_string(b'<') + b'NNN' + unset + unset + b'K\x00tb'
+    empty = b'cnumpy\nndarray\nK\x00\x85' + old_string(b'b') + b'\x87R'
+    state = b'(K\x01' + shape + dtype + b'\x89' + old_string(value.tobytes()) + b'tb'
+    return b'cnumpy.core.multiarray\n_reconstruct\n' + empty + state
+
+
+def old_file(value: np.ndarray) -> bytes:
+    """Of the time of Python 2: ``{'model': {'w': value}, '__author__': ...}``."""
+    model = b'}' + old_string(b'w') + old_array(value, b'f4') + b's'
+    author = old_string(b'__author__') + old_string('Jos\xe9'.encode('latin1'))
+    return b'\x80\x02}(' + old_string(b'model') + model + author + b'u.'
+
+
+# Protocols 0 and 1 have no mark: there the suffix must tell.
+@pytest.mark.parametrize(
+    ('name', 'protocol'),
+    [
+        *(('model.pkl', protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)),
+        *(('model.pth', protocol) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)),
+    ],
+)
+def test_arrays_of_detectron2(tmp_path: Path, name: str, protocol: int) -> None:
+    path = tmp_path / name
+    content = {'model': ARRAYS, '__author__': 'third_party', 'matching_heuristics': True}
+    path.write_bytes(pickle.dumps(content, protocol))
+    loaded = load(path)
+    assert loaded['meta'] == {'__author__': 'third_party', 'matching_heuristics': True}
+    assert list(loaded['state_dict']) == list(ARRAYS)
+    for key, value in loaded['state_dict'].items():
+        np.testing.assert_array_equal(value.numpy(), ARRAYS[key])
+        assert value.shape == ARRAYS[key].shape
+        assert str(value.dtype).removeprefix('torch.') == ARRAYS[key].dtype.name
+
+
+def test_arrays_in_the_old_encoding(tmp_path: Path) -> None:
+    value = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
+    assert value.tobytes().decode('latin1') != value.tobytes().decode('ascii', 'ignore')
+    # The bytes above are a pickle that Python itself understands so.
+    known = pickle.loads(old_file(value), encoding='latin1')
+    np.testing.assert_array_equal(known['model']['w'], value)
+    path = tmp_path / 'old.pkl'
+    path.write_bytes(old_file(value))
+    loaded = load(path)
+    np.testing.assert_array_equal(loaded['state_dict']['w'].numpy(), value)
+    assert loaded['meta'] == {'__author__': 'Jos\xe9'}
+    # Nothing of the file is kept: writing into the weights is allowed.
+    loaded['state_dict']['w'].zero_()
+
+
+def test_arrays_without_a_frame(tmp_path: Path) -> None:
+    path = tmp_path / 'bare.pkl'
+    path.write_bytes(pickle.dumps(OrderedDict(ARRAYS), 2))
+    assert list(load(path)['state_dict']) == list(ARRAYS)
+
+
+class Call:
+    """Pickles as a call of ``function(*args)``."""
+
+    def __init__(self, function: Callable, *args: object) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+class State:
+    """Pickles as a name whose state is set."""
+
+    def __init__(self, name: str, state: object) -> None:
+        self.name, self.state = name, state
+
+    def dump(self) -> bytes:
+        module, _, attribute = self.name.rpartition('.')
+        body = pickle.dumps(self.state, 2)[2:-1]
+        return f'\x80\x02c{module}\n{attribute}\n'.encode('latin1') + body + b'b.'
+
+
+HOSTILE: dict[str, Callable[[str], object]] = {
+    'system': lambda marker: Call(os.system, f'touch {marker}'),
+    'eval': lambda marker: {'model': Call(builtins.eval, f'open({marker!r}, "w")')},
+    'open': lambda marker: {'model': ARRAYS, 'other': [Call(builtins.open, marker, 'w')]},
+    'in an array': lambda marker: {
+        'model': {'w': np.array([Call(os.system, f'touch {marker}')], dtype=object)}
+    },
+    'torch': lambda marker: {'model': {'w': Call(torch.storage._load_from_bytes, b'')}},
+}
+
+
+@pytest.mark.parametrize('protocol', [0, 2, 4])
+@pytest.mark.parametrize('kind', HOSTILE)
+def test_hostile_arrays_run_nothing(tmp_path: Path, kind: str, protocol: int) -> None:
+    marker, path = tmp_path / 'run', tmp_path / 'hostile.pkl'
+    path.write_bytes(pickle.dumps(HOSTILE[kind](str(marker)), protocol))
+    with pytest.raises(UnsafeCheckpointError, match=r'hostile\.pkl was refused and nothing'):
+        load(path)
+    assert not marker.exists()
+
+
+def test_the_hostile_arrays_are_hostile(tmp_path: Path) -> None:
+    for kind in ('system', 'in an array'):
+        marker = tmp_path / kind.replace(' ', '_')
+        pickle.loads(pickle.dumps(HOSTILE[kind](str(marker)), 2))
+        assert marker.exists(), kind
+
+
+@pytest.mark.parametrize(
+    'name', ['numpy.dtype', 'numpy.ndarray', '_codecs.encode', 'collections.OrderedDict']
+)
+def test_the_names_a_file_may_use_cannot_be_changed_by_it(tmp_path: Path, name: str) -> None:
+    state = (None, {'__defaults__': ('rot13',), 'KINDS': 'O', '__call__': 1})
+    path = tmp_path / 'hostile.pkl'
+    for attempt in (state, state[1]):
+        path.write_bytes(State(name, attempt).dump())
+        with pytest.raises(UnsafeCheckpointError):
+            load(path)
+    path.write_bytes(pickle.dumps({'model': ARRAYS}, 2))
+    assert len(load(path)['state_dict']) == len(ARRAYS)
+
+
+def test_other_codecs_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / 'hostile.pkl'
+    path.write_bytes(b'\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.')
+    with pytest.raises(UnsafeCheckpointError, match=r'_codecs\.encode'):
+        load(path)
+
+
+@pytest.mark.parametrize('protocol', [0, 2, 4])
+def test_damaged_arrays(tmp_path: Path, protocol: int) -> None:
+    whole = pickle.dumps({'model': ARRAYS}, protocol)
+    path = tmp_path / 'damaged.pkl'
+    nothing = [pickle.dumps(value, protocol) for value in (3, [], {}, {'model': {'w': 'text'}})]
+    endless = b'\x80\x04\x8e' + struct.pack('<Q', 2**62) + b'.'
+    for data in (whole[: len(whole) // 2], whole[:-1], b'', b'<html>', endless, *nothing):
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match=r'damaged\.pkl (cannot be read|is not)') as error:
+            load(path)
+        assert not isinstance(error.value, UnsafeCheckpointError), data
+
+
+TENSORS = {'a': torch.arange(6.0).reshape(2, 3), 'b': torch.ones(2, dtype=torch.bfloat16)}
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / 'some.name'
+    save_file(TENSORS, path)
+    loaded = load(path)
+    assert loaded['meta'] == {}
+    assert loaded['state_dict'].keys() == TENSORS.keys()
+    assert all(torch.equal(loaded['state_dict'][key], value) for key, value in TENSORS.items())
+    from_memory = read_checkpoint(BytesIO(path.read_bytes()), name='s3://some.name')
+    assert torch.equal(from_memory['state_dict']['a'], TENSORS['a'])
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match=r'some\.name cannot be read'):
+        load(path)
+
+
+def test_safetensors_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / 'w.safetensors'
+    save_file(TENSORS, path)
+    monkeypatch.setitem(sys.modules, 'safetensors', None)
+    with pytest.raises(ImportError, match='pip install safetensors'):
+        load(path)
+
+
+@pytest.mark.parametrize('kind', ['whole', 'parts', 'torch'])
+def test_folder_of_huggingface(tmp_path: Path, kind: str) -> None:
+    (tmp_path / 'config.json').write_text('{"num_queries": 7}')
+    if kind == 'whole':
+        save_file(TENSORS, tmp_path / 'model.safetensors')
+    elif kind == 'torch':
+        torch.save(TENSORS, tmp_path / 'pytorch_model.bin')
+    else:
+        places = {key: f'model-{key}.safetensors' for key in TENSORS}
+        for key, name in places.items():
+            save_file({key: TENSORS[key]}, tmp_path / name)
+        index = tmp_path / 'model.safetensors.index.json'
+        index.write_text(json.dumps({'metadata': {}, 'weight_map': places}))
+    loaded = load(tmp_path)
+    assert loaded['meta'] == {'huggingface_config': {'num_queries': 7}}
+    assert loaded['state_dict'].keys() == TENSORS.keys()
+    assert all(torch.equal(loaded['state_dict'][key], value) for key, value in TENSORS.items())
+
+
+def test_the_names_beside_a_file_of_huggingface(tmp_path: Path) -> None:
+    config, file = tmp_path / 'config.json', tmp_path / 'model.safetensors'
+    save_file(TENSORS, file)
+    settings = {'model_type': 'mask2former', 'id2label': {'1': 'sky', '0': 'wall'}}
+    config.write_text(json.dumps(settings))
+    # Of Pascal VOC: bit by bit from the highest, so that every class has a color of its own.
+    named = {'classes': ['wall', 'sky'], 'palette': [[128, 0, 0], [0, 128, 0]]}
+    for path in (tmp_path, file):
+        assert load(path)['meta'] == {'huggingface_config': settings, 'dataset_meta': named}
+    save_file(TENSORS, tmp_path / 'other.safetensors')
+    assert load(tmp_path / 'other.safetensors')['meta'] == {}
+    keys = '{"model_type": "mask2former", "id2label": {"first": "x"}}'
+    others = '{"model_type": "bert", "id2label": {"0": "x"}}'
+    for text in (keys, others, '[]', '{', '{"id2label": 3}'):
+        config.write_text(text)
+        assert load(file)['meta'] == {}
+
+
+def test_every_class_has_a_color(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / 'model.safetensors')
+    labels = {str(i): f'n{i}' for i in range(1000)}
+    (tmp_path / 'config.json').write_text(json.dumps({'id2label': labels}))
+    palette = load(tmp_path)['meta']['dataset_meta']['palette']
+    assert len({tuple(color) for color in palette}) == 1000
+    assert all(0 <= value < 256 for color in palette for value in color)
+
+
+def test_incomplete_folders(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r'no config\.json'):
+        load(tmp_path)
+    (tmp_path / 'config.json').write_text('{}')
+    with pytest.raises(CheckpointError, match=r'has none of .*model\.safetensors'):
+        load(tmp_path)
+    index = tmp_path / 'model.safetensors.index.json'
+    index.write_text('{"weight_map": {"a": "../outside.safetensors"}}')
+    save_file(TENSORS, tmp_path.parent / 'outside.safetensors')
+    with pytest.raises(CheckpointError, match=r"not there: \['outside\.safetensors'\]"):
+        load(tmp_path)
+
+
+def test_the_suffix_does_not_decide(tmp_path: Path) -> None:
+    path = tmp_path / 'model_final.pkl'
+    for old_format in (False, True):
+        torch.save({'model': TENSORS}, path, _use_new_zipfile_serialization=not old_format)
+        assert torch.equal(load(path)['state_dict']['a'], TENSORS['a'])
+
+
+def test_bare_weights_get_a_frame(tmp_path: Path) -> None:
+    path = tmp_path / 'w.pth'
+    for content in (TENSORS, {'model': TENSORS, 'epoch': 3}):
+        torch.save(content, path)
+        loaded = load(path)
+        assert loaded['state_dict'].keys() == TENSORS.keys()
+        assert loaded['meta'] == {}
+    assert loaded['epoch'] == 3

@@ -1,0 +1,164 @@
+"""Images of the tiny COCO set with predictions made from their ground truth."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
+
+from mmseg_m2f.adapters.results.submissions import SaveResultsHook
+from mmseg_m2f.evaluation.panoptic_map import read_segments
+from mmseg_m2f.registry import DATASETS, METRICS
+
+COCO = Path(__file__).parents[3] / 'data/tiny/coco'
+ANN_FILE = COCO / 'annotations/panoptic_val.json'
+INSTANCES = COCO / 'annotations/instances_val.json'
+FIELDS = {'pred_instances': InstanceData, 'pred_panoptic_seg': PixelData, 'pred_sem_seg': PixelData}
+
+
+def panoptic_dataset(ann_file=ANN_FILE, **settings):
+    """Of the 14 images, as the test loop has it."""
+    prefixes = {'img': 'img/val', 'seg': 'panoptic/val'}
+    return DATASETS.build(
+        {
+            'type': 'mmseg_m2f.PanopticDataset',
+            'ann_file': str(ann_file),
+            'data_prefix': {key: str(COCO / folder) for key, folder in prefixes.items()},
+            'test_mode': True,
+            **settings,
+        }
+    )
+
+
+def true_segments(record) -> tuple[list[np.ndarray], list[int]]:
+    """Masks and labels of the segments that are no crowd."""
+    segment_map, labels, is_crowd, _ = read_segments(
+        record['seg_map_path'], record['segments_info']
+    )
+    chosen = np.flatnonzero(~is_crowd)
+    return [segment_map == 1 + i for i in chosen], labels[chosen].tolist()
+
+
+def sample_of(record, meta, masks, labels, scores=None) -> dict:
+    """What a model that sees these segments gives, later ones on top, in mmdet's encoding."""
+    num_classes, things = len(meta['classes']), set(meta['thing_ids'])
+    size = record['height'], record['width']
+    encoded = torch.full(size, num_classes, dtype=torch.int32)
+    label_map = torch.zeros(size, dtype=torch.int64)
+    number = 0
+    for mask, label in zip(masks, labels, strict=True):
+        number += label in things
+        encoded[mask] = label + (1000 * number if label in things else 0)
+        label_map[mask] = label
+    scores = np.ones(len(labels)) if scores is None else scores
+    kept = [i for i, label in enumerate(labels) if label in things]
+    return {
+        **record,
+        'pred_panoptic_seg': {'sem_seg': encoded[None]},
+        'pred_sem_seg': {'sem_seg': label_map[None]},
+        'pred_instances': {
+            'masks': torch.from_numpy(np.array(masks, bool).reshape(-1, *size)[kept]),
+            'labels': torch.tensor(labels, dtype=torch.int64)[kept],
+            'scores': torch.from_numpy(np.asarray(scores, float)[kept]),
+        },
+    }
+
+
+def guess(random, masks, labels, num_classes):
+    """The segments moved, a few gone, a few under another class; scores with ties."""
+    kept = [i for i in range(len(labels)) if random.random() < 0.85]
+    moved = [np.roll(masks[i], random.integers(-3, 4, 2), (0, 1)) for i in kept]
+    changed = [
+        int(random.integers(num_classes)) if random.random() < 0.1 else labels[i] for i in kept
+    ]
+    return moved, changed, random.integers(1, 10, len(kept)) / 10
+
+
+def perfect_samples(dataset) -> list[dict]:
+    return [sample_of(record, dataset.metainfo, *true_segments(record)) for record in dataset]
+
+
+def empty_samples(dataset) -> list[dict]:
+    return [sample_of(record, dataset.metainfo, [], []) for record in dataset]
+
+
+def guessed_samples(dataset) -> list[dict]:
+    random = np.random.default_rng(0)
+    num_classes = len(dataset.metainfo['classes'])
+    return [
+        sample_of(record, dataset.metainfo, *guess(random, *true_segments(record), num_classes))
+        for record in dataset
+    ]
+
+
+def evaluate(metric: str, samples: list[dict], meta, **settings) -> dict[str, float]:
+    """The metric's answer, with its results on their way between processes."""
+    built = METRICS.build({'type': f'mmseg_m2f.{metric}', **settings})
+    built.dataset_meta = meta
+    for start in range(0, len(samples), 4):
+        built.process({}, samples[start : start + 4])
+    assert len(built.results) == len(samples)
+    built.results = pickle.loads(pickle.dumps(built.results))
+    return built.evaluate(len(samples))
+
+
+class Runner:
+    """What a hook asks of a test's runner."""
+
+    def __init__(self, dataset):
+        self.test_dataloader = self
+        self.dataset = dataset
+
+
+def element(sample: dict) -> BaseDataElement:
+    """A sample as the model returns it."""
+    built = BaseDataElement(metainfo={k: v for k, v in sample.items() if k not in FIELDS})
+    for name, kind in FIELDS.items():
+        if name in sample:
+            setattr(built, name, kind(**sample[name]))
+    return built
+
+
+def save(out: Path, dataset, samples: list[dict]) -> None:
+    """A test whose results are saved."""
+    hook, runner = SaveResultsHook(str(out)), Runner(dataset)
+    hook.before_test(runner)
+    for index in range(0, len(samples), 4):
+        outputs = [element(sample) for sample in samples[index : index + 4]]
+        hook.after_test_iter(runner, index, outputs=outputs)
+    hook.after_test(runner)
+
+
+def evaluate_all(out: Path, rank: int = 0, world_size: int = 1) -> dict[str, float]:
+    """All metrics and files of five images, as one of several processes with equal shares."""
+    dataset = panoptic_dataset(indices=5)
+    samples = guessed_samples(dataset)
+    # The last share is filled up from the start.
+    share = (samples + samples)[rank : -(-len(samples) // world_size) * world_size : world_size]
+    save(out, dataset, share)
+    metrics = {}
+    for name in ('PanopticMetric', 'InstanceMetric', 'SemanticMetric'):
+        metric = METRICS.build({'type': f'mmseg_m2f.{name}'})
+        metric.dataset_meta = dataset.metainfo
+        metric.process({}, share)
+        metrics.update(metric.evaluate(len(samples)))
+    return metrics
+
+
+def with_other_ids(folder: Path) -> Path:
+    """The panoptic file with its categories in another order, under ids from 0 with gaps."""
+    content = json.loads(ANN_FILE.read_text())
+    random = np.random.default_rng(3)
+    ids = [category['id'] for category in content['categories']]
+    new = dict(zip(ids, (7 * random.permutation(len(ids))).tolist(), strict=True))
+    for category in content['categories']:
+        category['id'] = new[category['id']]
+    for annotation in content['annotations']:
+        for segment in annotation['segments_info']:
+            segment['category_id'] = new[segment['category_id']]
+    content['categories'] = [content['categories'][i] for i in random.permutation(len(ids))]
+    path = folder / 'panoptic.json'
+    path.write_text(json.dumps(content))
+    return path

@@ -1,0 +1,246 @@
+"""The decode head inside mmseg's own segmentor."""
+
+import math
+
+import pytest
+import torch
+from mmengine import ConfigDict
+from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
+
+mmseg_structures = pytest.importorskip('mmseg.structures')
+from mmseg.registry import MODELS as MMSEG_MODELS  # noqa: E402
+
+from mmseg_m2f.core import NonFinitePredictionError  # noqa: E402
+
+SMALL = {
+    'num_queries': 8,
+    'pixel_decoder': {'channels': 32, 'num_layers': 1, 'norm_groups': 8, 'ffn_dim': 32},
+    'decoder': {'num_layers': 2, 'ffn_dim': 32},
+    'losses': {'points': {'num_points': 64}},
+}
+
+
+def build_segmentor(num_classes=3, test_cfg=None, **head):
+    init_default_scope('mmseg')
+    return MMSEG_MODELS.build(
+        {
+            'type': 'EncoderDecoder',
+            'data_preprocessor': {
+                'type': 'SegDataPreProcessor',
+                'mean': [123.675, 116.28, 103.53],
+                'std': [58.395, 57.12, 57.375],
+                'bgr_to_rgb': True,
+                'size_divisor': 32,
+                'seg_pad_val': 255,
+                'test_cfg': {'size_divisor': 32},
+            },
+            'backbone': {
+                'type': 'ResNet',
+                'depth': 18,
+                'base_channels': 8,
+                'norm_cfg': {'type': 'BN'},
+            },
+            'decode_head': {
+                'type': 'mmseg_m2f.Mask2FormerHead',
+                'num_classes': num_classes,
+                'in_channels': [8, 16, 32, 64],
+                **SMALL,
+                **head,
+            },
+            'test_cfg': ConfigDict(test_cfg or {'mode': 'whole'}),
+        }
+    )
+
+
+def sample(label_map):
+    height, width = label_map.shape
+    return mmseg_structures.SegDataSample(
+        gt_sem_seg=PixelData(data=label_map[None]),
+        metainfo={
+            'img_path': 'street.jpg',
+            'seg_map_path': 'street.png',
+            'ori_shape': (height, width),
+            'img_shape': (height, width),
+        },
+    )
+
+
+def batch(size=(50, 70), num_images=2, num_classes=3):
+    generator = torch.Generator().manual_seed(0)
+    options = {'generator': generator}
+    return {
+        'inputs': [
+            torch.randint(0, 256, (3, *size), dtype=torch.uint8, **options)
+            for _ in range(num_images)
+        ],
+        'data_samples': [
+            sample(torch.randint(0, num_classes, size, **options)) for _ in range(num_images)
+        ],
+    }
+
+
+def test_loss_names_and_every_parameter_gets_a_gradient():
+    model = build_segmentor()
+    losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
+
+    expected = {f'decode.{p}loss_{n}' for p in ('d0.', 'd1.', '') for n in ('cls', 'mask', 'dice')}
+    assert set(losses) == expected
+    model.parse_losses(losses)[0].backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_a_batch_of_ignored_pixels_only_trains():
+    model = build_segmentor()
+    data = batch()
+    for data_sample in data['data_samples']:
+        data_sample.gt_sem_seg.data[:] = 255
+    losses = model(**model.data_preprocessor(data, training=True), mode='loss')
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    assert torch.isfinite(total)
+    assert losses['decode.loss_mask'] == 0
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@torch.no_grad()
+def predict(model, data, **test_cfg):
+    model.eval()
+    model.test_cfg = ConfigDict(test_cfg)
+    return [out.seg_logits.data for out in model.test_step(data)]
+
+
+@pytest.mark.parametrize('window', [(64, 96), (200, 300)])
+def test_a_window_as_large_as_the_padded_image_equals_whole_bit_for_bit(window):
+    model = build_segmentor()
+    whole = predict(model, batch(), mode='whole')
+    slide = predict(model, batch(), mode='slide', crop_size=window, stride=(32, 32))
+    assert all(torch.equal(a, b) for a, b in zip(whole, slide, strict=True))
+
+
+def test_sliding_windows_give_scores_at_the_original_size():
+    model = build_segmentor()
+    scores = predict(model, batch(), mode='slide', crop_size=(40, 41), stride=(16, 24))
+    assert [tuple(s.shape) for s in scores] == [(3, 50, 70), (3, 50, 70)]
+    # Each image of the batch is treated alike: alone it gives the same scores.
+    data = batch()
+    second = {key: value[1:] for key, value in data.items()}
+    alone = predict(model, second, mode='slide', crop_size=(40, 41), stride=(16, 24))
+    torch.testing.assert_close(alone[0], scores[1], rtol=0, atol=1e-5)
+
+
+def test_whole_prediction_follows_the_official_order():
+    """Scores at the padded size, then crop, then bilinear resize to the original size."""
+    model = build_segmentor()
+    data = batch(num_images=1)
+    data['data_samples'][0].set_metainfo({'ori_shape': (100, 140)})
+    got = predict(model, data, mode='whole')[0]
+
+    inputs = model.data_preprocessor(batch(num_images=1), training=False)['inputs']
+    with torch.no_grad():
+        class_logits, mask_logits = model.decode_head(model.extract_feat(inputs))
+    assert inputs.shape[-2:] == (64, 96)
+    masks = torch.nn.functional.interpolate(mask_logits, size=(64, 96), mode='bilinear')
+    scores = torch.einsum('qk,qhw->khw', class_logits[0].softmax(-1)[:, :-1], masks[0].sigmoid())
+    expected = torch.nn.functional.interpolate(
+        scores[None, :, :50, :70], size=(100, 140), mode='bilinear'
+    )[0]
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_scores_carry_a_gradient_where_one_is_asked_for():
+    model = build_segmentor().eval()
+    inputs = model.data_preprocessor(batch(num_images=1), training=False)['inputs']
+    metas = [{'img_shape': (64, 96), 'pad_shape': (64, 96)}]
+    features = model.extract_feat(inputs.requires_grad_())
+    scores = model.decode_head.predict(features, metas, {})
+    scores.sum().backward()
+    assert inputs.grad.abs().sum() > 0
+    with torch.no_grad():
+        without = model.decode_head.predict([x.detach() for x in features], metas, {})
+    torch.testing.assert_close(without, scores.detach(), rtol=0, atol=1e-4)
+
+
+def test_a_wrong_label_names_the_file_and_the_value():
+    model = build_segmentor()
+    data = batch()
+    data['data_samples'][1].gt_sem_seg.data[0, 3, 4] = 7
+    with pytest.raises(ValueError, match=r'street\.png.*\[7\].*allowed are 0 to 2'):
+        model(**model.data_preprocessor(data, training=True), mode='loss')
+
+
+def test_nan_names_the_prediction_and_the_image():
+    model = build_segmentor()
+    torch.nn.init.constant_(model.decode_head.decoder.class_embed.bias, math.nan)
+    with pytest.raises(NonFinitePredictionError, match=r'prediction 0.*street\.jpg'):
+        model(**model.data_preprocessor(batch(), training=True), mode='loss')
+
+
+def test_unknown_keys_raise_and_list_the_known_ones():
+    with pytest.raises(ValueError, match=r"does not know \['queries'\].*'num_queries'"):
+        build_segmentor(queries=3)
+
+
+def test_one_class_is_foreground_where_its_score_exceeds_one_half():
+    head = build_segmentor(num_classes=1).decode_head
+    score = torch.tensor([0.4999, 0.5001])
+    assert ((score.sigmoid() > head.threshold) == torch.tensor([False, True])).all()
+
+
+def test_one_class_learns_label_one_and_predicts_it(monkeypatch):
+    """A perfect model of one class scores 100 on a data set of background and foreground."""
+    from mmseg.evaluation import IoUMetric
+
+    model = build_segmentor(num_classes=1).eval()
+    label_map = torch.zeros(64, 96, dtype=torch.long)
+    label_map[:, 40:] = 1
+    target = model.decode_head._targets([sample(label_map)])[0]
+    assert target.labels.tolist() == [0]
+    assert torch.equal(target.masks[0], label_map == 1)
+
+    # Logits that say so: every query is sure of its class, one in a hundred thousand is not.
+    def perfect(inputs):
+        logits = (target.masks[None, :, ::4, ::4].float() - 0.5) * 40
+        return torch.tensor([[[9.0, -9.0]]]), logits
+
+    monkeypatch.setattr(model.decode_head, 'forward', perfect)
+    data = {
+        'inputs': [torch.zeros(3, 64, 96, dtype=torch.uint8)],
+        'data_samples': [sample(label_map)],
+    }
+    results = [out.to_dict() for out in model.test_step(data)]
+    metric = IoUMetric()
+    metric.dataset_meta = {'classes': ('background', 'foreground')}
+    metric.process({}, results)
+    assert metric.evaluate(1)['mIoU'] == 100
+
+
+def test_one_class_refuses_other_labels():
+    model = build_segmentor(num_classes=1)
+    label_map = torch.full((8, 8), 2)
+    with pytest.raises(ValueError, match=r'holds \[2\]'):
+        model.decode_head._targets([sample(label_map)])[0]
+
+
+def test_bfloat16_autocast_keeps_the_pixel_decoder_and_the_losses_in_float32():
+    model = build_segmentor()
+    seen = {}
+    head = model.decode_head
+    head.pixel_decoder.register_forward_hook(
+        lambda module, args, out: seen.update(features=out.mask_features.dtype)
+    )
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
+    assert seen['features'] == torch.float32
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+
+
+def test_the_resolved_configuration_builds_the_same_head_again():
+    head = build_segmentor().decode_head
+    config = head.resolved_config()
+    again = build_segmentor(**{k: v for k, v in config.items() if k != 'in_channels'}).decode_head
+    assert again.resolved_config() == config
+    assert config['matcher']['num_points'] == 64, 'the matcher follows the losses'
+    assert {k: v.shape for k, v in again.state_dict().items()} == {
+        k: v.shape for k, v in head.state_dict().items()
+    }

@@ -1,0 +1,104 @@
+"""mmcv's operator as a back end: where it objects, and that it agrees with the reference."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import mmseg_m2f.adapters  # noqa: F401 - registers the back end
+from mmseg_m2f.adapters.models.mmcv_attention import is_mmcv_attention
+from mmseg_m2f.ops import ms_deform_attn
+from mmseg_m2f.ops.ms_deform_attn import BACKENDS
+
+SHAPES = [(3, 4), (6, 7), (12, 13)]
+
+
+def inputs(device='cpu', dtype=torch.float32, batch=2):
+    generator = torch.Generator().manual_seed(0)
+    num_tokens = sum(height * width for height, width in SHAPES)
+    value = torch.randn(batch, num_tokens, 4, 8, generator=generator)
+    reference_points = torch.rand(11, 2, generator=generator).to(device)
+    # Some of the points lie outside the maps.
+    offsets = torch.randn(batch, 11, 4, 3, 2, 2, generator=generator) * 2
+    logits = torch.randn(batch, 11, 4, 3, 2, generator=generator)
+    tensors = [x.to(device, dtype).requires_grad_() for x in (value, offsets, logits)]
+    return tensors[0], SHAPES, reference_points, tensors[1], tensors[2]
+
+
+def test_mmcv_is_offered_first_and_the_reference_last():
+    assert BACKENDS.names == [
+        'mmcv',
+        'compiled',
+        'triton',
+        'deformops',
+        'embedding_bag',
+        'reference',
+    ]
+
+
+def test_a_cpu_tensor_stays_on_the_cpu_and_mmcv_says_why():
+    assert BACKENDS.choose('auto', *inputs()).name == 'compiled'
+    with pytest.raises(ValueError, match="'mmcv' cannot run: it needs CUDA tensors, got cpu"):
+        ms_deform_attn(*inputs(), backend='mmcv')
+
+
+def test_the_name_of_mmcv_s_module_is_known_with_and_without_scope():
+    names = ['MultiScaleDeformableAttention', 'mmcv.MultiScaleDeformableAttention']
+    assert all(is_mmcv_attention(name) for name in names)
+    assert not is_mmcv_attention('MSDeformAttn')
+    assert not is_mmcv_attention(None)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize('batch', [1, 3])
+def test_mmcv_on_cuda_equals_the_reference(batch):
+    args = inputs('cuda', batch=batch)
+    assert BACKENDS.choose('auto', *args).name == 'mmcv'
+    results = []
+    for backend in ('mmcv', 'reference'):
+        out = ms_deform_attn(*args, backend=backend)
+        tensors = [args[0], args[3], args[4]]
+        results.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
+    for name, ours, reference in zip(
+        ('output', 'value', 'offsets', 'logits'), *results, strict=True
+    ):
+        # float32 sums of 24 products in another order.
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-3, msg=name)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_types_on_cuda_keep_exact_locations(dtype):
+    value, *rest = inputs('cuda')
+    args = (value.to(dtype), *rest)
+    assert BACKENDS.choose('auto', *args).name == 'reference'
+    with pytest.raises(ValueError, match='float32 and float64 only'):
+        ms_deform_attn(*args, backend='mmcv')
+
+
+WITHOUT_OPERATORS = """
+import sys
+sys.modules['mmcv._ext'] = None
+try:
+    import mmseg_m2f.adapters  # upstream MMSegmentation stops here
+    from mmseg_m2f.registry import MODELS
+    attention = dict(type='MultiScaleDeformableAttention')
+    MODELS.build(
+        dict(
+            type='mmseg_m2f.MSDeformAttnPixelDecoder',
+            in_channels=[8, 16, 32, 64],
+            attention=attention,
+        )
+    )
+except RuntimeError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_missing_operators_get_one_typed_error_that_says_what_to_install():
+    command = [sys.executable, '-c', WITHOUT_OPERATORS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith('MissingOperatorsError')
+    assert 'MMCV_WITH_OPS=1 pip install' in last

@@ -1,0 +1,287 @@
+"""Every part builds alone from a plain dict, and parts of others plug in."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import DefaultScope, init_default_scope
+
+from mmseg_m2f.adapters.models import parts
+from mmseg_m2f.registry import MODELS, TASK_UTILS
+
+EXAMPLES = Path(__file__).parents[3] / 'docs' / 'examples'
+SIZES = {'num_classes': 3, 'in_channels': [8, 16, 32, 64], 'num_queries': 5}
+SMALL = {
+    'pixel_decoder': {'channels': 32, 'num_layers': 1, 'norm_groups': 8, 'ffn_dim': 32},
+    'decoder': {'num_layers': 1, 'ffn_dim': 32},
+    'losses': {'points': {'num_points': 16}},
+}
+ALONE = {
+    'MSDeformAttnPixelDecoder': (MODELS, {'in_channels': [8, 16, 32, 64]}),
+    'MaskedAttentionDecoder': (MODELS, {'num_classes': 3}),
+    'MSDeformAttn': (MODELS, {}),
+    'ClassLoss': (MODELS, {'num_classes': 3}),
+    'PointMaskLoss': (MODELS, {}),
+    'PointDiceLoss': (MODELS, {'weight': 2.0}),
+    'HungarianMatcher': (TASK_UTILS, {}),
+    'ClassCost': (TASK_UTILS, {}),
+    'PointMaskCost': (TASK_UTILS, {}),
+    'PointDiceCost': (TASK_UTILS, {'weight': 1.0}),
+    'PointSampler': (TASK_UTILS, {'num_points': 7}),
+    'Mask2FormerHead': (MODELS, SIZES),
+    'Mask2FormerUniversalHead': (MODELS, {**SIZES, 'thing_ids': [2, 0]}),
+}
+# They wrap other models, and have tests of their own.
+WRAPPERS = {'Mask2Former', 'SemanticSegmentor', 'SemanticTTAModel'}
+
+
+def features():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(1, 8 * 2**i, 16 >> i, 16 >> i, generator=generator) for i in range(4)]
+
+
+def build_head(**head):
+    return MODELS.build({'type': 'mmseg_m2f.Mask2FormerHead', **SIZES, **SMALL, **head})
+
+
+def loss(head):
+    """The head's losses on one image with two classes."""
+    label_map = torch.zeros(64, 64, dtype=torch.long)
+    label_map[:, 32:] = 2
+    data_sample = type('Sample', (), {})()
+    data_sample.gt_sem_seg = type('Pixels', (), {'data': label_map[None]})()
+    data_sample.metainfo = {}
+    return head.loss(features(), [data_sample])
+
+
+@pytest.mark.parametrize('scope', [None, 'mmseg', 'mmdet'])
+@pytest.mark.parametrize('name', ALONE)
+def test_each_part_builds_alone_from_a_dict(name, scope):
+    if scope is not None:
+        pytest.importorskip(scope)
+        init_default_scope(scope)
+    registry, cfg = ALONE[name]
+    part = registry.build({'type': f'mmseg_m2f.{name}', **cfg})
+    assert callable(part)
+
+
+def test_every_registered_name_is_tested_here():
+    registered = {**MODELS.module_dict, **TASK_UTILS.module_dict}
+    ours = {name for name, part in registered.items() if part.__module__.startswith('mmseg_m2f')}
+    assert ours - WRAPPERS == set(ALONE)
+
+
+def test_a_fresh_process_resolves_the_scope_without_custom_imports():
+    code = (
+        'from mmengine.registry import MODELS; '
+        "print(MODELS.get('mmseg_m2f.Mask2FormerHead').__module__)"
+    )
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip().endswith('mmseg_m2f.adapters.models.decode_head')
+
+
+def test_our_names_win_over_those_of_the_current_scope():
+    """mmdet has a MSDeformAttnPixelDecoder too; inside our head the bare name means ours."""
+    pytest.importorskip('mmdet')
+    init_default_scope('mmdet')
+    head = build_head(pixel_decoder={'type': 'MSDeformAttnPixelDecoder', **SMALL['pixel_decoder']})
+    assert type(head.pixel_decoder).__module__ == 'mmseg_m2f.core.pixel_decoder'
+
+
+def test_the_matcher_follows_the_losses_unless_told():
+    head = build_head(
+        losses={'mask': {'weight': 7.0}, 'points': {'num_points': 33}},
+        matcher={'costs': {'dice': {'weight': 1.0}}},
+    )
+    config = head.resolved_config()
+    weights = {name: cost['weight'] for name, cost in config['matcher']['costs'].items()}
+    assert weights == {'cls': 2.0, 'mask': 7.0, 'dice': 1.0}
+    assert config['matcher']['num_points'] == 33
+
+
+def test_a_cost_set_to_none_is_taken_out():
+    head = build_head(matcher={'costs': {'dice': None}})
+    assert [type(cost).__name__ for cost in head.matcher.costs] == ['ClassCost', 'PointMaskCost']
+
+
+@pytest.mark.parametrize(
+    ('override', 'message'),
+    [
+        ({'decoder': {'layers': 1}}, r"decoder: .* does not know \['layers'\].*'num_layers'"),
+        ({'losses': {'boxes': {}}}, r"losses does not know \['boxes'\]"),
+        ({'matcher': {'costs': {'mine': {}}}}, r'matcher\.costs\.mine needs a type'),
+        ({'matcher': {'points': 'some'}}, r"points must be one of .*'some'"),
+        ({'class_weight': [1.0]}, r'class_weight must have num_classes \(3\)'),
+        ({'num_queries': 0}, r'num_queries must be positive, got 0'),
+        ({'in_channels': 64}, r'in_channels must list the channels .* got 64'),
+        ({'decoder': {'num_classes': 9}}, r'head has num_classes = 3, its decoder 9'),
+        (
+            {'matcher': {'costs': {'cls': None, 'mask': None, 'dice': None}}},
+            r'needs at least one cost',
+        ),
+        (
+            {'pixel_decoder': {**SMALL['pixel_decoder'], 'attention': {'backend': 'fastest'}}},
+            r"unknown back end 'fastest'; known: 'auto', 'mmcv'",
+        ),
+        ({'pixel_decoder': {'channels': 30}}, r'channels must be a multiple'),
+    ],
+)
+def test_wrong_settings_say_what_is_allowed(override, message):
+    with pytest.raises(ValueError, match=message):
+        build_head(**override)
+
+
+def test_a_pixel_decoder_built_alone_takes_settings_of_its_attention_without_a_type():
+    config = {'type': 'mmseg_m2f.MSDeformAttnPixelDecoder', 'in_channels': [8, 8, 8, 8]}
+    part = MODELS.build({**config, 'attention': {'backend': 'reference'}})
+    assert {layer.attn.backend for layer in part.layers} == {'reference'}
+
+
+def test_class_weights_reach_the_class_loss():
+    head = build_head(class_weight=[1.0, 2.0, 3.0], no_object_weight=0.5)
+    assert head.criterion.class_loss.class_weight.tolist() == [1.0, 2.0, 3.0, 0.5]
+
+
+def test_mmcv_attention_swaps_in_by_type_with_equal_outputs():
+    pytest.importorskip('mmcv._ext')
+    ours = build_head()
+    # Off their initial values, so that offsets and weights matter.
+    for layer in ours.pixel_decoder.layers:
+        for linear in (layer.attn.sampling_offsets, layer.attn.attention_weights):
+            torch.nn.init.normal_(linear.weight, std=0.1)
+    attention = {'type': 'MultiScaleDeformableAttention'}
+    theirs = build_head(pixel_decoder={**SMALL['pixel_decoder'], 'attention': attention})
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    assert 'mmcv' in str(type(theirs.pixel_decoder.layers[0].attn).__mro__)
+
+    for a, b in zip(ours(features()), theirs(features()), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_mmdet_costs_and_losses_plug_in():
+    pytest.importorskip('mmdet')
+    init_default_scope('mmseg')
+    head = build_head(
+        matcher={
+            'costs': {
+                'cls': {'type': 'mmdet.FocalLossCost', 'weight': 2.0},
+                'dice': {'type': 'mmdet.DiceCost', 'weight': 5.0, 'pred_act': True, 'eps': 1.0},
+            }
+        },
+        losses={
+            'mask': {'type': 'mmdet.FocalLoss', 'loss_weight': 20.0},
+            'points': {'num_points': 16},
+        },
+    )
+    assert not head.matcher.is_row_wise
+    losses = loss(head)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_mmdet_parts_equal_ours_where_the_formula_is_the_same():
+    """The same trio from mmdet gives the same losses, gradients included."""
+    pytest.importorskip('mmdet')
+    init_default_scope('mmseg')
+    ours = build_head()
+    theirs = build_head(
+        matcher={
+            'costs': {
+                'cls': {'type': 'mmdet.ClassificationCost', 'weight': 2.0},
+                'mask': {'type': 'mmdet.CrossEntropyLossCost', 'use_sigmoid': True, 'weight': 5.0},
+                'dice': {'type': 'mmdet.DiceCost', 'weight': 5.0, 'pred_act': True, 'eps': 1.0},
+            }
+        },
+        losses={
+            'cls': {'type': 'mmdet.CrossEntropyLoss', 'loss_weight': 2.0},
+            'mask': {'type': 'mmdet.CrossEntropyLoss', 'use_sigmoid': True, 'loss_weight': 5.0},
+            'dice': {
+                'type': 'mmdet.DiceLoss',
+                'naive_dice': True,
+                'eps': 1.0,
+                'loss_weight': 5.0,
+            },
+            'points': {'num_points': 16},
+        },
+    )
+    theirs.load_state_dict(ours.state_dict())
+    results = []
+    for head in (ours, theirs):
+        torch.manual_seed(3)
+        losses = loss(head)
+        sum(losses.values()).backward()
+        results.append((losses, head.decoder.query_feat.weight.grad))
+    (our_losses, our_grad), (their_losses, their_grad) = results
+    for name, value in our_losses.items():
+        torch.testing.assert_close(their_losses[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    torch.testing.assert_close(their_grad, our_grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_class_derived_from_mmdet_is_adapted_too():
+    match_cost = pytest.importorskip('mmdet.models.task_modules')
+
+    class Twice(match_cost.DiceCost):
+        def __call__(self, *args, **kwargs):
+            return 2 * super().__call__(*args, **kwargs)
+
+    cost = {'type': Twice, 'weight': 5.0, 'pred_act': True, 'eps': 1.0}
+    head = build_head(matcher={'costs': {'dice': cost}})
+    assert torch.isfinite(sum(loss(head).values()))
+
+
+class ModuleCost(torch.nn.Module):
+    """As a user would write it: no constructor of its own."""
+
+    def forward(self, class_logits, point_logits, labels, point_targets):
+        return torch.zeros(len(class_logits), len(labels))
+
+
+class PlainCost:
+    def __call__(self, class_logits, point_logits, labels, point_targets):
+        return torch.zeros(len(class_logits), len(labels))
+
+
+def test_costs_without_constructor():
+    for cost in (ModuleCost, PlainCost):
+        head = build_head(matcher={'costs': {'dice': {'type': cost}}})
+        assert torch.isfinite(sum(loss(head).values()))
+    with pytest.raises(ValueError, match=r"does not know \['foo'\]; known keys: \[\]"):
+        build_head(matcher={'costs': {'dice': {'type': PlainCost, 'foo': 1}}})
+
+
+def test_a_sigmoid_class_loss_is_refused():
+    pytest.importorskip('mmdet')
+    with pytest.raises(TypeError, match='FocalLoss with sigmoid cannot be the class loss'):
+        build_head(losses={'cls': {'type': 'mmdet.FocalLoss'}})
+
+
+def test_a_user_file_of_under_40_lines_replaces_three_parts(monkeypatch):
+    from mmengine.utils import import_modules_from_strings
+
+    source = EXAMPLES / 'custom_parts.py'
+    assert len(source.read_text().splitlines()) < 40
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import_modules_from_strings(['custom_parts'])
+    head = build_head(
+        pixel_decoder={'type': 'TopDownPixelDecoder'},
+        matcher={'costs': {'mask': {'type': 'L1MaskCost'}}},
+        losses={'mask': {'type': 'L1MaskLoss'}, 'points': {'num_points': 16}},
+    )
+    losses = loss(head)
+    sum(losses.values()).backward()
+    assert head.pixel_decoder.lateral[0].weight.grad.abs().sum() > 0
+    assert torch.isfinite(losses['loss_mask'])
+
+
+def test_resolve_gives_defaults_only_to_parts_that_know_the_key():
+    resolved = parts.resolve(TASK_UTILS, {}, 'ClassCost', 'here', weight=3.0, num_points=4)
+    assert resolved == {'type': 'ClassCost', 'weight': 3.0}
+
+
+@pytest.fixture(autouse=True)
+def _restore_default_scope():
+    yield
+    if DefaultScope.check_instance_created('mmseg'):
+        init_default_scope('mmseg')

@@ -1,0 +1,141 @@
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.structures import BaseDataElement, PixelData
+from torch import nn
+
+from mmseg_m2f.adapters.models.tta import SemanticTTAModel
+
+
+class Segmentor(BaseModel):
+    """Scores are a 1 x 1 convolution of the image: it commutes with a flip, to the bit.
+
+    Like mmseg's segmentor it flips the scores of a flipped view back, and hands out a sigmoid
+    for a single class.
+    """
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.decode_head = nn.Module()
+        self.decode_head.threshold = 0.6
+        self.seen: list[int] = []
+
+    def test_step(self, data):
+        self.seen.append(len(data['inputs']))
+        for image, sample in zip(data['inputs'], data['data_samples'], strict=True):
+            scale = torch.arange(1.0, self.num_classes + 1)[:, None, None]
+            scores = (image.float().mean(0) * scale).sin().abs()
+            if sample.metainfo.get('flip'):
+                scores = scores.flip(-1)
+            if self.num_classes == 1:
+                scores = scores.sigmoid()
+                decision = (scores > self.decode_head.threshold).to(scores)
+            else:
+                decision = scores.argmax(0, keepdim=True)
+            sample.seg_logits = PixelData(data=scores)
+            sample.pred_sem_seg = PixelData(data=decision)
+        return data['data_samples']
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        raise NotImplementedError
+
+
+def samples(*flips: bool) -> list[BaseDataElement]:
+    return [
+        BaseDataElement(metainfo={'flip': flip, 'img_path': f'{i}.jpg'})
+        for i, flip in enumerate(flips)
+    ]
+
+
+def views(*images: torch.Tensor, flips: tuple[bool, ...] = ()) -> dict:
+    """What the loader hands out: a list over views of lists over images (here one)."""
+    flips = flips or (False,) * len(images)
+    return {
+        'inputs': [[image] for image in images],
+        'data_samples': [samples(flip) for flip in flips],
+    }
+
+
+def alone(image: torch.Tensor, num_classes: int = 3) -> BaseDataElement:
+    return Segmentor(num_classes).test_step({'inputs': [image], 'data_samples': samples(False)})[0]
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 7, 12])
+@pytest.mark.parametrize('num_classes', [1, 3])
+def test_equal_views_give_the_plain_result(count, num_classes):
+    image = torch.rand(3, 5, 7) * 9
+    [merged] = SemanticTTAModel(Segmentor(num_classes)).test_step(views(*[image] * count))
+    plain = alone(image, num_classes)
+    assert torch.equal(merged.seg_logits.data, plain.seg_logits.data)
+    assert torch.equal(merged.pred_sem_seg.data, plain.pred_sem_seg.data)
+    assert merged.pred_sem_seg.data.dtype == plain.pred_sem_seg.data.dtype
+
+
+def test_flipped_view_of_an_equivariant_model_changes_nothing():
+    image = torch.rand(3, 5, 7) * 9
+    data = views(image, image.flip(-1), flips=(False, True))
+    [merged] = SemanticTTAModel(Segmentor()).test_step(data)
+    assert torch.equal(merged.seg_logits.data, alone(image).seg_logits.data)
+
+
+def test_merged_scores_are_the_plain_mean_and_decide():
+    images = [torch.rand(3, 4, 6) * 9 for _ in range(5)]
+    [merged] = SemanticTTAModel(Segmentor()).test_step(views(*images))
+    mean = torch.stack([alone(image).seg_logits.data for image in images]).mean(0)
+    torch.testing.assert_close(merged.seg_logits.data, mean)
+    assert torch.equal(merged.pred_sem_seg.data, mean.argmax(0, keepdim=True))
+
+
+def test_mean_by_hand():
+    """Softmax before the mean would let the two views cancel out."""
+    first = BaseDataElement(seg_logits=PixelData(data=torch.tensor([[[4.0]], [[0.0]]])))
+    second = BaseDataElement(seg_logits=PixelData(data=torch.tensor([[[0.0]], [[2.0]]])))
+    [merged] = SemanticTTAModel(Segmentor(2)).merge_preds([(first, second)])
+    assert merged.seg_logits.data.flatten().tolist() == [2.0, 1.0]
+    assert merged.pred_sem_seg.data.flatten().tolist() == [0]
+
+
+def test_ground_truth_is_kept_and_not_needed():
+    image, truth = torch.rand(3, 4, 4), PixelData(data=torch.ones(1, 4, 4))
+    data = views(image, image)
+    [without] = SemanticTTAModel(Segmentor()).test_step(data)
+    assert 'gt_sem_seg' not in without
+    data = views(image, image)
+    for [sample] in data['data_samples']:
+        sample.gt_sem_seg = truth
+    [merged] = SemanticTTAModel(Segmentor()).test_step(data)
+    assert torch.equal(merged.gt_sem_seg.data, truth.data)
+    assert merged.img_path == '0.jpg'
+
+
+def test_images_of_a_batch_are_merged_apart_and_views_come_one_by_one():
+    images = [torch.rand(3, 4, 6) * 9, torch.rand(3, 5, 3) * 9]
+    data = {'inputs': [images] * 3, 'data_samples': [samples(False, False) for _ in range(3)]}
+    segmentor = Segmentor()
+    merged = SemanticTTAModel(segmentor).test_step(data)
+    assert segmentor.seen == [2, 2, 2]
+    for result, image in zip(merged, images, strict=True):
+        assert torch.equal(result.seg_logits.data, alone(image).seg_logits.data)
+
+
+def test_the_model_keeps_its_own_output():
+    """The first view's map belongs to the segmentor and must not be averaged in place."""
+    segmentor = Segmentor()
+    kept = []
+    step = segmentor.test_step
+    segmentor.test_step = lambda data: [kept.append(s.seg_logits.data) or s for s in step(data)]
+    first, second = torch.rand(3, 4, 4), torch.rand(3, 4, 4)
+    SemanticTTAModel(segmentor).test_step(views(first, second))
+    assert torch.equal(kept[0], alone(first).seg_logits.data)
+
+
+def test_no_view_is_an_error():
+    with pytest.raises(ValueError, match='tta_pipeline'):
+        SemanticTTAModel(Segmentor()).test_step({'inputs': [], 'data_samples': []})
+
+
+def test_it_is_found_by_name():
+    model = ROOT_MODELS.build({'type': 'mmseg_m2f.SemanticTTAModel', 'module': Segmentor()})
+    assert isinstance(model, SemanticTTAModel)
