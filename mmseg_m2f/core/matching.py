@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from mmseg_m2f.core.config import POINT_MODES
 from mmseg_m2f.core.points import SamplePoints, sample_masks, sample_pixels, uniform_points
 from mmseg_m2f.core.structures import MaskPrediction, MaskTarget, Match, at_least_float32
-from mmseg_m2f.ops import linear, linear_sum_assignment
+from mmseg_m2f.cpu.linear import linear
+from mmseg_m2f.ops import linear_sum_assignment
 
 # (class_logits (Q, K+1), point_logits (Q, P), labels (N,), point_targets (N, P)) -> (Q, N)
 MatchCost = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

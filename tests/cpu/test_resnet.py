@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmseg_m2f.cpu import speed_up
 from mmseg_m2f.cpu.convolution import winograd
+from mmseg_m2f.cpu.speed_up import speed_up
 
 mmseg_backbones = pytest.importorskip('mmseg.models.backbones')
 

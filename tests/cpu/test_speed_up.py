@@ -2,7 +2,7 @@
 
 from mmengine.registry import MODELS, init_default_scope
 
-from mmseg_m2f.cpu import speed_up
+from mmseg_m2f.cpu.speed_up import speed_up
 from tests.adapters import small_models
 
 

@@ -32,7 +32,7 @@ from mmseg_m2f.adapters.models.decode_head import Mask2FormerHead
 from mmseg_m2f.adapters.models.head import MaskHead
 from mmseg_m2f.adapters.models.universal_head import Mask2FormerUniversalHead
 from mmseg_m2f.checkpoints import HEADS, to_ours
-from mmseg_m2f.cpu import faster_forwards
+from mmseg_m2f.cpu.speed_up import faster_forwards
 from mmseg_m2f.registry import HOOKS
 
 __all__ = ['AccelerateHook', 'accelerate_openmmlab', 'is_accelerated', 'restore']

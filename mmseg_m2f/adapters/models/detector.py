@@ -11,7 +11,7 @@ from mmseg_m2f import core
 from mmseg_m2f.adapters.models.config import check_keys
 from mmseg_m2f.adapters.models.head import passed_on, reject_unknown
 from mmseg_m2f.adapters.results.mmdet_gaps import fill_gaps
-from mmseg_m2f.cpu import speed_up
+from mmseg_m2f.cpu.speed_up import speed_up
 from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
 
 OUTPUTS = ('semantic_on', 'instance_on', 'panoptic_on')

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmseg_m2f import core
 from mmseg_m2f.adapters.models.decode_head import Mask2FormerHead
 from mmseg_m2f.adapters.models.head import passed_on
-from mmseg_m2f.cpu import speed_up
+from mmseg_m2f.cpu.speed_up import speed_up
 
 
 class SemanticSegmentor(EncoderDecoder):

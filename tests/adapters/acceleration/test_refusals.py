@@ -16,7 +16,7 @@ import huggingface_models  # noqa: E402
 
 import mmseg_m2f  # noqa: E402
 from mmseg_m2f.adapters.acceleration import CannotAccelerateError, is_accelerated, restore  # noqa: E402
-from mmseg_m2f.cpu import speed_up  # noqa: E402
+from mmseg_m2f.cpu.speed_up import speed_up  # noqa: E402
 from tests.adapters.stock_models import batch, build, logits, losses, results  # noqa: E402
 
 pytestmark = [
