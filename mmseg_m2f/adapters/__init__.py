@@ -6,16 +6,13 @@ known layout. MMEngine imports it by itself when it builds the first ``mmseg_m2f
 import it earlier, by ``custom_imports``.
 """
 
-from mmseg_m2f.adapters import data
+from mmseg_m2f.adapters import data, metrics, results
 from mmseg_m2f.adapters.acceleration import accelerate
 from mmseg_m2f.adapters.checkpoints.hooks import watch_for_heads
 from mmseg_m2f.adapters.checkpoints.loader import install_safe_loader
-from mmseg_m2f.adapters.data import label_maps
 from mmseg_m2f.adapters.inference import channels_last, prepare
-from mmseg_m2f.adapters.metrics import instance, panoptic
 from mmseg_m2f.adapters.models import decode_head, parts, tta, universal_head
 from mmseg_m2f.adapters.models.mmcv_attention import check_mmseg_imports, offer_mmcv_operator
-from mmseg_m2f.adapters.results import overlays, submissions
 from mmseg_m2f.adapters.training import amp, keep_memory, optimizer, resume, run_check
 
 check_mmseg_imports()
@@ -29,17 +26,14 @@ __all__ = [
     'channels_last',
     'data',
     'decode_head',
-    'instance',
     'keep_memory',
-    'label_maps',
+    'metrics',
     'optimizer',
-    'overlays',
-    'panoptic',
     'parts',
     'prepare',
+    'results',
     'resume',
     'run_check',
-    'submissions',
     'tta',
     'universal_head',
 ]

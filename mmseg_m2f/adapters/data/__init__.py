@@ -6,6 +6,7 @@ draws the masks once, at the final size.
 """
 
 from mmseg_m2f.adapters.data.instance import InstanceDataset
+from mmseg_m2f.adapters.data.label_maps import LoadAnnotationsIfAny, ResizeShortestEdge
 from mmseg_m2f.adapters.data.loading import LoadSegments
 from mmseg_m2f.adapters.data.packing import PackSegments
 from mmseg_m2f.adapters.data.panoptic import PanopticDataset
@@ -24,6 +25,7 @@ __all__ = [
     'FixedSizeCrop',
     'InstanceDataset',
     'InstanceShapes',
+    'LoadAnnotationsIfAny',
     'LoadSegments',
     'PackSegments',
     'PadToSize',
@@ -32,6 +34,7 @@ __all__ = [
     'RandomCrop',
     'RandomFlip',
     'ResizeScale',
+    'ResizeShortestEdge',
     'SegmentMap',
     'build_semantic_dataset',
 ]

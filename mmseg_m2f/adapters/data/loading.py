@@ -8,7 +8,7 @@ from mmcv.transforms import BaseTransform
 from mmengine import fileio
 
 from mmseg_m2f.adapters.data.segments import InstanceShapes, PixelGrid, SegmentMap
-from mmseg_m2f.adapters.metrics.sample_fields import errors_name
+from mmseg_m2f.adapters.errors import errors_name
 from mmseg_m2f.evaluation.panoptic_map import read_ids
 from mmseg_m2f.evaluation.rle import import_coco_mask
 from mmseg_m2f.registry import TRANSFORMS

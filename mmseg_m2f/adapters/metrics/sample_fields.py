@@ -1,18 +1,18 @@
-"""What metrics and result files take from a sample and from a data set's ``metainfo``.
+"""Read predictions and ground truth from a sample, and class facts from a data set's ``metainfo``.
 
-A sample is a ``DetDataSample`` as a dict, predictions of our models or of mmdet's.
+A sample is a ``DetDataSample`` as a dict. It may come from our models or from mmdet's.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from mmengine.fileio import get
 from torch import Tensor
 
+from mmseg_m2f.adapters.arrays import columnwise, to_array
+from mmseg_m2f.adapters.errors import errors_name
 from mmseg_m2f.adapters.things import thing_ids_of
 from mmseg_m2f.evaluation.panoptic_map import (
     AnnotatedSegments,
@@ -26,7 +26,7 @@ Sample = Mapping[str, Any]
 
 
 class PredictedInstances(NamedTuple):
-    """``masks (N, H, W)`` bool, columns together in memory; ``labels (N,)``, ``scores (N,)``."""
+    """``masks (N, H, W)`` bool, ``labels (N,)`` class indices, ``scores (N,)`` in [0, 1]."""
 
     masks: np.ndarray
     labels: np.ndarray
@@ -34,32 +34,32 @@ class PredictedInstances(NamedTuple):
 
 
 def panoptic_of(sample: Sample, num_classes: int) -> Segments:
-    """The predicted segments.
+    """Return the predicted segments.
 
     Raises:
-        ValueError: there are none to take, or a class the data set does not have.
+        ValueError: the sample has none, or a class that the data set does not have.
     """
     encoded = _prediction(sample, 'pred_panoptic_seg', 'sem_seg', 'panoptic_on')
     try:
-        return decode_panoptic(_array(encoded).squeeze(0), num_classes)
+        return decode_panoptic(to_array(encoded).squeeze(0), num_classes)
     except ValueError as error:
         raise ValueError(f'{source_of(sample)}: {error}') from None
 
 
 def label_map_of(sample: Sample) -> np.ndarray:
-    """The predicted class of each pixel ``(H, W)``.
+    """Return the predicted class index of each pixel ``(H, W)``.
 
     Raises:
-        ValueError: there is none to take.
+        ValueError: the sample has no semantic prediction.
     """
-    return _array(_prediction(sample, 'pred_sem_seg', 'sem_seg', 'semantic_on')).squeeze(0)
+    return to_array(_prediction(sample, 'pred_sem_seg', 'sem_seg', 'semantic_on')).squeeze(0)
 
 
 def instances_of(sample: Sample) -> PredictedInstances:
-    """The predicted instances.
+    """Return the predicted instances.
 
     Raises:
-        ValueError: there are none to take, or they have no masks.
+        ValueError: the sample has no instances, or they have no masks.
     """
     masks, labels, scores = (
         _prediction(sample, 'pred_instances', key, 'instance_on')
@@ -69,15 +69,7 @@ def instances_of(sample: Sample) -> PredictedInstances:
         masks = columnwise(masks)
     elif isinstance(masks, list):  # test_cfg.mask_format='rle'
         masks = decode_masks(masks, sample['ori_shape'])
-    return PredictedInstances(np.asarray(masks, bool), _array(labels), _array(scores))
-
-
-def columnwise(masks: Tensor) -> np.ndarray:
-    """``(N, H, W)`` bool on the host, each column of a mask together in memory.
-
-    Run lengths go down the columns: the device turns the masks faster than the host does.
-    """
-    return _array(masks.to(torch.bool).transpose(1, 2).contiguous()).transpose(0, 2, 1)
+    return PredictedInstances(np.asarray(masks, bool), to_array(labels), to_array(scores))
 
 
 def _prediction(sample: Sample, field: str, key: str, switch: str) -> Any:
@@ -91,16 +83,12 @@ def _prediction(sample: Sample, field: str, key: str, switch: str) -> Any:
     return sample[field][key]
 
 
-def _array(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-
-
 def true_segments_of(sample: Sample, stated_areas: bool = False) -> AnnotatedSegments:
-    """The segments of the panoptic PNG that belongs to the sample.
+    """Read the panoptic PNG that the sample names.
 
     Raises:
-        ValueError: the sample does not name it, or it does not fit its annotation, with its path.
-        OSError: it is missing or broken, with its path.
+        ValueError: the sample names no PNG, or the PNG does not fit its annotation.
+        OSError: the PNG is missing or broken.
     """
     missing = [key for key in ('seg_map_path', 'segments_info') if key not in sample]
     if missing:
@@ -113,41 +101,30 @@ def true_segments_of(sample: Sample, stated_areas: bool = False) -> AnnotatedSeg
         return read_segments(BytesIO(get(path)), sample['segments_info'], stated_areas)
 
 
-@contextlib.contextmanager
-def errors_name(kind: str, path: str) -> Iterator[None]:
-    """Errors of what is wrong with a file begin with its path."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f'cannot read the {kind} {path}: {error}') from error
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from error
-
-
 def segment_files(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The panoptic PNG that metrics will read, if the record names one, and what to do without."""
+    """List the panoptic PNG of a record, if it names one, with a hint for when it is missing."""
     hint = 'Check data_root and data_prefix.seg of the data set'
     return [(record['seg_map_path'], hint)] if record.get('seg_map_path') else []
 
 
 def source_of(sample: Sample) -> str:
-    """A name of the sample for messages."""
+    """Name the image of a sample in a message."""
     return sample.get('img_path') or f'image {sample.get("img_id")}'
 
 
 def is_thing(meta: Mapping[str, Any]) -> np.ndarray | None:
-    """Which classes are things ``(K,)`` bool; None if the data set does not tell."""
+    """Tell which classes are things, ``(K,)`` bool; None if the data set does not say."""
     thing_ids = thing_ids_of(meta)
     return None if thing_ids is None else np.isin(np.arange(len(meta['classes'])), thing_ids)
 
 
 def category_ids_by_name(classes: Sequence[str], categories: Mapping[int, str]) -> list[int]:
-    """Category ids per class of a data set that names its classes only, as mmdet's do.
+    """Find the category id of each class for a data set that only names its classes, as mmdet's do.
 
     mmdet numbers the classes in the order of the file, whatever the order of the names.
 
     Raises:
-        ValueError: the file lacks one of the classes, or has several of a name.
+        ValueError: the file lacks one of the classes, or has one of the names twice.
     """
     category_ids = [i for i, name in categories.items() if name in classes]
     names = [categories[i] for i in category_ids]

@@ -8,7 +8,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from mmseg_m2f import core
-from mmseg_m2f.adapters.metrics.sample_fields import columnwise
+from mmseg_m2f.adapters.arrays import columnwise
 from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
 from mmseg_m2f.evaluation.rle import Rle, encode_masks
 

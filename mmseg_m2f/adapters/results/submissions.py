@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from PIL import Image
 
-from mmseg_m2f.adapters.metrics.instance import cityscapes_label_ids, write_image
+from mmseg_m2f.adapters.metrics.cityscapes import cityscapes_label_ids, write_image
 from mmseg_m2f.adapters.metrics.sample_fields import Sample, instances_of, label_map_of, panoptic_of
 from mmseg_m2f.evaluation.instance_ap import predicted_instances
 from mmseg_m2f.evaluation.panoptic_map import Segments, write_ids

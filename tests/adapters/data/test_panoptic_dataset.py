@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mmengine.dataset import ClassBalancedDataset
 
-from mmseg_m2f.adapters.data import PanopticDataset, coco_format
+from mmseg_m2f.adapters.data import PanopticDataset, coco_classes
 from mmseg_m2f.adapters.results.drawing import spread_colors
 from mmseg_m2f.metadata import load_metadata
 from mmseg_m2f.registry import DATASETS
@@ -135,8 +135,8 @@ def test_things_are_those_of_the_file_or_those_given(tmp_path):
 
 def test_label_maps_of_another_order_are_not_read(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(coco_format, 'print_log', lambda text, **_: said.append(text))
-    coco_format.log_once.cache_clear()
+    monkeypatch.setattr(coco_classes, 'print_log', lambda text, **_: said.append(text))
+    coco_classes.log_once.cache_clear()
     layout = scenes.write_panoptic(tmp_path, [[(1, 1), (2, 2), (3, 3)]])
     layout['data_prefix'] = {**layout['data_prefix'], 'label_map': 'labels'}
     for names, has in (
@@ -157,8 +157,8 @@ def test_colors_of_categories_without_any(tmp_path):
 
 def test_the_table_of_classes_is_printed_once(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(coco_format, 'print_log', lambda text, **_: said.append(text))
-    coco_format.log_once.cache_clear()
+    monkeypatch.setattr(coco_classes, 'print_log', lambda text, **_: said.append(text))
+    coco_classes.log_once.cache_clear()
     layout = scenes.write_panoptic(tmp_path, [[(1, 1)]])
     PanopticDataset(**layout)
     PanopticDataset(**layout)
@@ -170,8 +170,8 @@ def test_the_table_of_classes_is_printed_once(tmp_path, monkeypatch):
 
 def test_a_big_file_is_announced(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(coco_format, 'print_log', lambda text, **_: said.append(text))
-    monkeypatch.setattr(coco_format, 'BIG_FILE', 10)
+    monkeypatch.setattr(coco_classes, 'print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr(coco_classes, 'BIG_FILE', 10)
     PanopticDataset(**scenes.write_panoptic(tmp_path, [[(1, 1)]]))
     assert 'reading' in said[0]
     assert 'pan.json' in said[0]

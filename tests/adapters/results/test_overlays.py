@@ -8,9 +8,9 @@ from PIL import Image
 
 from mmseg_m2f.adapters.data import InstanceDataset
 from mmseg_m2f.adapters.results.drawing import LINE_HEIGHT, OPACITY
+from mmseg_m2f.adapters.results.label_maps import SaveLabelMapsHook
 from mmseg_m2f.adapters.results.overlays import (
     DrawPredictionsHook,
-    SaveLabelMapsHook,
     palette_of,
     predicted_panels,
 )
