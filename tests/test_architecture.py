@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: who may import whom, sizes, names, docstrings."""
+"""The house rules that a machine can check: who may import whom, names, docstrings."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ FRAMEWORKS = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
 CORE_ORDER = [
     {'structures', 'config'},
     {'layers', 'points'},
-    {'deform_attn', 'losses', 'maps', 'matching'},
+    {'deform_attn', 'losses', 'matching'},
     {'pixel_decoder', 'decoder', 'criterion', 'postprocess', 'targets'},
     {'postprocess_instance', 'postprocess_panoptic', 'postprocess_semantic'},
     {'__init__'},
@@ -29,12 +29,6 @@ MAY_IMPORT = {
     'evaluation': {'evaluation', 'metadata'},
     'metadata': {'metadata'},
 }
-# Constructors whose parameters are the keys of a config dict: the framework passes them one by one.
-CONFIG_KEYS = {
-    'mmseg_m2f/adapters/models/decode_head.py: Mask2FormerHead',
-    'mmseg_m2f/adapters/models/universal_head.py: Mask2FormerUniversalHead',
-}
-MAX_CORE_FILE, MAX_FUNCTION, MAX_PARAMETERS = 250, 40, 7
 
 
 def sources(*folders):
@@ -71,7 +65,7 @@ def test_only_the_adapters_import_the_frameworks():
     wrong = [
         f'{name_of(path)} imports {name}'
         for path, tree in sources()
-        if path.relative_to(PACKAGE).parts[0] not in ('adapters', 'registry.py')
+        if path.relative_to(PACKAGE).parts[0] not in ('adapters', 'cpu', 'registry.py')
         for name in imports(tree)
         if name.split('.')[0] in FRAMEWORKS
     ]
@@ -124,49 +118,6 @@ def test_every_module_of_the_core_and_every_operator_has_its_tests():
     missing += [f'ops/test_{Path(name).stem}.py' for name in operators - {'__init__.py'}]
     missing = [name for name in missing if not (ROOT / 'tests' / name).is_file()]
     assert not missing
-
-
-def test_files_of_the_core_are_short():
-    lengths = {
-        name_of(path): len(path.read_text(encoding='utf-8').splitlines())
-        for path, _ in sources('core', 'ops')
-    }
-    assert not {name: length for name, length in lengths.items() if length > MAX_CORE_FILE}
-
-
-def code_lines(function):
-    """Lines from ``def`` to the end, less those of the docstring."""
-    length = function.end_lineno - function.lineno + 1
-    if ast.get_docstring(function) is not None:
-        docstring = function.body[0]
-        length -= docstring.end_lineno - docstring.lineno + 1
-    return length
-
-
-def test_functions_are_short():
-    lengths = {
-        f'{name_of(path)}: {function.name}': code_lines(function)
-        for path, tree in sources()
-        for function in functions(tree)
-    }
-    assert not {name: length for name, length in lengths.items() if length > MAX_FUNCTION}
-
-
-def constructors(path, tree):
-    for node in ast.walk(tree):
-        for function in node.body if isinstance(node, ast.ClassDef) else []:
-            if isinstance(function, ast.FunctionDef) and function.name == '__init__':
-                yield f'{name_of(path)}: {node.name}', function.args
-
-
-def test_constructors_take_few_parameters():
-    crowded = {
-        name
-        for path, tree in sources()
-        for name, given in constructors(path, tree)
-        if len([*given.posonlyargs, *given.args, *given.kwonlyargs]) - 1 > MAX_PARAMETERS
-    }
-    assert crowded <= CONFIG_KEYS
 
 
 def test_no_file_is_called_utils():

@@ -46,10 +46,9 @@ from mmseg_m2f.core.structures import (
     MaskPrediction,
     MaskTarget,
     Match,
-    PassedOn,
     PixelFeatures,
-    at_least_float32,
     mask_logits,
+    upcast_half,
 )
 from mmseg_m2f.core.targets import (
     WrongLabelError,
@@ -82,7 +81,6 @@ __all__ = [
     'Match',
     'NonFinitePredictionError',
     'Panoptic',
-    'PassedOn',
     'PixelDecoderConfig',
     'PixelFeatures',
     'PointConfig',
@@ -94,7 +92,6 @@ __all__ = [
     'PostprocessConfig',
     'RowLoss',
     'WrongLabelError',
-    'at_least_float32',
     'check_labels',
     'check_segments',
     'count_matched',
@@ -116,5 +113,6 @@ __all__ = [
     'semantic_labels',
     'semantic_only_labels',
     'semantic_scores',
+    'upcast_half',
     'without_empty',
 ]

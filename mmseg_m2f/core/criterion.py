@@ -20,7 +20,7 @@ from mmseg_m2f.core.structures import (
     MaskPrediction,
     MaskTarget,
     Match,
-    at_least_float32,
+    upcast_half,
 )
 
 
@@ -105,8 +105,8 @@ class MaskClassificationLoss(nn.Module):
         With no target at all the mask terms are 0 and still reach every parameter's gradient.
         """
         with torch.autocast(mask_features.device.type, enabled=False):
-            class_logits = at_least_float32(torch.stack([p.class_logits for p in predictions]))
-            mask_embed = at_least_float32(torch.stack([p.mask_embed for p in predictions]))
+            class_logits = upcast_half(torch.stack([p.class_logits for p in predictions]))
+            mask_embed = upcast_half(torch.stack([p.mask_embed for p in predictions]))
             target_classes = _target_classes(class_logits, targets, matches)
             features = mask_features.to(mask_embed.dtype)
             point_logits, point_targets = self._at_points(mask_embed, features, targets, matches)

@@ -5,21 +5,21 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmseg_m2f.core.config import DecoderConfig
 from mmseg_m2f.core.layers import (
     Attention,
     FeedForward,
-    relu,
+    resize_maps,
     run_layer,
     sine_encoding,
 )
-from mmseg_m2f.core.maps import resize_maps
 from mmseg_m2f.core.structures import (
     MaskPrediction,
     PixelFeatures,
-    at_least_float32,
     mask_logits,
+    upcast_half,
 )
 
 
@@ -37,7 +37,7 @@ def attention_mask(
     for all heads.
     """
     with torch.autocast(pooled_features.device.type, enabled=False):
-        logits = mask_logits(at_least_float32(mask_embed), pooled_features).flatten(2)
+        logits = mask_logits(upcast_half(mask_embed), pooled_features).flatten(2)
     may_attend = ~(logits < 0)
     return (may_attend | ~may_attend.any(-1, keepdim=True))[:, None]
 
@@ -125,7 +125,7 @@ class MaskedAttentionDecoder(nn.Module):
         state = self.norm(x)
         embed = state
         for linear in self.mask_embed[:-1]:
-            embed = relu(linear(embed))
+            embed = F.relu(linear(embed))
         return state, self.mask_embed[-1](embed)
 
     def _memory(self, memory: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -151,5 +151,5 @@ class MaskedAttentionDecoder(nn.Module):
     @torch.no_grad()
     def _pool(self, features: PixelFeatures) -> list[Tensor]:
         """Mask features resized to each level once, in float32: they serve attention masks only."""
-        exact = at_least_float32(features.mask_features)
-        return [resize_maps(exact, (x.shape[-2], x.shape[-1])) for x in features.memory]
+        exact = upcast_half(features.mask_features)
+        return [resize_maps(exact, x.shape[-2:]) for x in features.memory]

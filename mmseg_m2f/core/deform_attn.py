@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmseg_m2f.core.layers import Linear
 from mmseg_m2f.ops.ms_deform_attn import BACKENDS, ms_deform_attn
 
 LevelShapes = Sequence[tuple[int, int]]
@@ -32,10 +31,10 @@ class MSDeformAttn(nn.Module):
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         self.backend = backend
         num_samples = num_heads * num_levels * num_points
-        self.sampling_offsets = Linear(channels, 2 * num_samples)
-        self.attention_weights = Linear(channels, num_samples)
-        self.value_proj = Linear(channels, channels)
-        self.output_proj = Linear(channels, channels)
+        self.sampling_offsets = nn.Linear(channels, 2 * num_samples)
+        self.attention_weights = nn.Linear(channels, num_samples)
+        self.value_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -74,13 +73,14 @@ class MSDeformAttn(nn.Module):
             level_shapes: ``(height, width)`` of each level.
         """
         samples = (self.num_heads, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(query).unflatten(-1, (*samples, 2))
-        logits = self.attention_weights(query).unflatten(-1, samples)
-        projected = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
         attended = ms_deform_attn(
-            projected, level_shapes, reference_points, offsets, logits, self.backend
+            self.value_proj(value).unflatten(-1, (self.num_heads, -1)),
+            level_shapes,
+            reference_points,
+            self.sampling_offsets(query).unflatten(-1, (*samples, 2)),
+            self.attention_weights(query).unflatten(-1, samples),
+            self.backend,
         )
-        del projected, offsets, logits  # together larger than what follows
         return self.output_proj(attended)
 
 

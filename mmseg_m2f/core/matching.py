@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from mmseg_m2f.core.config import POINT_MODES
 from mmseg_m2f.core.points import SamplePoints, sample_masks, sample_pixels, uniform_points
-from mmseg_m2f.core.structures import MaskPrediction, MaskTarget, Match, at_least_float32
-from mmseg_m2f.cpu.linear import linear
+from mmseg_m2f.core.structures import MaskPrediction, MaskTarget, Match, upcast_half
 from mmseg_m2f.ops import linear_sum_assignment
 
 # (class_logits (Q, K+1), point_logits (Q, P), labels (N,), point_targets (N, P)) -> (Q, N)
@@ -19,8 +18,6 @@ MatchCost = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 # SciPy refuses infinities; far above any real cost, far below float32's largest value.
 COST_LIMIT = 1e10
-# Mask logits, 8 MiB, that the caches of a CPU hold while their costs are computed.
-CACHED_LOGITS = 2**21
 
 
 class NonFinitePredictionError(ValueError):
@@ -155,8 +152,8 @@ class HungarianMatcher:
             NonFinitePredictionError: a cost is NaN. Infinite costs are clamped.
         """
         with torch.autocast(mask_features.device.type, enabled=False):
-            class_logits = at_least_float32(torch.stack([p.class_logits for p in predictions]))
-            mask_embed = at_least_float32(torch.stack([p.mask_embed for p in predictions]))
+            class_logits = upcast_half(torch.stack([p.class_logits for p in predictions]))
+            mask_embed = upcast_half(torch.stack([p.mask_embed for p in predictions]))
             features = mask_features.to(mask_embed.dtype)
             costs = [
                 self._image_cost(class_logits[:, i], mask_embed[:, i], features[i], target)
@@ -186,7 +183,7 @@ class HungarianMatcher:
         if num_draws == 1 and self.is_row_wise:
             point_logits, point_targets = self._at_points(mask_embed, features, target, points)
             rows = (class_logits.flatten(0, 1), point_logits.flatten(0, 1))
-            cost = self._cost_by_rows(*rows, target.labels, point_targets)
+            cost = self._cost(*rows, target.labels, point_targets)
             return cost.unflatten(0, (num_predictions, -1))
         return torch.stack(
             [
@@ -214,18 +211,9 @@ class HungarianMatcher:
         points: Float[Tensor, '1 P 2'],
     ) -> tuple[Float[Tensor, '*L Q P'], Float[Tensor, 'N P']]:
         """Mask logits and targets at the points: features are sampled, masks never formed."""
-        point_logits = linear(mask_embed, sample_pixels(features, points[0]), None)
+        point_logits = mask_embed @ sample_pixels(features, points[0]).T
         all_masks = torch.arange(len(target.masks), device=points.device)
         return point_logits, sample_masks(target.masks, all_masks, points)
-
-    def _cost_by_rows(
-        self, class_logits: Tensor, point_logits: Tensor, labels: Tensor, point_targets: Tensor
-    ) -> Tensor:
-        """On a CPU some rows at a time, so that its caches hold what lies between the operators."""
-        on_cpu = class_logits.device.type == 'cpu'
-        rows = max(CACHED_LOGITS // point_logits.shape[1], 1) if on_cpu else len(class_logits)
-        pieces = zip(class_logits.split(rows), point_logits.split(rows), strict=True)
-        return torch.cat([self._cost(*piece, labels, point_targets) for piece in pieces])
 
     def _cost(
         self, class_logits: Tensor, point_logits: Tensor, labels: Tensor, point_targets: Tensor

@@ -1,4 +1,4 @@
-"""Backbone features to per-pixel embeddings and decoder memory (paper section 3.2.2, appendix)."""
+"""Pixel decoder: backbone maps to mask features and memory (paper section 3.2.2, appendix)."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -8,9 +8,15 @@ from torch import Tensor, nn
 
 from mmseg_m2f.core.config import PixelDecoderConfig
 from mmseg_m2f.core.deform_attn import LevelShapes, MSDeformAttn, pixel_centres
-from mmseg_m2f.core.layers import FeedForward, init_c2_xavier, run_layer, sine_encoding
-from mmseg_m2f.core.maps import Conv2d, ConvNorm, in_order_of, pass_on, resize_maps
-from mmseg_m2f.core.structures import PassedOn, PixelFeatures, at_least_float32
+from mmseg_m2f.core.layers import (
+    ConvNorm,
+    FeedForward,
+    init_c2_xavier,
+    resize_maps,
+    run_layer,
+    sine_encoding,
+)
+from mmseg_m2f.core.structures import PixelFeatures, upcast_half
 
 AttentionFactory = Callable[[], nn.Module]
 
@@ -85,7 +91,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.output = nn.ModuleList(
             self._project(config.channels, kernel_size=3, activate=True) for _ in range(num_lateral)
         )
-        self.mask_proj = Conv2d(config.channels, config.channels, 1)
+        self.mask_proj = nn.Conv2d(config.channels, config.channels, 1)
         self._init_convolutions()
 
     def _project(
@@ -117,8 +123,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         """Decode the backbone's maps.
 
         Args:
-            features: maps ``(B, in_channels[i], h_i, w_i)``, finest (stride 4) first; a `PassedOn`
-                list is empty afterwards.
+            features: maps ``(B, in_channels[i], h_i, w_i)``, finest (stride 4) first.
 
         Returns:
             ``mask_features (B, C, h, w)`` on the finest map and ``num_levels`` maps of memory,
@@ -129,36 +134,33 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 f'the pixel decoder was built for {len(self.in_channels)} feature maps '
                 f'(in_channels {list(self.in_channels)}), got {len(features)}'
             )
-        mixed, device_type = self.config.mixed_precision, features[0].device.type
-        own = list(features) if mixed else [at_least_float32(feature) for feature in features]
-        if isinstance(features, PassedOn):
-            features.clear()
-        if mixed:
-            return self._decode(own)
-        with torch.autocast(device_type, enabled=False):
-            return self._decode(own)
+        if self.config.mixed_precision:
+            return self._decode(features)
+        with torch.autocast(features[0].device.type, enabled=False):
+            return self._decode([upcast_half(x) for x in features])
 
-    def _decode(self, own: list[Tensor]) -> PixelFeatures:
-        """Takes the maps out of the list, coarsest first, so that each lives until it is used."""
-        memory = self._encode(own)
-        mask_features = self._pyramid(own, memory[-1])
-        return PixelFeatures(at_least_float32(mask_features), tuple(memory))
+    def _decode(self, features: Sequence[Tensor]) -> PixelFeatures:
+        num_lateral = len(self.lateral)
+        memory = self._encode(features[num_lateral:])
+        mask_features = self._pyramid(features[:num_lateral], memory[-1])
+        return PixelFeatures(upcast_half(mask_features), tuple(memory))
 
-    def _encode(self, own: list[Tensor]) -> list[Tensor]:
-        maps = [project(own.pop()) for project in self.input_proj]
+    def _encode(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Run the deformable encoder over the tokens of all its levels, coarsest level first."""
+        maps = [project(x) for project, x in zip(self.input_proj, reversed(features), strict=True)]
         level_shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)  # (B, S, C)
-        del maps
-        # The residual stream and, by its type, the locations: in bfloat16 these lose up to a
-        # quarter of a pixel.
-        tokens = at_least_float32(tokens)
+        # An autocast gives half types here. The residual stream, and by its type the sampling
+        # locations, must not have them: bfloat16 misses a location by up to a quarter of a pixel.
+        tokens = upcast_half(tokens)
+        device, dtype = tokens.device, tokens.dtype
         position = torch.cat(
             [
-                self._position(shape, tokens).flatten(1).T + embed
+                sine_encoding(shape, self.channels, device=device, dtype=dtype).flatten(1).T + embed
                 for shape, embed in zip(level_shapes, self.level_embed, strict=True)
             ]
         )  # (S, C)
-        reference_points = pixel_centres(level_shapes, device=tokens.device, dtype=tokens.dtype)
+        reference_points = pixel_centres(level_shapes, device=device, dtype=dtype)
         for layer in self.layers:
             args = (tokens, position, reference_points, level_shapes)
             tokens = run_layer(layer, *args, checkpointing=self.config.checkpointing)
@@ -168,20 +170,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
             for x, shape in zip(per_level, level_shapes, strict=True)
         ]
 
-    def _position(self, shape: tuple[int, int], like: Tensor) -> Tensor:
-        return sine_encoding(shape, self.channels, device=like.device, dtype=like.dtype)
-
-    def _pyramid(self, own: list[Tensor], finest: Tensor) -> Tensor:
-        """Add the maps finer than the encoder's levels top-down; project to mask features."""
-        for index in reversed(range(len(self.lateral))):
-            lateral = pass_on(own, self.lateral[index])
-            size = (lateral.shape[-2], lateral.shape[-1])
-            # It is a view of tokens, the channels last; sums of two orders of memory are slow.
-            finest = resize_maps(in_order_of(finest, lateral), size)
-            # In the place of what nobody needs again: the maps are the largest of the network.
-            summed = [lateral + finest if torch.is_grad_enabled() else finest.add_(lateral)]
-            del lateral, finest
-            finest = pass_on(summed, self.output[index])
+    def _pyramid(self, features: Sequence[Tensor], finest: Tensor) -> Tensor:
+        """Add the maps finer than the encoder's levels from coarse to fine; project the result."""
+        levels = zip(features, self.lateral, self.output, strict=True)
+        for x, lateral, output in reversed(list(levels)):
+            finest = output(lateral(x) + resize_maps(finest, x.shape[-2:]))
         return self.mask_proj(finest)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmseg_m2f.core.structures import ImageGeometry, at_least_float32
+from mmseg_m2f.core.structures import ImageGeometry, upcast_half
 
 # Mask logits ``(q, h, w)`` to full size ``(q, H, W)``: a new tensor, which may be overwritten.
 # It must treat each query alone, and take none (q = 0) as well.
@@ -110,7 +110,7 @@ def _uncrop(maps: Float[Tensor, 'n Hp Wp'], geometry: ImageGeometry) -> Float[Te
 
 def restored_size(mask_logits: Float[Tensor, 'q h w'], restore: MaskRestorer) -> tuple[int, int]:
     """The size ``restore`` leads to, found with no query at all."""
-    height, width = restore(at_least_float32(mask_logits[:0])).shape[-2:]
+    height, width = restore(upcast_half(mask_logits[:0])).shape[-2:]
     return height, width
 
 

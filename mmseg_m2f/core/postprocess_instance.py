@@ -16,7 +16,7 @@ from mmseg_m2f.core.postprocess import (
     query_chunks,
     restored_size,
 )
-from mmseg_m2f.core.structures import at_least_float32
+from mmseg_m2f.core.structures import upcast_half
 
 # Masks ``(n, H, W)`` bool to n codes of any kind, such as run lengths.
 MaskEncoder = Callable[[Tensor], list[Any]]
@@ -96,7 +96,7 @@ def _best_pairs(
     class_logits: Float[Tensor, 'Q K1'], is_thing: Bool[Tensor, 'K'], config: PostprocessConfig
 ) -> tuple[Float[Tensor, 'n'], Int[Tensor, 'n'], Int[Tensor, 'n']]:
     """Class probability, query and label of the pairs that may become instances, best first."""
-    class_probs = at_least_float32(class_logits).softmax(-1)[:, :-1].flatten()
+    class_probs = upcast_half(class_logits).softmax(-1)[:, :-1].flatten()
     # A stable sort and not topk, which leaves the order of equals open.
     probs, pair = class_probs.sort(descending=True, stable=True)
     probs, pair = probs[: config.max_per_image], pair[: config.max_per_image]
@@ -110,7 +110,7 @@ def _masks_and_quality(
     mask_logits: Float[Tensor, 'q h w'], restore: MaskRestorer, num_rows: int
 ) -> tuple[Bool[Tensor, 'rows H W'], Float[Tensor, 'q']]:
     """The masks, in the first of ``num_rows`` rows, and their mean probabilities inside."""
-    mask_logits = at_least_float32(mask_logits)
+    mask_logits = upcast_half(mask_logits)
     size = restored_size(mask_logits, restore)
     masks = torch.empty(num_rows, *size, dtype=torch.bool, device=mask_logits.device)
     quality = mask_logits.new_empty(len(mask_logits))
@@ -123,7 +123,7 @@ def _codes_boxes_and_quality(
     mask_logits: Float[Tensor, 'q h w'], restore: MaskRestorer, encode: MaskEncoder
 ) -> tuple[list[Any], Float[Tensor, 'q 4'], Float[Tensor, 'q']]:
     """The encoded masks, their boxes, and their mean probabilities inside."""
-    mask_logits = at_least_float32(mask_logits)
+    mask_logits = upcast_half(mask_logits)
     size = restored_size(mask_logits, restore)
     codes: list[Any] = []
     boxes = torch.empty(len(mask_logits), 4, device=mask_logits.device)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmseg_m2f.core.config import PostprocessConfig
 from mmseg_m2f.core.postprocess import MaskRestorer, mask_areas, query_chunks, restored_size
-from mmseg_m2f.core.structures import at_least_float32
+from mmseg_m2f.core.structures import upcast_half
 
 
 class Panoptic(NamedTuple):
@@ -57,7 +57,7 @@ def panoptic(
     Source: official ``maskformer_model.py``, ``panoptic_inference``; the other choice is that of
     mmdet's ``MaskFormerFusionHead`` without ``filter_low_score``.
     """
-    scores, labels = at_least_float32(class_logits).softmax(-1).max(-1)
+    scores, labels = upcast_half(class_logits).softmax(-1).max(-1)
     is_kept = (labels < len(is_thing)) & (scores > config.object_mask_thr)
     kept = is_kept.nonzero()[:, 0]  # waits for the device: how many queries to restore
     scores, labels = scores[kept], labels[kept]
@@ -81,7 +81,7 @@ def _compete(
     mask_logits: Float[Tensor, 'q h w'], scores: Float[Tensor, 'q'], restore: MaskRestorer
 ) -> tuple[_Pixels, Int[Tensor, 'q']]:
     """The pixels' owners, and the area of each query's mask."""
-    mask_logits = at_least_float32(mask_logits)
+    mask_logits = upcast_half(mask_logits)
     size = restored_size(mask_logits, restore)
     value = scores.new_full(size, -1)  # less than any product, so that the first query leads
     owner = torch.zeros_like(value, dtype=torch.int32)

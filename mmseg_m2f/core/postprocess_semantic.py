@@ -19,7 +19,7 @@ from mmseg_m2f.core.postprocess import (
     row_bands,
     some_rows,
 )
-from mmseg_m2f.core.structures import ImageGeometry, at_least_float32
+from mmseg_m2f.core.structures import ImageGeometry, upcast_half
 
 
 def semantic_scores(
@@ -113,7 +113,7 @@ def semantic_only_labels(
 
 def _exact(class_logits: Tensor, mask_logits: Tensor) -> tuple[Tensor, Tensor]:
     """Class probabilities without no-object and mask logits, in float32 at least."""
-    return at_least_float32(class_logits).softmax(-1)[:, :-1], at_least_float32(mask_logits)
+    return upcast_half(class_logits).softmax(-1)[:, :-1], upcast_half(mask_logits)
 
 
 def _without_autocast(like: Tensor) -> torch.autocast:

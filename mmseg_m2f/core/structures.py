@@ -1,9 +1,9 @@
 """The values that pass between the stages, and the axis legend every signature of ``core`` uses.
 
-    B  images          Q  queries             K  real classes (class index K is "no object")
-    C  channels        N  targets of a image    M  matched pairs
-    P  points          S  tokens              L  levels (of features) or decoder layers
-    H W  padded input pixels, in post-processing those of the result    h w  stride 4
+    B  images          Q  queries               K  real classes (class index K is "no object")
+    C  channels        N  targets of an image   M  matched pairs
+    P  points          S  tokens                L  levels (of features) or predictions
+    H W  pixels of the padded input; in post-processing, of the result       h w  at stride 4
 
 Sizes are ``(height, width)``; coordinates are ``(x, y)`` in ``[0, 1]`` with
 ``align_corners=False`` (0 and 1 are the outer borders of the first and last pixel).
@@ -16,11 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmseg_m2f.cpu.linear import is_captured, linear
-
 
 class PixelFeatures(NamedTuple):
-    """What a pixel decoder returns: ``mask_features (B, C, h, w)`` and the decoder's memory.
+    """The pixel decoder's result: ``mask_features (B, C, h, w)`` and the decoder's memory.
 
     ``memory`` holds one map ``(B, C, h_l, w_l)`` per level, coarsest (stride 32) first.
     """
@@ -29,19 +27,11 @@ class PixelFeatures(NamedTuple):
     memory: tuple[Tensor, ...]
 
 
-class PassedOn(list[Tensor]):
-    """Maps that nobody needs after their receiver, which empties the list as soon as it has them.
-
-    A image's maps are among the largest tensors of a network, and in Python a caller's arguments
-    live until the call is over. Forward hooks of the receiver see the list empty.
-    """
-
-
 class MaskPrediction(NamedTuple):
     """One supervised prediction: ``class_logits (B, Q, K+1)`` and ``mask_embed (B, Q, C)``.
 
-    Mask logits are the inner product of ``mask_embed`` with ``mask_features`` and are formed
-    only where somebody needs them (``mask_logits``), never kept for every layer.
+    Mask logits are the inner product of ``mask_embed`` with ``mask_features``. They are formed only
+    where they are needed (``mask_logits``), never kept for every layer.
     """
 
     class_logits: Tensor
@@ -63,7 +53,7 @@ class Match(NamedTuple):
 
 
 class ImageGeometry(NamedTuple):
-    """The sizes ``(height, width)`` a image has on its way.
+    """The three sizes ``(height, width)`` of one image.
 
     ``padded`` is the network's input, ``resized`` the image at its top left, ``original`` the
     file.
@@ -81,17 +71,11 @@ def mask_logits(
 
     Returns logits; their sigmoid is the probability that a pixel belongs to the query's segment.
     """
-    pixels = mask_features.flatten(-2).transpose(-1, -2)  # (*batch, S, C)
-    # A program that is captured is to serve any number of images.
-    if pixels.shape[:-2].numel() == 1 and not is_captured():
-        logits = linear(mask_embed, pixels.reshape(pixels.shape[-2:]), None)
-    else:
-        logits = mask_embed @ pixels.transpose(-1, -2)
-    return logits.unflatten(-1, mask_features.shape[-2:])
+    return torch.einsum('...qc,...chw->...qhw', mask_embed, mask_features)
 
 
-def at_least_float32(x: Float[Tensor, '*shape']) -> Float[Tensor, '*shape']:
-    """``x`` in float32, unless it is float64 already: half types lose the small differences."""
+def upcast_half(x: Float[Tensor, '*shape']) -> Float[Tensor, '*shape']:
+    """Convert half types to float32, since they lose small differences; keep float32, float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -100,8 +84,7 @@ __all__ = [
     'MaskPrediction',
     'MaskTarget',
     'Match',
-    'PassedOn',
     'PixelFeatures',
-    'at_least_float32',
     'mask_logits',
+    'upcast_half',
 ]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmseg_m2f.core.layers import is_watched
 from mmseg_m2f.cpu.convolution import Window, convolve
+from mmseg_m2f.cpu.custom_call import has_custom_call
 from mmseg_m2f.cpu.known_classes import known_classes
 from mmseg_m2f.cpu.linear import why_not_onednn
 
@@ -49,7 +49,7 @@ class _Block:
             not getattr(block, 'with_plugins', False)
             and all(_is_plain(convolution) for convolution, _ in pairs)
             and type(block.relu) is nn.ReLU
-            and not any(is_watched(part) for part in block.modules() if part is not block)
+            and not any(has_custom_call(part) for part in block.modules() if part is not block)
         )
 
     def _pairs(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -97,7 +97,7 @@ class _Network:
         return (
             _is_plain(network.conv1)
             and type(network.relu) is nn.ReLU
-            and not any(is_watched(part) for part in stem)
+            and not any(has_custom_call(part) for part in stem)
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmseg_m2f.core.layers import is_watched
+from mmseg_m2f.cpu.custom_call import has_custom_call
 from mmseg_m2f.cpu.known_classes import known_classes
 from mmseg_m2f.cpu.linear import linear, why_not_onednn
 
@@ -301,7 +301,7 @@ def _may_run(module: Any, x: Tensor, size: tuple[int, int], expected: _Expected)
         and x.shape[1] == size[0] * size[1]
         and inner.keys() == expected.keys()
         and all(type(child) in expected[path] for path, child in inner.items())
-        and not any(child.training or is_watched(child) for child in inner.values())
+        and not any(child.training or has_custom_call(child) for child in inner.values())
     )
 
 

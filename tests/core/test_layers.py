@@ -3,16 +3,15 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.autograd import forward_ad
-from torch.autograd.profiler import profile
 from torch.nn import functional as F
 
 from mmseg_m2f.core.layers import (
-    CACHED_HIDDEN,
     Attention,
+    ConvNorm,
     FeedForward,
     init_c2_xavier,
     init_xavier_normal,
+    resize_maps,
     sine_encoding,
 )
 
@@ -160,116 +159,24 @@ def test_xavier_normal_leaves_deformable_attention_alone():
     assert all(map(torch.equal, before, part.parameters()))
 
 
-@pytest.mark.parametrize('autocast', [False, True])
-@pytest.mark.parametrize('batch', [(), (2,)])
-def test_a_feed_forward_without_gradient_goes_through_the_tokens_in_pieces(batch, autocast):
-    ffn = FeedForward(8, 256)
-    num_tokens = 3 * CACHED_HIDDEN // 256 + 5
-    x = torch.randn(*batch, num_tokens, 8)
-    sizes = []
-    hook = ffn.linear1.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
-    with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
-        expected = ffn(x)
-        with torch.no_grad():
-            got = ffn(x)
-    piece = CACHED_HIDDEN // 256
-    whole, rest = divmod(x.shape[:-1].numel(), piece)
-    assert sizes[1:] == [piece] * whole + [rest]
-    assert got.dtype == expected.dtype
-    torch.testing.assert_close(got, expected.detach())
-    # Without the hook nobody sees the layers.
-    hook.remove()
-    with torch.no_grad(), torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
-        assert torch.equal(ffn(x), got)
+@pytest.mark.parametrize('kernel_size', [1, 3])
+@pytest.mark.parametrize('activate', [False, True])
+def test_conv_norm_is_convolution_then_group_norm_then_relu(kernel_size, activate):
+    block = ConvNorm(3, 8, kernel_size, norm_groups=2, activate=activate).double()
+    nn.init.normal_(block.norm.weight)
+    x = torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    raw = F.conv2d(x, block.conv.weight, padding=kernel_size // 2).view(2, 2, -1)
+    normal = (raw - raw.mean(-1, keepdim=True)) / (raw.var(-1, False, keepdim=True) + 1e-5).sqrt()
+    expected = normal.view(2, 8, 5, 7) * block.norm.weight[:, None, None]
+    torch.testing.assert_close(block(x), expected.relu() if activate else expected)
 
 
-def test_the_pieces_of_a_feed_forward_leave_other_layers_to_themselves():
-    x = torch.randn(3 * CACHED_HIDDEN // 256, 8)
-    without_bias, replaced = FeedForward(8, 256), FeedForward(8, 256)
-    for layer in (without_bias.linear1, without_bias.linear2):
-        layer.bias = None
-    replaced.linear2.forward = lambda hidden: hidden[:, :8]
-    with torch.no_grad():
-        hidden = F.linear(x, without_bias.linear1.weight).relu()
-        expected = x + F.linear(hidden, without_bias.linear2.weight)
-        torch.testing.assert_close(without_bias(x), expected)
-        hidden = F.linear(x, replaced.linear1.weight, replaced.linear1.bias).relu()
-        torch.testing.assert_close(replaced(x), x + hidden[:, :8])
+def test_conv_norm_has_a_bias_only_on_request():
+    assert ConvNorm(3, 8, norm_groups=2).conv.bias is None
+    assert ConvNorm(3, 8, norm_groups=2, bias=True).conv.bias is not None
 
 
-@pytest.mark.parametrize('frozen', [False, True])
-def test_an_autocast_casts_the_weights_once_for_all_pieces(frozen):
-    ffn = FeedForward(8, 256).requires_grad_(not frozen)
-    x = torch.randn(3 * CACHED_HIDDEN // 256, 8)
-    with torch.inference_mode(), torch.autocast('cpu', dtype=torch.bfloat16):
-        with profile(record_shapes=True, use_kineto=False) as noted:
-            got = ffn(x)
-        ffn.linear1.register_forward_hook(lambda *_: None)
-        # With a hook the layers are called piece by piece.
-        assert torch.equal(got, ffn(x))
-    casts = [e.input_shapes[0] for e in noted.function_events if e.name == 'aten::_to_copy']
-    assert casts.count([256, 8]) == casts.count([8, 256]) == 1
-
-
-def test_the_pieces_of_a_feed_forward_have_a_forward_derivative():
-    ffn = FeedForward(8, 256)
-    x, tangent = torch.randn(2, 3 * CACHED_HIDDEN // 256, 8)
-    with torch.no_grad(), forward_ad.dual_level():
-        got = forward_ad.unpack_dual(ffn(forward_ad.make_dual(x, tangent)))
-    # ReLU of the hidden layer is linear where no sign changes.
-    hidden = F.linear(x, ffn.linear1.weight, ffn.linear1.bias) > 0
-    expected = tangent + (tangent @ ffn.linear1.weight.T * hidden) @ ffn.linear2.weight.T
-    torch.testing.assert_close(got.tangent, expected.detach(), rtol=1e-4, atol=1e-5)
-
-
-def test_a_feed_forward_that_fits_the_caches_is_one_piece():
-    ffn = FeedForward(8, 256)
-    sizes = []
-    ffn.linear1.register_forward_hook(lambda _, args, __: sizes.append(args[0].shape))
-    with torch.no_grad():
-        ffn(torch.randn(1, 100, 8))
-    assert sizes == [(1, 100, 8)]
-
-
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
-def test_no_gradient_of_a_feed_forward_goes_through_a_view(dtype):
-    ffn, nodes = FeedForward(8, 16).to(dtype), []
-
-    def walk(node):
-        if node is not None:
-            nodes.append(node.name())
-            for following, _ in node.next_functions:
-                walk(following)
-
-    walk(ffn(torch.randn(2, 3, 8, dtype=dtype)).grad_fn)
-    # In float32 ReLU is part of the layer on oneDNN.
-    assert any('Relu' in name or '_Linear' in name for name in nodes)
-    assert not any('CopySlices' in name for name in nodes)
-
-
-class Adapted(nn.Module):
-    """A layer and what somebody adds to it, as low-rank adapters do."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x):
-        return self.layer(x) - 1
-
-
-@pytest.mark.parametrize('gradient', [True, False])
-def test_what_wraps_a_layer_of_a_feed_forward_acts_before_relu(gradient):
-    ffn, x = FeedForward(8, 16), torch.randn(2, 3, 8)
-    hidden = F.linear(x, ffn.linear1.weight, ffn.linear1.bias) - 1
-    expected = x + F.linear(hidden.relu(), ffn.linear2.weight, ffn.linear2.bias)
-    ffn.linear1 = Adapted(ffn.linear1)
-    with torch.set_grad_enabled(gradient):
-        torch.testing.assert_close(ffn(x), expected)
-
-
-def test_a_hook_of_a_feed_forward_sees_the_layer_s_own_result():
-    ffn, seen = FeedForward(8, 16), []
-    ffn.linear1.register_forward_hook(lambda _, __, result: seen.append(result.min()))
-    ffn(torch.randn(2, 3, 8))
-    assert seen[0] < 0
+def test_resize_maps_interpolates_between_pixel_centres():
+    # Twice as wide: new centres lie a quarter and three quarters between the old ones.
+    maps = torch.tensor([[[[0.0, 4.0]]]])
+    assert resize_maps(maps, (1, 4)).tolist() == [[[[0.0, 1.0, 3.0, 4.0]]]]

@@ -1,5 +1,4 @@
 import math
-import weakref
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from torch.nn import functional as F
 from mmseg_m2f.core.config import PixelDecoderConfig
 from mmseg_m2f.core.layers import sine_encoding
 from mmseg_m2f.core.pixel_decoder import EncoderLayer, MSDeformAttnPixelDecoder
-from mmseg_m2f.core.structures import PassedOn
 from tests.core.test_layers import assert_uniform
 from tests.core.watching import gradients_and_saved_bytes
 
@@ -249,51 +247,6 @@ def test_fewer_maps_than_levels_are_refused():
 def test_a_wrong_number_of_maps_is_refused():
     with pytest.raises(ValueError, match=r'built for 4 feature maps \(in_channels .*\), got 3'):
         make_decoder()(make_maps(8, 8)[1:])
-
-
-@torch.no_grad()
-@pytest.mark.parametrize('mixed_precision', [False, True])
-def test_maps_that_are_passed_on_live_until_they_are_used(mixed_precision):
-    decoder = make_decoder(num_levels=2, mixed_precision=mixed_precision)
-    maps = make_maps(24, 32)
-    expected = decoder(maps)
-    assert len(maps) == 4  # the caller's own list stays
-    alive = [weakref.ref(feature) for feature in maps]
-    passed_on = PassedOn(maps)
-    del maps
-    seen = {}
-    parts = {
-        'layer': decoder.layers[0],
-        'finer': decoder.output[1],
-        'norm': decoder.lateral[0].norm,
-        'finest': decoder.output[0],
-    }
-    for name, part in parts.items():
-        part.register_forward_pre_hook(
-            lambda _, __, name=name: seen.update({name: [ref() is not None for ref in alive]})
-        )
-    found = decoder(passed_on)
-    assert passed_on == []
-    assert seen == {
-        'layer': [True, True, False, False],
-        'finer': [True, False, False, False],
-        'norm': [False] * 4,
-        'finest': [False] * 4,
-    }
-    for one, other in zip(found.memory, expected.memory, strict=True):
-        assert torch.equal(one, other)
-    assert torch.equal(found.mask_features, expected.mask_features)
-
-
-@torch.no_grad()
-def test_hooks_of_a_block_see_its_map():
-    decoder, seen = make_decoder(), []
-    maps = make_maps(24, 32)
-    expected = decoder(maps).mask_features
-    for block in (decoder.lateral[0], decoder.output[0]):
-        block.register_forward_hook(lambda _, args, __: seen.append(args[0].shape))
-    assert torch.equal(decoder(maps).mask_features, expected)
-    assert seen == [maps[0].shape, expected.shape]
 
 
 def test_checkpointing_changes_no_bit_and_keeps_less():

@@ -1,6 +1,6 @@
 import torch
 
-from mmseg_m2f.core.structures import at_least_float32, mask_logits
+from mmseg_m2f.core.structures import mask_logits, upcast_half
 
 
 def test_mask_logits_are_the_inner_product_over_channels():
@@ -17,7 +17,7 @@ def test_mask_logits_work_with_and_without_batch_axes():
     torch.testing.assert_close(mask_logits(embed[1, 2], features[1, 2]), every[1, 2])
 
 
-def test_at_least_float32_raises_half_types_only():
+def test_upcast_half_changes_half_types_only():
     expected = {
         torch.float16: torch.float32,
         torch.bfloat16: torch.float32,
@@ -25,6 +25,6 @@ def test_at_least_float32_raises_half_types_only():
         torch.float64: torch.float64,
     }
     for given, kept in expected.items():
-        assert at_least_float32(torch.ones(2, dtype=given)).dtype == kept
+        assert upcast_half(torch.ones(2, dtype=given)).dtype == kept
     exact = torch.ones(2)
-    assert at_least_float32(exact) is exact
+    assert upcast_half(exact) is exact

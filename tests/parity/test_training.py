@@ -21,7 +21,7 @@ pytest.importorskip('mmseg')
 pytest.importorskip('mmdet')
 transformers = pytest.importorskip('transformers')
 
-import slow_training as slow  # noqa: E402
+from tests.parity import slow_training as slow  # noqa: E402
 from mmdet.registry import MODELS as MMDET_MODELS  # noqa: E402
 from mmdet.structures import DetDataSample  # noqa: E402
 from mmdet.structures.mask import BitmapMasks  # noqa: E402

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 pytest.importorskip('mmseg')
 pytest.importorskip('mmdet')
 
+from torch.nn import Linear
+
 from mmseg_m2f.core import deform_attn
-from mmseg_m2f.core.layers import Linear
 from tools.benchmark import counters, harness
 from tools.benchmark.cases import CASES
 from tools.benchmark.counting import Embeddings, count, sign_flips

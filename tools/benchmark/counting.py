@@ -17,8 +17,8 @@ from torch.utils.flop_counter import (
 )
 
 from mmseg_m2f.core import decoder as core_decoder
-from mmseg_m2f.core.maps import resize_maps
-from mmseg_m2f.core.structures import at_least_float32
+from mmseg_m2f.core.layers import resize_maps
+from mmseg_m2f.core.structures import upcast_half
 
 # Operators that wait for a GPU: a value or a size that depends on the data goes to the host.
 _WAITING = (
@@ -228,7 +228,7 @@ def sign_flips(noted: Iterable[Embeddings], dtype: torch.dtype, *, trained: bool
         embed, features = (embed * factor).to(dtype), (features * factor).to(dtype)
         exact = _official(embed.double(), features.double(), size)
         official += int((_official(embed, features, size) != exact).sum())
-        pooled = resize_maps(at_least_float32(features), size)
+        pooled = resize_maps(upcast_half(features), size)
         ours += int((core_decoder.attention_mask(embed, pooled)[:, 0] != exact).sum())
         bits += exact.numel()
     return Flips(ours, official, bits)

@@ -5,13 +5,13 @@ from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import Linear
 from torch.nn import functional as F
 
 from mmseg_m2f import core
 from mmseg_m2f.adapters.acceleration.parts import check_modules, the_same
 from mmseg_m2f.adapters.acceleration.twin import CannotAccelerateError
 from mmseg_m2f.checkpoints import from_huggingface
-from mmseg_m2f.core.layers import Linear
 
 PIXEL_DECODER = 'model.pixel_level_module.decoder'
 DECODER = 'model.transformer_module'

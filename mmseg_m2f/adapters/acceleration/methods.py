@@ -35,7 +35,7 @@ class _Methods:
         features = self.twin.ours.pixel_decoder(x)
         predictions = self.twin.ours.decoder(features)
         masks = [
-            core.mask_logits(core.at_least_float32(p.mask_embed), features.mask_features)
+            core.mask_logits(core.upcast_half(p.mask_embed), features.mask_features)
             for p in predictions
         ]
         return [p.class_logits for p in predictions], masks

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmseg_m2f import core
 from mmseg_m2f.adapters.models.config import check_keys
-from mmseg_m2f.adapters.models.head import passed_on, reject_unknown
+from mmseg_m2f.adapters.models.head import reject_unknown
 from mmseg_m2f.adapters.results.mmdet_gaps import fill_gaps
 from mmseg_m2f.cpu.speed_up import speed_up
 from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
@@ -82,7 +82,7 @@ class Mask2Former(BaseDetector):
 
         All at the images' original size; ``test_cfg`` says which.
         """
-        maps = passed_on(self.extract_feat(batch_inputs), self.panoptic_head)
+        maps = self.extract_feat(batch_inputs)
         results = self.panoptic_head.predict(
             maps, batch_data_samples, _size(batch_inputs), self.test_cfg
         )

@@ -6,10 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmseg_m2f import core
 from mmseg_m2f.adapters.models.config import HeadConfig, assemble
@@ -42,7 +41,7 @@ class MaskHead(BaseModule):
         """Class logits ``(B, Q, K+1)`` and mask logits ``(B, Q, h, w)`` of the last prediction."""
         features = self.pixel_decoder(inputs)
         last = self.decoder.predict(features)
-        embed = core.at_least_float32(last.mask_embed)
+        embed = core.upcast_half(last.mask_embed)
         return last.class_logits, core.mask_logits(embed, features.mask_features)
 
     def _losses(
@@ -83,16 +82,6 @@ class MaskHead(BaseModule):
                 logger='current',
                 level=logging.WARNING,
             )
-
-
-def passed_on(maps: Any, head: nn.Module) -> Any:
-    """A backbone's ``maps`` for a prediction by ``head``, which may free each as it has used it.
-
-    What a compiler takes down keeps its arguments anyway, and anything but the usual sequence of
-    maps is the affair of the backbone and the pixel decoder.
-    """
-    is_compiled = head._compiled_call_impl is not None or torch.compiler.is_compiling()
-    return maps if is_compiled or type(maps) not in (list, tuple) else core.PassedOn(maps)
 
 
 def reject_unknown(owner: type, unknown: Mapping[str, Any]) -> None:

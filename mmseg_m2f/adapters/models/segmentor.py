@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mmseg_m2f import core
 from mmseg_m2f.adapters.models.decode_head import Mask2FormerHead
-from mmseg_m2f.adapters.models.head import passed_on
 from mmseg_m2f.cpu.speed_up import speed_up
 
 
@@ -40,8 +39,7 @@ class SemanticSegmentor(EncoderDecoder):
         geometries = self._geometries(inputs, data_samples)
         if geometries is None or data_samples is None:
             return super().predict(inputs, data_samples)
-        maps = passed_on(self.extract_feat(inputs), self.decode_head)
-        class_logits, mask_logits = self.decode_head(maps)
+        class_logits, mask_logits = self.decode_head(self.extract_feat(inputs))
         for index, (sample, geometry) in enumerate(zip(data_samples, geometries, strict=True)):
             labels = core.semantic_only_labels(class_logits[index], mask_logits[index], geometry)
             sample.set_data({'pred_sem_seg': PixelData(data=labels[None])})

@@ -22,11 +22,9 @@ from torch import Tensor, nn
 pytest.importorskip('mmseg')
 
 import mmseg_m2f
-from mmseg_m2f import core
 from mmseg_m2f.adapters import keep_memory, trials
 from mmseg_m2f.adapters.inference.channels_last import ChannelsLastHook
 from mmseg_m2f.adapters.inference.prepare import CannotPrepareError, PrepareInferenceHook
-from mmseg_m2f.adapters.models.head import passed_on
 from tests import reduced
 from tests.adapters import small_models
 from tests.adapters.inference.prepared_models import (
@@ -172,17 +170,6 @@ def test_nothing_is_left_of_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         gc.enable()
     assert left == [None, None]
-
-
-def test_only_the_usual_sequence_of_maps_is_passed_on() -> None:
-    head, maps = nn.Identity(), (torch.zeros(1), torch.ones(1))
-    passed = passed_on(maps, head)
-    assert isinstance(passed, core.PassedOn)
-    assert passed == list(maps)
-    for other in ({'res2': maps[0]}, maps[0], core.PixelFeatures(maps[0], maps)):
-        assert passed_on(other, head) is other
-    head.compile(backend='eager')
-    assert passed_on(maps, head) is maps
 
 
 def test_freed_memory_is_kept_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
