@@ -24,7 +24,6 @@ CORE_ORDER = [
 MAY_IMPORT = {
     'core': {'core', 'ops'},
     'ops': {'ops'},
-    'acceleration': {'acceleration', 'checkpoints', 'core'},
     'checkpoints': {'checkpoints', 'core'},
     'evaluation': {'evaluation', 'metadata'},
     'metadata': {'metadata'},
