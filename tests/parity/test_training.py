@@ -21,7 +21,6 @@ pytest.importorskip('mmseg')
 pytest.importorskip('mmdet')
 transformers = pytest.importorskip('transformers')
 
-from tests.parity import slow_training as slow  # noqa: E402
 from mmdet.registry import MODELS as MMDET_MODELS  # noqa: E402
 from mmdet.structures import DetDataSample  # noqa: E402
 from mmdet.structures.mask import BitmapMasks  # noqa: E402
@@ -32,6 +31,7 @@ from mmseg.registry import MODELS as MMSEG_MODELS  # noqa: E402
 from mmseg.structures import SegDataSample  # noqa: E402
 
 from tests.configs.rows import load  # noqa: E402
+from tests.parity import slow_training as slow  # noqa: E402
 from tests.parity.parity_weights import redraw  # noqa: E402
 
 NUM_CLASSES, NUM_QUERIES, NUM_LAYERS, NUM_POINTS = 12, 8, 9, 48
