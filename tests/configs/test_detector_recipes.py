@@ -230,21 +230,22 @@ def test_training_images(row):
     assert steps['PackSegments'].get('keep_empty', True) == keeps
     assert dataset.get('filter_empty', False) == (not keeps)
     if name == 'coco':
-        order = 'LoadImageFromFile LoadSegments RandomFlip ResizeScale FixedSizeCrop PackSegments'
+        order = 'LoadImageFromFile LoadSegments RandomFlip ResizeAndCrop PackSegments'
         assert list(steps) == order.split()
-        resize, crop = steps['ResizeScale'], steps['FixedSizeCrop']
+        resize, crop = steps['ResizeAndCrop'].resize, steps['ResizeAndCrop'].crop
+        assert (resize.type, crop.type) == ('mmseg_m2f.ResizeScale', 'mmseg_m2f.FixedSizeCrop')
         assert (resize.min_scale, resize.max_scale) == (0.1, 2.0)
         assert resize.target_size == crop.crop_size == (1024, 1024)
         assert (crop.pad_value, crop.offsets) == (128, 'shared')
         return
     sides, max_size, crop_size, is_padded = JITTER[name]
-    order = ['LoadImageFromFile', 'LoadSegments', 'RandomChoiceResize', 'RandomCrop']
+    order = ['LoadImageFromFile', 'LoadSegments', 'ResizeAndCrop']
     order += ['PhotoMetricDistortion', 'RandomFlip', *['PadToSize'] * is_padded, 'PackSegments']
     assert list(steps) == order
-    resize = steps['RandomChoiceResize']
-    assert resize.resize_type == 'mmseg_m2f.ResizeShortestEdge'
-    assert (resize.scales, resize.max_size) == ([int(s) for s in sides.split()], max_size)
-    assert steps['RandomCrop'].crop_size == crop_size
+    resize, crop = steps['ResizeAndCrop'].resize, steps['ResizeAndCrop'].crop
+    assert resize.type == 'mmseg_m2f.ResizeShortestEdge'
+    assert (resize.scale, resize.max_size) == ([int(s) for s in sides.split()], max_size)
+    assert crop == {'type': 'mmseg_m2f.RandomCrop', 'crop_size': crop_size}
     if is_padded:
         assert (steps['PadToSize']['size'], steps['PadToSize'].pad_value) == (crop_size, 128)
 

@@ -59,12 +59,13 @@ def transform(pipeline, name):
 def test_official_training_images(row):
     cfg, side = load(row), short_side(row)
     pipeline = cfg.train_dataloader.dataset.pipeline
-    resize = transform(pipeline, 'RandomChoiceResize')
-    assert resize.scales == [int(size) for size in SHORT_SIDES[side].split()]
+    step = transform(pipeline, 'mmseg_m2f.ResizeAndCrop')
+    resize = step.resize
+    assert resize.type == 'mmseg_m2f.ResizeShortestEdge'
+    assert resize.scale == [int(size) for size in SHORT_SIDES[side].split()]
     assert resize.max_size == {512: 2048, 640: 2560, 1024: 4096, 2048: 8192}[side]
     crop = {1024: (512, 1024), 2048: (1024, 1024)}.get(side, (side, side))
-    assert transform(pipeline, 'RandomCrop').crop_size == crop
-    assert 'cat_max_ratio' not in transform(pipeline, 'RandomCrop')
+    assert step.crop == {'type': 'mmseg_m2f.RandomCrop', 'crop_size': crop}
     assert transform(pipeline, 'RandomFlip').prob == 0.5
     assert cfg.model.data_preprocessor.size == crop
     if side != 1024:

@@ -71,13 +71,13 @@ def nearest_of_torch(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray
 def test_short_edges_are_the_official_expression(row: str) -> None:
     """``int(x * 0.1 * S) for x in range(5, 21)`` of the official files; LSJ has none."""
     pipeline = load(row).train_dataloader.dataset.pipeline
-    found = [step.scales for step in pipeline if step['type'] == 'RandomChoiceResize']
+    [resize] = [step.resize for step in pipeline if step['type'] == 'mmseg_m2f.ResizeAndCrop']
     if parse(row).dataset == 'coco':
-        assert not found
+        assert resize.type == 'mmseg_m2f.ResizeScale'
         return
     wide = 'swin-b' in row or 'swin-l' in row or parse(row).task != 'semantic'
     side = {'ade20k': 640 if wide else 512, 'cityscapes': 1024, 'mapillary': 2048}
-    assert found == [[int(x * 0.1 * side[parse(row).dataset]) for x in range(5, 21)]]
+    assert resize.scale == [int(x * 0.1 * side[parse(row).dataset]) for x in range(5, 21)]
 
 
 # Short side and limit of the long one of the tests' images.
@@ -155,8 +155,7 @@ def test_label_maps_and_segments_have_each_its_own_nearest_pixel() -> None:
 SEMANTIC_ORDER = [
     'LoadImageFromFile',
     'LoadAnnotations',
-    'RandomChoiceResize',
-    'RandomCrop',
+    'mmseg_m2f.ResizeAndCrop',
     'mmseg_m2f.PhotoMetricDistortion',
     'RandomFlip',
     'Pad',
@@ -175,6 +174,17 @@ def test_steps_of_semantic_training(row: str) -> None:
     assert steps == [name for name in SEMANTIC_ORDER if name not in leaves]
 
 
+def short_edge_jitter(
+    size: tuple[int, int], step: Any, seed: int
+) -> tuple[tuple[int, int], list[int]]:
+    """New size and crop offset (y, x), in the order in which the official code draws them."""
+    np.random.seed(seed)
+    scales = step.resize.scale
+    new = fitted(size, scales[np.random.randint(len(scales))], step.resize.max_size)
+    room = [max(n - c, 0) for n, c in zip(new, step.crop.crop_size, strict=True)]
+    return new, [np.random.randint(length + 1) for length in room]
+
+
 @pytest.mark.parametrize('seed', range(6))
 @pytest.mark.parametrize('row', ['mask2former_r50_ade20k', 'mask2former_swin-l_ade20k'])
 def test_semantic_training_by_hand(row: str, seed: int) -> None:
@@ -182,24 +192,19 @@ def test_semantic_training_by_hand(row: str, seed: int) -> None:
     cfg, path = load(row), PHOTOS[seed]
     init_default_scope('mmseg')
     steps = {step['type']: step for step in cfg.train_dataloader.dataset.pipeline}
-    crop, longest = steps['RandomCrop']['crop_size'], steps['RandomChoiceResize']['max_size']
+    resize_and_crop = steps['mmseg_m2f.ResizeAndCrop']
     label_path = TINY / f'coco/labelmap/train/{path.stem}.png'
     results = {'img_path': str(path), 'seg_map_path': str(label_path), 'seg_fields': []}
     results['reduce_zero_label'] = False
     del steps['mmseg_m2f.PhotoMetricDistortion'], steps['PackSegInputs']
-    sizes = {}
-    for name, step in steps.items():
+    for step in steps.values():
         np.random.seed(seed)
         results = Compose([step])(results)
-        sizes[name] = results['img'].shape[:2]
 
     image, label_map = pixels_of(path), np.asarray(Image.open(label_path))
-    size = sizes['RandomChoiceResize']
-    options = [fitted(image.shape[:2], s, longest) for s in steps['RandomChoiceResize']['scales']]
-    assert size in options
+    size, (y, x) = short_edge_jitter(image.shape[:2], resize_and_crop, seed)
+    crop = resize_and_crop.crop.crop_size
     image, label_map = resized(image, size, BILINEAR), nearest_of_torch(label_map, size)
-    np.random.seed(seed)
-    y, x = (np.random.randint(max(n - c, 0) + 1) for n, c in zip(size, crop, strict=True))
     image, label_map = (a[y : y + crop[0], x : x + crop[1]] for a in (image, label_map))
     if results['flip']:
         image, label_map = image[:, ::-1], label_map[:, ::-1]
@@ -320,16 +325,14 @@ def test_ade20k_s_panoptic_training_by_hand(seed: int) -> None:
     init_default_scope('mmdet')
     steps = load('mask2former_r50_ade20k-panoptic').train_dataloader.dataset.pipeline
     info = segments_of('mask2former_r50_coco-panoptic', 'coco').get_data_info(seed)
-    results, sizes = dict(info), {}
+    results = dict(info)
     for step in steps:
         if 'PhotoMetric' in step['type']:
             continue
         np.random.seed(seed)
         results = Compose([step])(results)
-        sizes[step['type']] = results.get('img_shape')
-    size = sizes['RandomChoiceResize']
-    np.random.seed(seed)
-    y, x = (np.random.randint(max(length - 640, 0) + 1) for length in size)
+    [resize_and_crop] = [step for step in steps if step['type'] == 'mmseg_m2f.ResizeAndCrop']
+    size, (y, x) = short_edge_jitter((info['height'], info['width']), resize_and_crop, seed)
     np.random.seed(seed)
     is_flipped = np.random.uniform() < 0.5
 
@@ -390,7 +393,9 @@ def test_padding_of_the_crop_is_grey_and_of_the_batch_the_mean(
     mean, std = torch.tensor(settings['mean']), torch.tensor(settings['std'])
     preprocess = MODELS.build({**settings, 'type': f'{cfg.default_scope}.{settings["type"]}'})
     assert settings['bgr_to_rgb']
-    steps = {step['type']: step for step in cfg.train_dataloader.dataset.pipeline}
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    crops = [step.crop for step in pipeline if step['type'] == 'mmseg_m2f.ResizeAndCrop']
+    steps = {step['type']: step for step in [*pipeline, *crops]}
     # Blue is 1, green 2, red 3; below it the row's own transform pads.
     image = np.array([1, 2, 3], np.uint8)[None, None].repeat(20, 0).repeat(50, 1)
     results = {'img': image, 'img_shape': (20, 50), 'seg_fields': []}

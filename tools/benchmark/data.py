@@ -142,13 +142,15 @@ def without_draws(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Loading, one fixed size, packing."""
     kept = []
     for step in steps:
+        if step['type'] == 'mmseg_m2f.ResizeAndCrop':
+            step = dict(step['resize'])
+            if 'scale' in step:
+                step['scale'] = 512
         if any(word in step['type'] for word in ('Flip', 'Crop', 'Photo', 'Filter')):
             continue
         if step['type'] in ('Pad', 'mmseg_m2f.PadToSize'):
             continue
         fixed = {'ratio_range': (1, 1), 'min_scale': 1, 'max_scale': 1, 'scales': [512]}
-        # Nothing is left that cuts the image.
-        fixed['deferred'] = False
         kept.append({**step, **{key: value for key, value in fixed.items() if key in step}})
     return kept
 

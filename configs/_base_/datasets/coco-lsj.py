@@ -7,14 +7,15 @@ train_pipeline = [
     dict(type='mmseg_m2f.LoadSegments'),
     dict(type='mmseg_m2f.RandomFlip', prob=0.5),
     dict(
-        type='mmseg_m2f.ResizeScale',
-        min_scale=0.1,
-        max_scale=2.0,
-        target_size=crop_size,
-        deferred=True,
+        type='mmseg_m2f.ResizeAndCrop',
+        resize=dict(
+            type='mmseg_m2f.ResizeScale', min_scale=0.1, max_scale=2.0, target_size=crop_size
+        ),
+        # One draw for both offsets, as in the official code.
+        crop=dict(
+            type='mmseg_m2f.FixedSizeCrop', crop_size=crop_size, pad_value=128, offsets='shared'
+        ),
     ),
-    # One draw for both offsets, as the official code has it.
-    dict(type='mmseg_m2f.FixedSizeCrop', crop_size=crop_size, pad_value=128, offsets='shared'),
     dict(type='mmseg_m2f.PackSegments'),
 ]
 test_pipeline = [

@@ -6,13 +6,14 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='mmseg_m2f.LoadSegments'),
     dict(
-        type='RandomChoiceResize',
-        scales=[192, 224, 256, 288, 320, 352, 384],
-        resize_type='mmseg_m2f.ResizeShortestEdge',
-        max_size=1024,
-        deferred=True,
+        type='mmseg_m2f.ResizeAndCrop',
+        resize=dict(
+            type='mmseg_m2f.ResizeShortestEdge',
+            scale=[192, 224, 256, 288, 320, 352, 384],
+            max_size=1024,
+        ),
+        crop=dict(type='mmseg_m2f.RandomCrop', crop_size=crop_size),
     ),
-    dict(type='mmseg_m2f.RandomCrop', crop_size=crop_size),
     dict(type='mmseg_m2f.RandomFlip', prob=0.5),
     # Minutes of training are too short for the many tiny windows: the large ones stay.
     dict(type='mmseg_m2f.PackSegments', keep_empty=False, min_area=400),

@@ -6,13 +6,14 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='mmseg_m2f.LoadSegments'),
     dict(
-        type='RandomChoiceResize',
-        scales=[192, 224, 256, 288, 320, 384, 448, 512],
-        resize_type='mmseg_m2f.ResizeShortestEdge',
-        max_size=1024,
-        deferred=True,
+        type='mmseg_m2f.ResizeAndCrop',
+        resize=dict(
+            type='mmseg_m2f.ResizeShortestEdge',
+            scale=[192, 224, 256, 288, 320, 384, 448, 512],
+            max_size=1024,
+        ),
+        crop=dict(type='mmseg_m2f.RandomCrop', crop_size=crop_size),
     ),
-    dict(type='mmseg_m2f.RandomCrop', crop_size=crop_size),
     dict(type='mmseg_m2f.RandomFlip', prob=0.5),
     # Without it the thirty-six photos are learned by heart, and more iterations do not help.
     dict(type='mmseg_m2f.PhotoMetricDistortion'),

@@ -36,13 +36,14 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
     dict(
-        type='RandomChoiceResize',
-        scales=[192, 224, 256, 288, 320, 352, 384],
-        resize_type='mmseg_m2f.ResizeShortestEdge',
-        max_size=1024,
-        deferred=True,
+        type='mmseg_m2f.ResizeAndCrop',
+        resize=dict(
+            type='mmseg_m2f.ResizeShortestEdge',
+            scale=[192, 224, 256, 288, 320, 352, 384],
+            max_size=1024,
+        ),
+        crop=dict(type='mmseg_m2f.RandomCrop', crop_size=crop_size),
     ),
-    dict(type='RandomCrop', crop_size=crop_size),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs'),
 ]

@@ -11,6 +11,7 @@ from mmseg_m2f.adapters.data.loading import LoadSegments
 from mmseg_m2f.adapters.data.packing import PackSegments
 from mmseg_m2f.adapters.data.panoptic import PanopticDataset
 from mmseg_m2f.adapters.data.photometric import PhotoMetricDistortion
+from mmseg_m2f.adapters.data.resize_and_crop import ResizeAndCrop
 from mmseg_m2f.adapters.data.segment_transforms import (
     FixedSizeCrop,
     PadToSize,
@@ -33,6 +34,7 @@ __all__ = [
     'PhotoMetricDistortion',
     'RandomCrop',
     'RandomFlip',
+    'ResizeAndCrop',
     'ResizeScale',
     'ResizeShortestEdge',
     'SegmentMap',

@@ -1,66 +1,61 @@
-"""Data transforms that MMSegmentation lacks."""
+"""Transforms for semantic segmentation that MMSegmentation lacks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from mmseg_m2f.adapters.data.segment_transforms import checked_backend, resize
-from mmseg_m2f.adapters.data.segments import gather
+from mmseg_m2f.adapters.data.resize_and_crop import checked_backend, resize_part
 from mmseg_m2f.registry import TRANSFORMS
 
 
 @TRANSFORMS.register_module()
 class ResizeShortestEdge(BaseTransform):
-    """Resizes as the official code: images with PIL, label maps by the floor rule.
+    """Resize to a given short side, as the official code does.
 
-    PIL's bilinear filter smooths when it shrinks, OpenCV's does not. A label is taken from
-    source pixel ``floor(i * source / target)``; PIL's ``nearest`` is centred. MMSegmentation's
-    transform of this name uses OpenCV for both.
+    Pillow's bilinear filter smooths when it shrinks an image, OpenCV's does not. Labels take
+    source pixel ``floor(i * old / new)``. MMSegmentation's transform of the same name uses OpenCV
+    for both.
 
     Args:
-        scale: length of the short side in pixels. ``RandomChoiceResize`` sets it anew each time.
-        max_size: limit of the long side in pixels; where it is reached the short side shrinks.
-        backend: of the image's filter, ``'pillow'`` or, without smoothing, ``'cv2'``.
-        deferred: resize no more than the next transform, a crop, will keep: the same pixels
-            sooner. MMSegmentation's ``RandomCrop`` is one.
+        scale: the short side in pixels, or a list to draw one from with equal probability.
+        max_size: limit of the long side in pixels. If it is reached, the short side gets smaller.
+        backend: filter of the image, ``'pillow'`` (smooths) or ``'cv2'`` (does not).
 
     Source: detectron2 data/transforms/augmentation_impl.py, ``ResizeShortestEdge``.
     """
 
-    def __init__(
-        self, scale: int, max_size: int, backend: str = 'pillow', deferred: bool = False
-    ) -> None:
+    def __init__(self, scale: int | Sequence[int], max_size: int, backend: str = 'pillow') -> None:
+        # RandomChoiceResize of mmcv assigns another scale before each call.
         self.scale = scale
         self.max_size = max_size
-        self.backend = checked_backend(backend, deferred)
-        self.deferred = deferred
+        self.backend = checked_backend(backend)
+
+    def draw_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the new (height, width) of an image of this size."""
+        scale = self.scale
+        if isinstance(scale, Sequence):
+            scale = scale[np.random.randint(len(scale))]
+        return shortest_edge_size(*size, scale, self.max_size)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Resizes ``img`` (uint8), every label map named in ``seg_fields``, and ``gt_segments``."""
-        height, width = results['img'].shape[:2]
-        new_height, new_width = shortest_edge_size(height, width, self.scale, self.max_size)
-        for key in results.get('seg_fields', []):
-            results[key] = _resize_labels(results[key], (new_height, new_width))
-        return resize(results, (new_height, new_width), self.backend, self.deferred)
+        """Resize ``img`` (uint8), every label map in ``seg_fields``, and ``gt_segments``."""
+        size = self.draw_size(results['img'].shape[:2])
+        return resize_part(results, size, backend=self.backend)
 
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(scale={self.scale}, max_size={self.max_size}, '
-            f'backend={self.backend!r}, deferred={self.deferred})'
+            f'backend={self.backend!r})'
         )
 
 
-def _resize_labels(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    # In whole numbers: where i * source / target is one, OpenCV's rounding may miss it.
-    rows, columns = (
-        np.arange(new) * old // new for old, new in zip(label_map.shape[:2], size, strict=True)
-    )
-    return gather(label_map, rows, columns)
-
-
 def shortest_edge_size(height: int, width: int, scale: int, max_size: int) -> tuple[int, int]:
-    """(height, width) with short side ``scale`` and no side beyond ``max_size``, halves up."""
+    """Return (height, width) with short side ``scale`` and no side above ``max_size``.
+
+    A half is rounded up.
+    """
     factor = scale / min(height, width)
     long_side = factor * max(height, width)
     if long_side > max_size:
@@ -70,9 +65,9 @@ def shortest_edge_size(height: int, width: int, scale: int, max_size: int) -> tu
 
 @TRANSFORMS.register_module()
 class LoadAnnotationsIfAny(BaseTransform):
-    """MMSegmentation's ``LoadAnnotations`` where there is a label map, else nothing.
+    """Run MMSegmentation's ``LoadAnnotations`` if the record names a label map, else do nothing.
 
-    Test-time augmentation of images without ground truth needs no other pipeline.
+    With it, one pipeline serves test-time augmentation with and without ground truth.
 
     Args:
         settings: arguments of MMSegmentation's ``LoadAnnotations``.
@@ -82,7 +77,7 @@ class LoadAnnotationsIfAny(BaseTransform):
         self._load = TRANSFORMS.build(dict(type='mmseg.LoadAnnotations', **settings))
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Adds ``gt_seg_map`` if ``results`` has a ``seg_map_path``."""
+        """Add ``gt_seg_map`` if ``results`` has a ``seg_map_path``."""
         return self._load(results) if results.get('seg_map_path') else results
 
     def __repr__(self) -> str:

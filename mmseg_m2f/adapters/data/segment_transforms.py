@@ -1,33 +1,30 @@
-"""Transforms that move image and segments together, as the official code does.
+"""Transforms that move an image and its segments together, as the official code does.
 
-Random numbers come from numpy's global generator, which MMEngine seeds in each worker.
+Random numbers come from NumPy's global generator, which MMEngine seeds in each worker.
 """
 
 from typing import Any, Literal
 
 import cv2
-import mmcv
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from mmseg_m2f.adapters.data.resize_and_crop import DeferredResize
+from mmseg_m2f.adapters.data.resize_and_crop import Box, checked_backend, resize_part
 from mmseg_m2f.registry import TRANSFORMS
 
 PAD_VALUE = 128
-BACKENDS = ('pillow', 'cv2')
+Size = tuple[int, int]
 
 
 @TRANSFORMS.register_module()
 class ResizeScale(BaseTransform):
-    """Fits the image into a target of random scale; the ratio of its sides is kept.
+    """Fit the image into a target of random scale, and keep the ratio of its sides.
 
     Args:
-        min_scale, max_scale: the target's size is multiplied by a number drawn in between.
+        min_scale, max_scale: the target size is multiplied by a number drawn between the two.
         target_size: (height, width) in pixels.
-        backend: of the image's filter: ``'pillow'`` smooths when it shrinks, as in the official
-            code, ``'cv2'`` does not.
-        deferred: resize no more than the next transform, a crop, will keep: the same pixels
-            sooner. Between the two ``img`` is a `DeferredResize` and no array.
+        backend: filter of the image, ``'pillow'`` (smooths when it shrinks, as the official code
+            does) or ``'cv2'`` (does not).
 
     Source: detectron2 data/transforms/augmentation_impl.py, ``ResizeScale``.
     """
@@ -36,9 +33,8 @@ class ResizeScale(BaseTransform):
         self,
         min_scale: float,
         max_scale: float,
-        target_size: tuple[int, int],
+        target_size: Size,
         backend: Literal['pillow', 'cv2'] = 'pillow',
-        deferred: bool = False,
     ) -> None:
         if not 0 < min_scale <= max_scale:
             raise ValueError(
@@ -47,77 +43,43 @@ class ResizeScale(BaseTransform):
         self.min_scale = min_scale
         self.max_scale = max_scale
         self.target_size = _checked_size('target_size', target_size)
-        self.backend = checked_backend(backend, deferred)
-        self.deferred = deferred
+        self.backend = checked_backend(backend)
 
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Resizes ``img`` (uint8) bilinearly, and ``gt_segments``."""
+    def draw_size(self, size: Size) -> Size:
+        """Return the new (height, width) of an image of this size."""
         scale = np.random.uniform(self.min_scale, self.max_scale)
-        size = results['img'].shape[:2]
         factor = min(np.multiply(self.target_size, scale) / size)
         height, width = (max(int(length), 1) for length in np.round(np.multiply(size, factor)))
-        return resize(results, (height, width), self.backend, self.deferred)
+        return height, width
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Resize ``img`` (uint8), every label map in ``seg_fields``, and ``gt_segments``."""
+        size = self.draw_size(results['img'].shape[:2])
+        return resize_part(results, size, backend=self.backend)
 
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(min_scale={self.min_scale}, max_scale={self.max_scale}, '
-            f'target_size={self.target_size}, backend={self.backend!r}, deferred={self.deferred})'
+            f'target_size={self.target_size}, backend={self.backend!r})'
         )
-
-
-def checked_backend(backend: str, deferred: bool = False) -> str:
-    """The name of a filter that `resize` knows.
-
-    Raises:
-        ValueError: it is another, or is not one that can be deferred.
-    """
-    if backend not in BACKENDS:
-        raise ValueError(f'backend must be one of {BACKENDS}, got {backend!r}')
-    if deferred and backend != 'pillow':
-        raise ValueError(f"deferred=True requires backend='pillow', got {backend!r}")
-    return backend
-
-
-def resize(
-    results: dict[str, Any],
-    size: tuple[int, int],
-    backend: str = 'pillow',
-    deferred: bool = False,
-) -> dict[str, Any]:
-    """Resizes ``img`` (uint8) bilinearly, and ``gt_segments`` if they are there."""
-    img = results['img']
-    old_height, old_width = img.shape[:2]
-    height, width = size
-    results['img'] = (
-        DeferredResize(img, size)
-        if deferred
-        else mmcv.imresize(img, (width, height), backend=backend)
-    )
-    if 'gt_segments' in results:
-        results['gt_segments'] = results['gt_segments'].resize(size)
-    results['img_shape'] = size
-    results['scale'] = (width, height)
-    results['scale_factor'] = (width / old_width, height / old_height)
-    results['keep_ratio'] = True
-    return results
 
 
 @TRANSFORMS.register_module()
 class FixedSizeCrop(BaseTransform):
-    """A random crop of this very size; a smaller image is padded at the right and the bottom.
+    """Crop at random to exactly this size; pad a smaller image at the right and the bottom.
 
     Args:
         crop_size: (height, width) in pixels.
-        pad_value: of the image; padding belongs to no segment.
-        offsets: ``'shared'``, as in the official code, draws one number for both axes, so that the
-            crops lie on the image's diagonal; ``'independent'`` draws one for each.
+        pad_value: value of padded pixels. Padding belongs to no segment.
+        offsets: ``'shared'`` draws one number for both axes, as the official code does, so all
+            crops lie on the diagonal of the image. ``'independent'`` draws one for each axis.
 
     Source: detectron2 data/transforms/augmentation_impl.py, ``FixedSizeCrop``.
     """
 
     def __init__(
         self,
-        crop_size: tuple[int, int],
+        crop_size: Size,
         pad_value: int = PAD_VALUE,
         offsets: Literal['shared', 'independent'] = 'shared',
     ) -> None:
@@ -127,14 +89,20 @@ class FixedSizeCrop(BaseTransform):
         self.pad_value = pad_value
         self.offsets = offsets
 
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Crops and pads ``img`` and ``gt_segments``."""
-        size = results['img'].shape[:2]
-        room = np.maximum(np.subtract(size, self.crop_size), 0)
+    def draw_box(self, size: Size) -> Box:
+        """Return the part to keep of an image of this size (height, width)."""
+        room = _room(size, self.crop_size)
         share = np.random.uniform(size=1 if self.offsets == 'shared' else 2)
         y, x = np.round(room * share).astype(int).tolist()
-        results = _crop(results, x, y, self.crop_size)
+        return _box(x, y, size, self.crop_size)
+
+    def fill(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Pad a crop that is smaller than ``crop_size``."""
         return _pad(results, self.crop_size, self.pad_value)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Crop and pad ``img`` and ``gt_segments``."""
+        return self.fill(_crop(results, self.draw_box(results['img'].shape[:2])))
 
     def __repr__(self) -> str:
         return (
@@ -145,23 +113,30 @@ class FixedSizeCrop(BaseTransform):
 
 @TRANSFORMS.register_module()
 class RandomCrop(BaseTransform):
-    """A crop anywhere in the image, of this size or the image's where that is smaller.
+    """Crop at random to this size; a side of the image that is smaller stays as it is.
 
     Args:
         crop_size: (height, width) in pixels.
 
     Source: detectron2 data/transforms/augmentation_impl.py, ``RandomCrop`` of type "absolute". The
-    official recipes' limit on the share of one class is 1, so it never acts.
+    official recipes also limit the share of one class in a crop, but to 1, which has no effect.
     """
 
-    def __init__(self, crop_size: tuple[int, int]) -> None:
+    def __init__(self, crop_size: Size) -> None:
         self.crop_size = _checked_size('crop_size', crop_size)
 
+    def draw_box(self, size: Size) -> Box:
+        """Return the part to keep of an image of this size (height, width)."""
+        y, x = (int(np.random.randint(length + 1)) for length in _room(size, self.crop_size))
+        return _box(x, y, size, self.crop_size)
+
+    def fill(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Return ``results`` as they are: this crop does not pad."""
+        return results
+
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Crops ``img`` and ``gt_segments``."""
-        room = np.maximum(np.subtract(results['img'].shape[:2], self.crop_size), 0)
-        y, x = (int(np.random.randint(length + 1)) for length in room)
-        return _crop(results, x, y, self.crop_size)
+        """Crop ``img``, every label map in ``seg_fields``, and ``gt_segments``."""
+        return _crop(results, self.draw_box(results['img'].shape[:2]))
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(crop_size={self.crop_size})'
@@ -169,10 +144,10 @@ class RandomCrop(BaseTransform):
 
 @TRANSFORMS.register_module()
 class RandomFlip(BaseTransform):
-    """Mirrors left and right.
+    """Swap left and right with a given probability.
 
     Args:
-        prob: how probable that is.
+        prob: the probability, from 0 to 1.
     """
 
     def __init__(self, prob: float = 0.5) -> None:
@@ -181,11 +156,11 @@ class RandomFlip(BaseTransform):
         self.prob = prob
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Mirrors ``img`` and ``gt_segments``; says so in ``flip`` and ``flip_direction``."""
+        """Flip ``img`` and ``gt_segments``; write ``flip`` and ``flip_direction``."""
         results['flip'] = bool(np.random.uniform() < self.prob)
         results['flip_direction'] = 'horizontal' if results['flip'] else None
         if results['flip']:
-            results['img'] = _mirrored(results['img'])
+            results['img'] = _flipped(results['img'])
             if 'gt_segments' in results:
                 results['gt_segments'] = results['gt_segments'].flip()
         return results
@@ -196,28 +171,28 @@ class RandomFlip(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PadToSize(BaseTransform):
-    """Pads at the right and the bottom.
+    """Pad at the right and the bottom.
 
     Args:
-        size: (height, width) in pixels; no image may be larger.
-        pad_value: of the image; padding belongs to no segment.
+        size: (height, width) in pixels. No image may be larger.
+        pad_value: value of padded pixels. Padding belongs to no segment.
     """
 
-    def __init__(self, size: tuple[int, int], pad_value: int = PAD_VALUE) -> None:
+    def __init__(self, size: Size, pad_value: int = PAD_VALUE) -> None:
         self.size = _checked_size('size', size)
         self.pad_value = pad_value
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Pads ``img`` and ``gt_segments``.
+        """Pad ``img`` and ``gt_segments``.
 
         Raises:
-            ValueError: the image is larger.
+            ValueError: the image is larger than ``size``.
         """
         size = results['img'].shape[:2]
         if any(np.greater(size, self.size)):
             raise ValueError(
-                f'PadToSize(size={self.size}) got a image of {size} (height, width): '
-                f'{results.get("img_path")}. Crop to at most that size before.'
+                f'PadToSize(size={self.size}) got an image of {size} (height, width): '
+                f'{results.get("img_path")}. Crop to at most this size before.'
             )
         return _pad(results, self.size, self.pad_value)
 
@@ -225,29 +200,40 @@ class PadToSize(BaseTransform):
         return f'{type(self).__name__}(size={self.size}, pad_value={self.pad_value})'
 
 
-def _checked_size(key: str, size: tuple[int, int]) -> tuple[int, int]:
+def _checked_size(key: str, size: Size) -> Size:
     if not isinstance(size, tuple | list) or len(size) != 2 or min(size) < 1:
         raise ValueError(f'{key} must be (height, width) in pixels, got {size!r}')
     return int(size[0]), int(size[1])
 
 
-def _crop(results: dict[str, Any], x: int, y: int, size: tuple[int, int]) -> dict[str, Any]:
-    height, width = (min(pair) for pair in zip(results['img'].shape[:2], size, strict=True))
-    results['img'] = results['img'][y : y + height, x : x + width]
+def _room(size: Size, crop_size: Size) -> np.ndarray:
+    """Return how far a crop can move down and to the right, in pixels."""
+    return np.maximum(np.subtract(size, crop_size), 0)
+
+
+def _box(x: int, y: int, size: Size, crop_size: Size) -> Box:
+    height, width = (min(pair) for pair in zip(size, crop_size, strict=True))
+    return Box(x, y, width, height)
+
+
+def _crop(results: dict[str, Any], box: Box) -> dict[str, Any]:
+    rows, columns = slice(box.y, box.y + box.height), slice(box.x, box.x + box.width)
+    for key in ('img', *results.get('seg_fields', [])):
+        results[key] = results[key][rows, columns]
     if 'gt_segments' in results:
-        results['gt_segments'] = results['gt_segments'].crop(x, y, width, height)
-    results['img_shape'] = (height, width)
+        results['gt_segments'] = results['gt_segments'].crop(*box)
+    results['img_shape'] = (box.height, box.width)
     return results
 
 
-def _mirrored(img: np.ndarray) -> np.ndarray:
+def _flipped(img: np.ndarray) -> np.ndarray:
     if img.dtype not in (np.uint8, np.float32):
         return np.ascontiguousarray(img[:, ::-1])
-    # Many times as quick as numpy. It drops a third axis of length 1.
+    # OpenCV is many times faster than NumPy here, but drops a third axis of length 1.
     return cv2.flip(img, 1).reshape(img.shape)
 
 
-def _pad(results: dict[str, Any], size: tuple[int, int], value: int) -> dict[str, Any]:
+def _pad(results: dict[str, Any], size: Size, value: int) -> dict[str, Any]:
     img = results['img']
     if img.shape[:2] != size:
         padded = np.full((*size, *img.shape[2:]), value, img.dtype)
