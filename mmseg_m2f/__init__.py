@@ -40,7 +40,6 @@ def prepare_inference(
     fuse_norms: bool = True,
     dtype: Any = None,
     compile: bool = False,  # noqa: A002 - as torch calls it
-    keep_memory: bool = False,
     cast_weights: bool = False,
 ) -> Any:
     """Make a built segmentor of mmseg or detector of mmdet predict faster, in place.
@@ -59,9 +58,6 @@ def prepare_inference(
             with ``mixed_precision=True``.
         compile: ``torch.compile`` on backbone, neck and head, not on the post-processing. It takes
             minutes at the first images.
-        keep_memory: of a model on a CPU: the whole process keeps the memory it frees, for what it
-            allocates next, until it ends: ``ops.memory.keep_freed_memory``. Faster, and on Linux
-            with a C++ compiler leaner.
         cast_weights: brings the weights, too, into ``dtype``, as the autocast does at every
             image: of convolutions, linear layers and attention, in the backbone and in what of
             our head computes in ``dtype``. The same numbers in less memory and time; only
@@ -81,7 +77,6 @@ def prepare_inference(
         fuse_norms=fuse_norms,
         dtype=dtype,
         compile=compile,
-        keep_memory=keep_memory,
         cast_weights=cast_weights,
     )
     return model

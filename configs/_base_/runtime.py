@@ -29,7 +29,6 @@ custom_hooks = [
     dict(type='mmseg_m2f.HeadConfigHook'),
     dict(type='mmseg_m2f.BatchSizeHook'),
     dict(type='mmseg_m2f.RandomStateHook'),
-    dict(type='mmseg_m2f.KeepMemoryHook'),
 ]
 
 # TensorBoard is optional, and MMEngine's back end stops the run where it is missing.

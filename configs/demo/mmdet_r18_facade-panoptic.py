@@ -5,7 +5,7 @@ _base_ = ['./mask2former_r18_facade-panoptic.py', '../_base_/peers/mmdet_demo.py
 things, stuff = 5, 6
 # As its users train on a CPU: in float32, MMEngine's own AMP refuses one.
 optim_wrapper = dict(dtype='float16')
-ours_alone = ('ChannelsLastHook', 'KeepMemoryHook')
+ours_alone = 'ChannelsLastHook'
 custom_hooks = [hook for hook in _base_.custom_hooks if not hook.type.endswith(ours_alone)]
 model = dict(
     type='mmdet.Mask2Former',

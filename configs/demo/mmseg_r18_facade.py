@@ -27,7 +27,7 @@ costs = [
 ]
 # As its users train on a CPU: in float32, MMEngine's own AMP refuses one.
 optim_wrapper = dict(dtype='float16')
-ours_alone = ('ChannelsLastHook', 'KeepMemoryHook')
+ours_alone = 'ChannelsLastHook'
 custom_hooks = [hook for hook in _base_.custom_hooks if not hook.type.endswith(ours_alone)]
 model = dict(
     type='EncoderDecoder',

@@ -1,8 +1,8 @@
 """Back ends of an operator: named functions that can say why they cannot run.
 
 ``choose('auto', ...)`` takes the first automatic back end without an objection and logs its name
-once; a back end asked for by name that cannot run raises ``ValueError`` with its objection. Nothing
-is read from the environment and nothing falls back in silence.
+once. If only the reference is left, it warns once and says why. A back end asked for by name that
+cannot run raises ``ValueError`` with its objection.
 """
 
 import logging
@@ -11,16 +11,15 @@ from typing import Any, NamedTuple, TypeVar
 
 logger = logging.getLogger('mmseg_m2f')
 Function = TypeVar('Function', bound=Callable[..., Any])
-_LOGGED: set[tuple[str, str]] = set()
+_LOGGED: set[str] = set()
 
 
 class Backend(NamedTuple):
     """``why_not(*args)`` returns None if ``function(*args)`` can run, else the reason.
 
-    The answer may depend on the type, device, dtype and shape of the arguments, on whether their
-    gradient is asked for, and on PyTorch's own modes (autocast, capturing); on nothing else. Unless
-    ``automatic``, it runs only where it is named: so does what has not been measured against the
-    others.
+    The answer depends only on the type, device, dtype and shape of the arguments and on whether
+    their gradient is asked for. A back end that is not ``automatic`` runs only where it is named:
+    it has not been measured against the others.
     """
 
     name: str
@@ -67,25 +66,37 @@ class BackendTable:
         return backend
 
     def _first(self, *args: Any) -> Backend:
-        for backend in self._backends:
-            if backend.automatic and backend.why_not(*args) is None:
-                _log_once(self.operator, backend.name)
+        *faster, reference = self._backends
+        objections = []
+        for backend in faster:
+            if not backend.automatic:
+                continue
+            objection = backend.why_not(*args)
+            if objection is None:
+                log_once(f'{self.operator} runs on back end {backend.name!r}')
                 return backend
-        raise AssertionError(f'{self.operator}: the reference back end must always run')
+            objections.append(f'{backend.name!r}: {objection}')
+        log_once(
+            f'{self.operator} runs on its slow reference, as no other back end can run: '
+            + '; '.join(objections),
+            logging.WARNING,
+        )
+        return reference
 
 
 def constant_when_compiled(function: Function) -> Function:
-    """``torch.compile`` runs ``function`` by itself and takes the result for a constant.
+    """Mark ``function`` so that ``torch.compile`` calls it once and keeps the result as a constant.
 
-    What ``torch.compiler.assume_constant_result`` does, which imports the compiler to do it: two
-    seconds and 200 MiB for everybody who never compiles.
+    ``torch.compiler.assume_constant_result`` does the same, but imports the compiler: two seconds
+    and 200 MiB for everybody who never compiles.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 @constant_when_compiled
-def _log_once(operator: str, name: str) -> None:
-    if (operator, name) not in _LOGGED:
-        _LOGGED.add((operator, name))
-        logger.info('%s runs on back end %r', operator, name)
+def log_once(message: str, level: int = logging.INFO) -> None:
+    """Log ``message`` unless this process has logged it before."""
+    if message not in _LOGGED:
+        _LOGGED.add(message)
+        logger.log(level, message)

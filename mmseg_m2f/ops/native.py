@@ -11,13 +11,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import torch
-
 logger = logging.getLogger('mmseg_m2f')
 
 _FLAGS = ('-O3', '-std=c++17', '-fPIC', '-shared')
-# Exact to the letter of IEEE but for flags and traps, which nobody reads: floor() and the rounding
-# of a number then become single instructions. Sums keep their order.
+# Nobody reads the floating-point flags. Without them floor() and rounding become single
+# instructions. Sums keep their order: these are not the flags that reorder arithmetic.
 _FLOATING_POINT = ('-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast')
 
 
@@ -25,16 +23,12 @@ class Library:
     """One C++ source with a C interface, as a shared library.
 
     Args:
-        name: of the library, in file names and messages.
-        beside: the Python file that the source lies beside, with another ending. OpenMP is that of
-            PyTorch, already in the process.
-        extends_torch: whether it is made against PyTorch's headers, those of ``c10``, without
-            OpenMP.
+        name: stands in file names and messages.
+        beside: Python file next to the source, which has the same name with the ending ``.cpp``.
     """
 
-    def __init__(self, name: str, beside: str, *, extends_torch: bool = False) -> None:
+    def __init__(self, name: str, beside: str) -> None:
         self.name = name
-        self._extends_torch = extends_torch
         self._source = Path(beside).with_suffix('.cpp')
         self._outcome: tuple[ctypes.CDLL | None, str | None] | None = None
 
@@ -62,20 +56,18 @@ class Library:
 
     def _built(self) -> Path:
         """Path of the library, compiled if the cache has none for this source and machine."""
-        command = [_compiler(), *_FLAGS, *_FLOATING_POINT, _for_this_processor()]
-        against = _against_torch() if self._extends_torch else ['-fopenmp']
-        path = _cache() / f'{self.name}-{self._key([*command, *against])}.so'
+        # PyTorch has loaded OpenMP already; the library uses the same one.
+        command = [_compiler(), *_FLAGS, *_FLOATING_POINT, _for_this_processor(), '-fopenmp']
+        path = _cache() / f'{self.name}-{self._key(command)}.so'
         if not path.exists():
             logger.info('%s: compiling the CPU code (once, some seconds)', self.name)
-            self._compile([*command, str(self._source), *against], path)
+            self._compile([*command, str(self._source)], path)
         return path
 
     def _key(self, command: list[str]) -> str:
-        """Changes with the source, the compiler, its flags, the processor and, if used, PyTorch."""
+        """Hash of the source, the compiler, its flags and the processor."""
         version = subprocess.run([command[0], '--version'], capture_output=True, check=True).stdout
         parts = [self._source.read_bytes(), version, ' '.join(command).encode(), _processor()]
-        if self._extends_torch:
-            parts.append(str(torch.version.git_version).encode())
         return hashlib.sha256(b'\0'.join(parts)).hexdigest()[:16]
 
     @staticmethod
@@ -105,18 +97,6 @@ def _compiler() -> str:
 
 def _for_this_processor() -> str:
     return '-march=native' if platform.machine() in ('x86_64', 'AMD64') else '-mcpu=native'
-
-
-def _against_torch() -> list[str]:
-    root = Path(torch.__file__).parent
-    abi = int(torch.compiled_with_cxx11_abi())
-    return [
-        f'-I{root / "include"}',
-        f'-D_GLIBCXX_USE_CXX11_ABI={abi}',
-        f'-L{root / "lib"}',
-        '-lc10',
-        '-pthread',
-    ]
 
 
 @functools.cache

@@ -69,5 +69,7 @@ def test_auto_logs_each_choice_once_and_a_name_never(table, caplog):
         table.choose('auto', number)
     assert caplog.messages == [
         "double runs on back end 'fast'",
-        "double runs on back end 'reference'",
+        'double runs on its slow reference, as no other back end can run: '
+        "'fast': the number is odd",
     ]
+    assert [record.levelname for record in caplog.records] == ['INFO', 'WARNING']

@@ -7,7 +7,7 @@ from mmseg_m2f.ops import ms_deform_attn
 from mmseg_m2f.ops.ms_deform_attn import BACKENDS, check_shapes, compiled
 from mmseg_m2f.ops.ms_deform_attn.reference import ms_deform_attn_reference
 
-CPU_BACKENDS = ['compiled', 'embedding_bag', 'reference']
+CPU_BACKENDS = ['compiled', 'reference']
 
 
 def make_inputs(
@@ -83,11 +83,10 @@ def test_cpu_back_ends_equal_the_naive_loop(level_shapes, backend):
     torch.testing.assert_close(got, naive(*inputs), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize('backend', ['compiled', 'embedding_bag'])
-def test_float32_of_any_layout_equals_the_reference(backend):
+def test_float32_of_any_layout_equals_the_reference():
     value, *rest = make_inputs([(9, 7), (3, 4)], dtype=torch.float32)
     args = (value.transpose(1, 2).contiguous().transpose(1, 2), *rest)
-    got, reference = (ms_deform_attn(*args, backend=b) for b in (backend, 'reference'))
+    got, reference = (ms_deform_attn(*args, backend=b) for b in ('compiled', 'reference'))
     # Sums of 16 products of numbers around one, in another order.
     torch.testing.assert_close(got, reference, rtol=0, atol=1e-5)
 
@@ -180,16 +179,6 @@ def test_registered_operator():
     operator = torch.ops.mmseg_m2f.ms_deform_attn_cpu
     results = torch.library.opcheck(operator, (tensors[0], sides, *tensors[1:]))
     assert set(results.values()) == {'SUCCESS'}
-
-
-def test_embedding_bag_says_what_it_is_not_for():
-    value, *rest = make_inputs([(4, 4)])
-    with pytest.raises(ValueError, match='for inference, and a gradient is asked for'):
-        ms_deform_attn(value.requires_grad_(), *rest, backend='embedding_bag')
-    with torch.no_grad():
-        ms_deform_attn(value, *rest, backend='embedding_bag')
-    with pytest.raises(ValueError, match='made for float32 and float64, got'):
-        ms_deform_attn(value.detach().half(), *rest, backend='embedding_bag')
 
 
 def test_the_compiled_kernel_says_what_it_is_not_for():

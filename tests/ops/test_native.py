@@ -50,22 +50,6 @@ def test_another_source_or_processor_is_compiled_anew(tmp_path, cache, monkeypat
     assert len(list(cache.iterdir())) == 3
 
 
-def test_what_extends_pytorch_has_its_headers_and_is_compiled_anew_for_another(
-    tmp_path, cache, monkeypatch
-):
-    text = """
-    #include <c10/core/CPUAllocator.h>
-    extern "C" int answer() { return c10::GetDefaultCPUAllocator() != nullptr; }
-    """
-    (tmp_path / 'answer.cpp').write_text(text)
-    extending = Library('answer', str(tmp_path / 'answer.cpp'), extends_torch=True)
-    assert extending.loaded().answer() == 1
-    monkeypatch.setattr(native.torch.version, 'git_version', 'another')
-    again = Library('answer', str(tmp_path / 'answer.cpp'), extends_torch=True)
-    assert again.loaded().answer() == 1
-    assert len(list(cache.iterdir())) == 2
-
-
 def test_without_a_compiler_the_reason_is_said_once(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv('PATH', str(tmp_path))
     monkeypatch.delenv('CXX', raising=False)
@@ -106,5 +90,4 @@ with torch.no_grad():
 def test_a_machine_without_a_compiler_trains_and_tests_all_the_same():
     done = subprocess.run([sys.executable, '-c', WITHOUT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for name in ('ms_deform_attn', 'winograd'):
-        assert done.stderr.count(f'{name}: no compiled CPU code') == 1
+    assert done.stderr.count('ms_deform_attn: no compiled CPU code') == 1

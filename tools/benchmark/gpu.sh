@@ -6,10 +6,10 @@
 #
 # The machine has Python 3.12, torch 2.11, Triton, NumPy, SciPy and CUDA with nvcc, and needs no
 # network. PARTS (default ./work_dirs/gpu_parts) is unpacked into a scratch folder, where mmcv's
-# deformable attention and deformops' kernels are compiled. The sections:
+# deformable attention is compiled. The sections:
 #
 #     check      the tests of the operators marked cuda
-#     ops        deformable attention: ours, mmcv's, deformops
+#     ops        deformable attention: ours, mmcv's
 #     models     training steps and inference beside mmseg and mmdet
 #     waterfall  ViT-L at 640 x 640, from the stock head to ours
 #
@@ -83,19 +83,10 @@ build() {
   set -e
   tar -C "$site" -xJf "$parts/site.tar.xz"
   tar -C "$site" -xJf "$parts/peers.tar.xz"
-  local status=0 other=
-  if [[ ,$only, == *,ops,* ]]; then
-    "$python" -m tools.benchmark.gpu_deformops >"$out/build-deformops.log" 2>&1 &
-    other=$!
-  fi
+  local status=0
   "$python" tools/gpu_smoke_build.py "$parts"/onedl_mmcv-*.tar.gz "$site" \
     >"$out/build-mmcv.log" 2>&1 || status=$?
   tail -n $((status == 0 ? 3 : 40)) "$out/build-mmcv.log"
-  if [ -n "$other" ]; then
-    # No failure: the operator's section says what does not run.
-    wait "$other" || echo 'gpu: deformops cannot be compiled here'
-    tail -n 5 "$out/build-deformops.log"
-  fi
   return "$status"
 }
 

@@ -1,4 +1,4 @@
-"""Deformable attention on a GPU: our back ends beside mmcv's operator and deformops.
+"""Deformable attention on a GPU: our back ends beside mmcv's operator.
 
     python -m tools.benchmark.gpu_ops OUT [--dry-run]
 
@@ -23,7 +23,7 @@ from tools.benchmark import gpu_timing, harness, ops
 
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 # The baseline of all ratios last.
-IMPLEMENTATIONS = ('triton', 'reference', 'deformops', 'mmcv')
+IMPLEMENTATIONS = ('triton', 'reference', 'mmcv')
 OURS = ('triton', 'reference')
 # Share of the range of a tensor that may be lost: to sums in another order, and to rounding.
 LIMITS = {'fp32': 1e-4, 'fp16': 1e-2, 'bf16': 5e-2}

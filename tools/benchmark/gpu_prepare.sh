@@ -4,7 +4,7 @@
 #     tools/benchmark/gpu_prepare.sh [DIR]     (default work_dirs/gpu_parts, which git ignores)
 #
 # DIR gets what tools/gpu_smoke_prepare.sh collects, unless it is there already, and peers.tar.xz:
-# MMDetection and deformops, ready to import, what they need, and the configurations of both
+# MMDetection, ready to import, what it needs, and the configurations of both
 # packages' Mask2Former. The images are those of data/tiny, which are part of the repository.
 # PYTHON names the interpreter whose pip downloads (default .venv/bin/python).
 set -euo pipefail
@@ -50,7 +50,6 @@ if [ ! -f "$dir/site.tar.xz" ]; then
 fi
 wheel onedl-mmdetection
 install "$scratch"/*.whl -c "$constraints" pycocotools shapely terminaltables tqdm
-install deformops==3.0.1
 configurations mmdet mmdetection
 configurations mmseg mmsegmentation
 rm -rf "$site"/{bin,shapely/tests}

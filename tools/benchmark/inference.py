@@ -2,16 +2,13 @@
 
     python -m tools.benchmark.inference --threads 2 --csv docs/benchmarks/inference_fp32_cpu.csv
 
-One real image, the same random weights, post-processing included. Ours keep freed memory, as
-their configs have it. ``-tuned`` is without a change to anybody's code: batch norms fused, channels
-last, inference mode, freed memory kept (a peer's by glibc, which two variables do), the best number
-of threads up to ``--threads``; ours by ``mmseg_m2f.prepare_inference``. ``-bf16`` is ``-tuned``
-under autocast (ours with their weights cast before; ``-bf16-mixed`` with ``mixed_precision`` of the
-pixel decoder, too), ``-compiled`` ``-tuned`` with ``torch.compile``, which takes minutes.
-``-accelerated`` is the stock peer after ``mmseg_m2f.accelerate`` and nothing else,
-``ours-channels-last`` and ``ours-fused`` are parts of ``ours-tuned``, ``ours-plain`` keeps no
-memory, as a model that neither a config nor ``prepare_inference`` asked to, and a peer's ``-kept``
-keeps it as ours do; these run where they are named. Before any timing the scores (semantic) or
+One real image, the same random weights, post-processing included. ``-tuned`` is without a change to
+anybody's code: batch norms fused, channels last, inference mode, the best number of threads up to
+``--threads``; ours by ``mmseg_m2f.prepare_inference``. ``-bf16`` is ``-tuned`` under autocast (ours
+with their weights cast before; ``-bf16-mixed`` with ``mixed_precision`` of the pixel decoder, too),
+``-compiled`` ``-tuned`` with ``torch.compile``, which takes minutes. ``-accelerated`` is the stock
+peer after ``mmseg_m2f.accelerate`` and nothing else, ``ours-channels-last`` and ``ours-fused`` are
+parts of ``ours-tuned``; these run where they are named. Before any timing the scores (semantic) or
 logits (panoptic) are compared; the labels are those of the finished maps. Hugging Face forms its
 masks at 384 x 384 whatever the image, so that its labels differ while its logits do not.
 """
@@ -25,7 +22,6 @@ from torch import Tensor
 
 import mmseg_m2f
 from mmseg_m2f import core
-from mmseg_m2f.ops.memory import keep_freed_memory, keep_heap
 from tools.benchmark import harness
 from tools.benchmark.cases import CASES
 from tools.benchmark.tuning import (
@@ -119,14 +115,11 @@ def load_variant(case: str, implementation: str) -> tuple[Any, Calling]:
     model = CASES[case].build(layout, **switches).eval()
     if variant == ACCELERATED:
         mmseg_m2f.accelerate(model)
-    if variant == KEPT or (variant == '' and layout == 'ours'):
-        keep_freed_memory()
     if variant in AS_BUILT:
         return model, lambda step: step
     if layout == 'ours':
-        mmseg_m2f.prepare_inference(model, keep_memory=True, **PREPARED.get(variant, {}))
+        mmseg_m2f.prepare_inference(model, **PREPARED.get(variant, {}))
     else:
-        keep_heap()
         model = tuned(model, fuse=layout != 'hf')
         if variant == 'compiled':
             compile_peer(model)

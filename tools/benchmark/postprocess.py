@@ -22,7 +22,6 @@ from torch import Tensor
 
 from mmseg_m2f import core
 from mmseg_m2f.adapters.models.samples import encode_rle
-from mmseg_m2f.ops.memory import keep_freed_memory
 from tools.benchmark import harness
 from tools.benchmark.train_step import equal_points
 
@@ -83,8 +82,6 @@ def implementations(case: str) -> list[str]:
 def prepare(case: str, implementation: str) -> harness.Step:
     """One image's post-processing, or the losses of one image."""
     if case in LOSSES:
-        if implementation == 'ours':
-            keep_freed_memory()
         return loss_step(implementation, draw_losses(*LOSSES[case]))
     result, size = case.split('_')
     function = FUNCTIONS[result, implementation]

@@ -3,12 +3,12 @@
     python -m tools.benchmark.train_step --threads 2 --csv docs/benchmarks/train-step_fp32_cpu.csv
 
 Two real images with their annotation, the same random weights: forward, losses, backward,
-gradients clipped to 0.01, a step of AdamW. Ours keep freed memory and fuse AdamW, as their configs
-have it. ``-tuned`` is that, channels last and the best number of threads; ``-bf16`` is that under
+gradients clipped to 0.01, a step of AdamW. Ours fuse AdamW, as their configs have
+it. ``-tuned`` is that, channels last and the best number of threads; ``-bf16`` is that under
 autocast, ours with ``mixed_precision`` of the pixel decoder; ``-checkpointed`` computes activations
 again in the backward pass, in the backbone and, of ours, in both decoders. ``-accelerated`` is the
-stock peer after ``mmseg_m2f.accelerate`` and nothing else, ``ours-plain`` neither keeps memory nor
-fuses AdamW, a peer's ``-kept`` does both as ours do; these run where they are named. Our matcher
+stock peer after ``mmseg_m2f.accelerate`` and nothing else, ``ours-plain`` does not fuse
+AdamW, a peer's ``-kept`` does as ours do; these run where they are named. Our matcher
 draws its points once per image (its default, also where it accelerates), the others for every
 prediction. Before any timing all losses and the norm of the gradient are compared, on equal points.
 """
@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 import mmseg_m2f
 from mmseg_m2f import core
-from mmseg_m2f.ops.memory import keep_freed_memory, keep_heap
 from tools.benchmark import harness, segmentors
 from tools.benchmark.cases import CASES
 from tools.benchmark.images import class_masks
@@ -98,13 +97,10 @@ def load_model(case: str, implementation: str) -> Any:
 
 
 def full_step(model: Any, batch: dict[str, Any], implementation: str) -> harness.Step:
-    """With the memory and the optimiser that the implementation's name stands for."""
+    """With the optimiser that the implementation's name stands for."""
     layout, _, variant = implementation.partition('-')
-    # A user of a peer can have the memory by two variables of glibc, and AdamW by its config.
     like_ours = variant == KEPT or (layout == 'ours' and variant != PLAIN)
     as_our_configs = like_ours or variant in ('tuned', 'bf16')
-    if as_our_configs:
-        (keep_freed_memory if like_ours else keep_heap)()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05, fused=as_our_configs)
     return functools.partial(train_step, model, batch, optimiser)

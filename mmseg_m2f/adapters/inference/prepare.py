@@ -17,7 +17,6 @@ from mmseg_m2f.adapters.inference.channels_last import to_channels_last, with_ba
 from mmseg_m2f.adapters.inference.trials import CannotPrepareError, Trial, try_on_copy
 from mmseg_m2f.adapters.models.head import MaskHead
 from mmseg_m2f.adapters.training.amp import DTYPES
-from mmseg_m2f.adapters.training.keep_memory import keep_on_cpu
 from mmseg_m2f.checkpoints import HEADS
 from mmseg_m2f.registry import HOOKS
 
@@ -31,7 +30,6 @@ def prepare_openmmlab(
     fuse_norms: bool = True,
     dtype: str | torch.dtype | None = None,
     compile: bool = False,  # noqa: A002 - as torch calls it
-    keep_memory: bool = False,
     cast_weights: bool = False,
 ) -> None:
     """``mmseg_m2f.prepare_inference``, which has the documentation.
@@ -55,8 +53,6 @@ def prepare_openmmlab(
     if channels_last:
         to_channels_last(inner)
     set_autocast(inner, checked_dtype)
-    if keep_memory:
-        keep_on_cpu(inner)
     for part in (inner.backbone, getattr(inner, 'neck', None), head) if compile else ():
         if part is not None:
             part.compile()
@@ -69,7 +65,7 @@ class PrepareInferenceHook(Hook):
     Validation within a training is left alone: a prepared model cannot be trained on.
 
     Args:
-        channels_last, fuse_norms, dtype, compile, keep_memory, cast_weights: as in
+        channels_last, fuse_norms, dtype, compile, cast_weights: as in
             ``mmseg_m2f.prepare_inference``.
 
     Raises:
@@ -86,7 +82,6 @@ class PrepareInferenceHook(Hook):
         fuse_norms: bool = True,
         dtype: str | torch.dtype | None = None,
         compile: bool = False,  # noqa: A002 - as torch calls it
-        keep_memory: bool = False,
         cast_weights: bool = False,
     ) -> None:
         self.settings: dict[str, Any] = {
@@ -94,7 +89,6 @@ class PrepareInferenceHook(Hook):
             'fuse_norms': fuse_norms,
             'dtype': dtype,
             'compile': compile,
-            'keep_memory': keep_memory,
             'cast_weights': cast_weights,
         }
         # What makes the model one that cannot be trained on.

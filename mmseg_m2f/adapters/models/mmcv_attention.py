@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmseg_m2f.ops.backends import Backend
+from mmseg_m2f.ops.backends import Backend, log_once
 from mmseg_m2f.ops.ms_deform_attn import BACKENDS
 from mmseg_m2f.ops.ms_deform_attn.reference import from_locations
 
@@ -71,9 +71,6 @@ def _why_not(
 ) -> str | None:
     if value.device.type != 'cuda':
         return f'it needs CUDA tensors, got {value.device.type}'
-    if value.dtype not in (torch.float32, torch.float64):
-        # mmcv would round the locations to the half type of the value: up to a quarter pixel.
-        return f'it is used for float32 and float64 only, got {value.dtype}'
     return _failure_on(value.device)
 
 
@@ -84,17 +81,25 @@ def _run(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
+    """Call mmcv's operator; half types are computed in float32.
+
+    In a half type mmcv would round the locations, too: by up to a quarter of a pixel.
+    """
     operator, _ = _import_operator()
+    exact = sampling_locations.dtype
+    if value.dtype != exact:
+        log_once(f"mmcv's deformable attention computes {value.dtype} in {exact}")
     shapes, starts = _shape_tensors(tuple(level_shapes), value.device)
     # im2col_step splits the batch; the whole batch at once is always a divisor of itself.
-    return operator.apply(
-        value.contiguous(),
+    out = operator.apply(
+        value.to(exact).contiguous(),
         shapes,
         starts,
         sampling_locations.contiguous(),
         attention_weights.contiguous(),
         value.shape[0],
     )
+    return out.to(value.dtype)
 
 
 @functools.lru_cache(maxsize=256)

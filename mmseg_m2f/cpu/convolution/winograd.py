@@ -108,7 +108,6 @@ def _forward(
 
 
 def _workspace(x: Tensor, write_floats: Any, sizes: ctypes.Array) -> list[Tensor]:
-    """PyTorch's memory, which a process may keep (``ops.memory``)."""
     floats = (ctypes.c_int64 * 3)()
     write_floats(sizes, floats)
     return [x.new_empty(number) for number in floats]

@@ -6,21 +6,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmseg_m2f.ops.backends import Backend, BackendTable
-from mmseg_m2f.ops.ms_deform_attn import compiled, deformops, embedding_bag, triton
+from mmseg_m2f.ops.ms_deform_attn import compiled, triton
 from mmseg_m2f.ops.ms_deform_attn.reference import ms_deform_attn_reference
 
 BACKENDS = BackendTable(
     'ms_deform_attn', Backend('reference', ms_deform_attn_reference, lambda *_: None)
 )
-BACKENDS.register(
-    Backend('embedding_bag', embedding_bag.ms_deform_attn_embedding_bag, embedding_bag.why_not)
-)
-# On a GPU neither has been timed yet beside mmcv's operator: they run where they are named.
-for _name, _function, _why_not in (
-    ('deformops', deformops.ms_deform_attn_deformops, deformops.why_not),
-    ('triton', triton.ms_deform_attn_triton, triton.why_not),
-):
-    BACKENDS.register(Backend(_name, _function, _why_not, automatic=False))
+# Never run on a GPU: it runs only where it is named.
+BACKENDS.register(Backend('triton', triton.ms_deform_attn_triton, triton.why_not, automatic=False))
 BACKENDS.register(Backend('compiled', compiled.ms_deform_attn_compiled, compiled.why_not))
 
 

@@ -44,8 +44,12 @@ def _extent(
 
 
 def from_locations(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``function(value, level_shapes, locations, weights)`` as a back end of ``ms_deform_attn``."""
+    """Turn ``function(value, level_shapes, locations, weights)`` into a back end.
 
+    The back end takes the arguments of ``ms_deform_attn``.
+    """
+
+    @functools.wraps(function)
     def run(
         value: Tensor,
         level_shapes: Sequence[tuple[int, int]],

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 pytest.importorskip('mmseg')
 
 import mmseg_m2f
-from mmseg_m2f.adapters import keep_memory, trials
+from mmseg_m2f.adapters.inference import trials
 from mmseg_m2f.adapters.inference.channels_last import ChannelsLastHook
 from mmseg_m2f.adapters.inference.prepare import CannotPrepareError, PrepareInferenceHook
 from tests import reduced
@@ -170,16 +170,6 @@ def test_nothing_is_left_of_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         gc.enable()
     assert left == [None, None]
-
-
-def test_freed_memory_is_kept_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = []
-    monkeypatch.setattr(keep_memory, 'keep_freed_memory', lambda: called.append('kept') or True)
-    model = build('segmentor')
-    mmseg_m2f.prepare_inference(model)
-    assert called == []
-    mmseg_m2f.prepare_inference(model, keep_memory=True)
-    assert called == ['kept']
 
 
 def test_synchronised_norms_are_fused() -> None:

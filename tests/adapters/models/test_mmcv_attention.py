@@ -1,15 +1,19 @@
 """mmcv's operator as a back end: where it objects, and that it agrees with the reference."""
 
+import logging
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mmseg_m2f.adapters  # noqa: F401 - registers the back end
+from mmseg_m2f.adapters.models import mmcv_attention
 from mmseg_m2f.adapters.models.mmcv_attention import is_mmcv_attention
-from mmseg_m2f.ops import ms_deform_attn
+from mmseg_m2f.ops import backends, ms_deform_attn
 from mmseg_m2f.ops.ms_deform_attn import BACKENDS
+from mmseg_m2f.ops.ms_deform_attn.reference import ms_deform_attn_reference
 
 SHAPES = [(3, 4), (6, 7), (12, 13)]
 
@@ -31,8 +35,6 @@ def test_mmcv_is_offered_first_and_the_reference_last():
         'mmcv',
         'compiled',
         'triton',
-        'deformops',
-        'embedding_bag',
         'reference',
     ]
 
@@ -69,12 +71,77 @@ def test_mmcv_on_cuda_equals_the_reference(batch):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_types_on_cuda_keep_exact_locations(dtype):
+def test_half_types_on_cuda_are_computed_in_float32(dtype):
     value, *rest = inputs('cuda')
-    args = (value.to(dtype), *rest)
-    assert BACKENDS.choose('auto', *args).name == 'reference'
-    with pytest.raises(ValueError, match='float32 and float64 only'):
-        ms_deform_attn(*args, backend='mmcv')
+    exact = ms_deform_attn(value.to(dtype).float(), *rest, backend='mmcv')
+    got = ms_deform_attn(value.to(dtype), *rest)
+    assert torch.equal(got, exact.to(dtype))
+
+
+@pytest.fixture
+def log(monkeypatch, caplog):
+    monkeypatch.setattr(backends, '_LOGGED', set())
+    caplog.set_level(logging.INFO, logger='mmseg_m2f')
+    return caplog
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_auto_takes_mmcv_on_cuda_for_every_dtype(monkeypatch, dtype):
+    monkeypatch.setattr(mmcv_attention, '_failure_on', lambda device: None)
+    with FakeTensorMode():
+        args = fake_cuda_inputs(dtype)
+        assert BACKENDS.choose('auto', *args).name == 'mmcv'
+
+
+def test_without_mmcv_on_cuda_the_reference_warns_once(monkeypatch, log):
+    monkeypatch.setattr(mmcv_attention, '_failure_on', lambda device: 'mmcv has no operators')
+    with FakeTensorMode():
+        args = fake_cuda_inputs(torch.float16)
+        assert BACKENDS.choose('auto', *args).name == 'reference'
+        assert BACKENDS.choose('auto', *args).name == 'reference'
+    [record] = log.records
+    assert record.levelname == 'WARNING'
+    assert "'mmcv': mmcv has no operators" in record.message
+
+
+def fake_cuda_inputs(dtype):
+    return (
+        torch.zeros(2, 12, 4, 8, dtype=dtype, device='cuda'),
+        [(3, 4)],
+        torch.zeros(5, 2, device='cuda'),
+        torch.zeros(2, 5, 4, 1, 2, 2, device='cuda'),
+        torch.zeros(2, 5, 4, 1, 2, device='cuda'),
+    )
+
+
+class Operator:
+    """Stands for mmcv's, whose arguments are those of the paper; notes the dtypes it is given."""
+
+    def __init__(self):
+        self.seen = set()
+
+    def apply(self, value, shapes, starts, locations, weights, step):
+        self.seen |= {value.dtype, locations.dtype, weights.dtype}
+        levels = [tuple(shape) for shape in shapes.tolist()]
+        reference = ms_deform_attn_reference.__wrapped__
+        return reference(value, levels, locations, weights)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+def test_half_types_reach_mmcv_in_float32_and_come_back_rounded(monkeypatch, log, dtype):
+    operator = Operator()
+    monkeypatch.setattr(mmcv_attention, '_import_operator', lambda: (operator, None))
+    value, *rest = inputs()
+    got = mmcv_attention._run(value.to(dtype), *rest)
+    assert operator.seen == {torch.float32}
+    exact = ms_deform_attn(value.to(dtype).double(), *rest, backend='reference')
+    # Half a unit in the last place of the type, beside the float32 sums of 24 products.
+    epsilon = torch.finfo(dtype).eps / 2
+    torch.testing.assert_close(got.double(), exact, rtol=epsilon, atol=1e-5)
+    got.sum().backward()
+    assert value.grad.isfinite().all()
+    mmcv_attention._run(value.to(dtype), *rest)
+    assert log.messages == [f"mmcv's deformable attention computes {dtype} in torch.float32"]
 
 
 WITHOUT_OPERATORS = """
