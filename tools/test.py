@@ -62,7 +62,7 @@ def is_detector(config: 'Config') -> bool:
     """Whether the model is one of mmdet's kind: instances, panoptic segments; else mmseg's."""
     from mmengine.registry import MODELS
 
-    from mmseg_m2f.adapters.models.universal_head import build_detector
+    from mmseg_m2f.adapters.models.lazy import build_detector
 
     model = config.model.get('type')
     if isinstance(model, str):

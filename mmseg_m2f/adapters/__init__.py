@@ -11,8 +11,9 @@ from mmseg_m2f.adapters.acceleration import accelerate
 from mmseg_m2f.adapters.checkpoints.hooks import watch_for_heads
 from mmseg_m2f.adapters.checkpoints.loader import install_safe_loader
 from mmseg_m2f.adapters.inference import channels_last, prepare
-from mmseg_m2f.adapters.models import decode_head, parts, tta, universal_head
-from mmseg_m2f.adapters.models.mmcv_attention import check_mmseg_imports, offer_mmcv_operator
+from mmseg_m2f.adapters.models import decode_head, lazy, parts, tta, universal_head
+from mmseg_m2f.adapters.models.missing import check_mmseg_imports
+from mmseg_m2f.adapters.models.mmcv_attention import offer_mmcv_operator
 from mmseg_m2f.adapters.training import amp, keep_memory, optimizer, resume, run_check
 
 check_mmseg_imports()
@@ -27,6 +28,7 @@ __all__ = [
     'data',
     'decode_head',
     'keep_memory',
+    'lazy',
     'metrics',
     'optimizer',
     'parts',

@@ -23,7 +23,10 @@ PARTS = [
     'core.losses.PointMaskLoss',
     'core.losses.PointDiceLoss',
 ]
-HEADS = {'mmseg': 'semantic.Mask2FormerHead', 'mmdet': 'universal.Mask2FormerUniversalHead'}
+HEADS = {
+    'mmseg': 'models.decode_head.Mask2FormerHead',
+    'mmdet': 'models.universal_head.Mask2FormerUniversalHead',
+}
 # Fewer layers than the stock configs have: five predictions.
 LOSSES = {f'{d}loss_{n}' for d in ('d0.', 'd1.', 'd2.', 'd3.', '') for n in ('cls', 'mask', 'dice')}
 NAMES = {

@@ -10,7 +10,8 @@ from torch import nn
 
 from mmseg_m2f.adapters.migrate import stock_settings as stock_configs
 from mmseg_m2f.adapters.models.decode_head import Mask2FormerHead
-from mmseg_m2f.adapters.models.universal_head import Mask2FormerUniversalHead, build_detector
+from mmseg_m2f.adapters.models.lazy import build_detector
+from mmseg_m2f.adapters.models.universal_head import Mask2FormerUniversalHead
 
 
 def build_semantic_head(**stock: Any) -> Mask2FormerHead:

@@ -8,13 +8,14 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from mmseg_m2f import core
-from mmseg_m2f.adapters.models.config import check_keys
-from mmseg_m2f.adapters.models.head import reject_unknown
+from mmseg_m2f.adapters.keys import check_keys
+from mmseg_m2f.adapters.models.channels import with_in_channels
+from mmseg_m2f.adapters.models.config import postprocess_config
 from mmseg_m2f.adapters.results.mmdet_gaps import fill_gaps
 from mmseg_m2f.cpu.speed_up import speed_up
 from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
 
-OUTPUTS = ('semantic_on', 'instance_on', 'panoptic_on')
+KEYS = ('backbone', 'panoptic_head', 'neck', 'data_preprocessor', 'test_cfg', 'init_cfg')
 
 
 class Mask2Former(BaseDetector):
@@ -42,11 +43,13 @@ class Mask2Former(BaseDetector):
         init_cfg: dict | None = None,
         **unknown: Any,
     ) -> None:
-        reject_unknown(Mask2Former, unknown)
+        check_keys('mmseg_m2f.Mask2Former', unknown, KEYS)
         super().__init__(data_preprocessor, init_cfg)
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(neck) if neck is not None else None
-        self.panoptic_head = MODELS.build(panoptic_head)
+        self.panoptic_head = MODELS.build(
+            with_in_channels(panoptic_head, MODELS, self.backbone, self.neck)
+        )
         self.test_cfg = test_cfg
         speed_up(self.backbone)
         fill_gaps()
@@ -58,7 +61,7 @@ class Mask2Former(BaseDetector):
 
     @test_cfg.setter
     def test_cfg(self, test_cfg: Mapping[str, Any] | core.PostprocessConfig | None) -> None:
-        config = _postprocess_config(test_cfg or {})
+        config = postprocess_config(test_cfg)
         num_classes = self.panoptic_head.num_classes
         if config.panoptic_on and num_classes >= INSTANCE_OFFSET:
             raise ValueError(
@@ -101,16 +104,3 @@ class Mask2Former(BaseDetector):
 def _size(batch_inputs: Tensor) -> tuple[int, int]:
     height, width = batch_inputs.shape[-2:]
     return height, width
-
-
-def _postprocess_config(
-    test_cfg: Mapping[str, Any] | core.PostprocessConfig,
-) -> core.PostprocessConfig:
-    if not isinstance(test_cfg, core.PostprocessConfig):
-        check_keys('test_cfg', test_cfg, core.PostprocessConfig)
-        test_cfg = core.PostprocessConfig(**test_cfg)
-    if not any(getattr(test_cfg, name) for name in OUTPUTS):
-        raise ValueError(
-            f'test_cfg switches all results off: at least one of {list(OUTPUTS)} must be True'
-        )
-    return test_cfg

@@ -1,7 +1,6 @@
-"""What the heads of all tasks share: the parts, the losses by name, errors that say where."""
+"""The base class of both heads: the parts, the names of the losses, errors that name the image."""
 
 import copy
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,34 +10,42 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmseg_m2f import core
-from mmseg_m2f.adapters.models.config import HeadConfig, assemble
+from mmseg_m2f.adapters.models.config import assemble, head_config
 
 
 class MaskHead(BaseModule):
-    """Pixel decoder, decoder, matcher and losses; what the targets are is the subclass's affair.
+    """Pixel decoder, decoder, matcher and losses. Subclasses read targets and give results.
 
     Args:
-        config: the keys every head has.
-        own: the keys of this head alone, for the record of what was built.
-        init_cfg: MMEngine's; the parts initialise themselves as the official code does.
+        own: the keys that only the subclass has, with their values, for the record.
+        settings: keys of `config.HeadConfig`.
+        init_cfg: MMEngine's; the parts initialize themselves as the official code does.
+
+    Raises:
+        ValueError: a key that no part knows, or sizes that do not fit together.
+        UnknownChannelsError: ``in_channels`` is not set.
     """
 
     def __init__(
-        self, config: HeadConfig, own: Mapping[str, Any], init_cfg: dict | None = None
+        self, own: Mapping[str, Any], settings: Mapping[str, Any], init_cfg: dict | None = None
     ) -> None:
         super().__init__(init_cfg)
+        config = head_config(type(self), own, settings)
         self.num_classes, self.num_queries = config.num_classes, config.num_queries
         self.compat = config.compat
         self.pixel_decoder, self.decoder, self.matcher, self.criterion, resolved = assemble(config)
         self._config = {**resolved, **own}
-        self._said_too_few_queries = False
+        self._warned_of_too_few_queries = False
 
     def resolved_config(self) -> dict[str, Any]:
-        """The head's configuration with every default filled in, as plain Python values."""
+        """Return the head's config with every default filled in, as plain Python values."""
         return copy.deepcopy(self._config)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Class logits ``(B, Q, K+1)`` and mask logits ``(B, Q, h, w)`` of the last prediction."""
+        """Return class logits ``(B, Q, K+1)`` and mask logits ``(B, Q, h, w)``.
+
+        They are the last prediction's. ``inputs`` are the backbone's maps, stride 4 first.
+        """
         features = self.pixel_decoder(inputs)
         last = self.decoder.predict(features)
         embed = core.upcast_half(last.mask_embed)
@@ -50,10 +57,14 @@ class MaskHead(BaseModule):
         targets: Sequence[core.MaskTarget],
         data_samples: Sequence[Any],
     ) -> dict[str, Tensor]:
-        """Losses of all predictions: ``loss_cls`` ... of the last, ``d{i}.loss_cls`` ... before.
+        """Return the losses of all predictions by MMDetection's names.
+
+        ``loss_cls``, ``loss_mask`` and ``loss_dice`` belong to the last prediction,
+        ``d0.loss_cls`` and so on to those before.
 
         Raises:
-            NonFinitePredictionError: NaN in a prediction, with the image and the learning rate.
+            NonFinitePredictionError: a prediction holds NaN or infinity; names the image and the
+                learning rate.
         """
         if not self.compat.keep_empty_gt:
             targets = [core.without_empty(target) for target in targets]
@@ -72,31 +83,20 @@ class MaskHead(BaseModule):
     ) -> None:
         for target, sample in zip(targets, data_samples, strict=True):
             num_targets = len(target.labels)
-            if num_targets <= self.num_queries or self._said_too_few_queries:
+            if num_targets <= self.num_queries or self._warned_of_too_few_queries:
                 continue
-            self._said_too_few_queries = True
+            self._warned_of_too_few_queries = True
             print_log(
-                f'{_image(sample)} has {num_targets} targets, the head {self.num_queries} '
-                'queries: those left without a query are learnt as background. If there are many '
-                'such images, raise num_queries. This is said once.',
+                f'{_image(sample)} has {num_targets} targets, but the head has only '
+                f'{self.num_queries} queries. Targets without a query are learned as background: '
+                'raise num_queries if many images are like this. This warning is not repeated.',
                 logger='current',
                 level=logging.WARNING,
             )
 
 
-def reject_unknown(owner: type, unknown: Mapping[str, Any]) -> None:
-    """Unknown keys, against the constructor's own signature, so that the list cannot go stale.
-
-    Raises:
-        ValueError: ``unknown``, what the constructor's ``**unknown`` collected, is not empty.
-    """
-    if unknown:
-        known = sorted(set(inspect.signature(owner).parameters) - {'unknown'})
-        raise ValueError(f'{owner.__name__} does not know {sorted(unknown)}; known keys: {known}')
-
-
 def _name_losses(terms: Sequence[core.LossTerms]) -> dict[str, Tensor]:
-    """MMDetection's names, which users' logs and scripts know."""
+    """Name the losses as MMDetection does, so that users' logs and scripts stay valid."""
     prefixes = [f'd{i}.' for i in range(len(terms) - 1)] + ['']
     return {
         f'{prefix}loss_{name}': value
@@ -106,7 +106,7 @@ def _name_losses(terms: Sequence[core.LossTerms]) -> dict[str, Tensor]:
 
 
 def _hint(sample: Any) -> str:
-    """Where to look for the cause of a NaN."""
+    """Tell where to look for the cause of a NaN."""
     hint = f' Image: {_image(sample)}.'
     scalars = MessageHub.get_current_instance().log_scalars
     if 'train/lr' in scalars:
@@ -115,4 +115,4 @@ def _hint(sample: Any) -> str:
 
 
 def _image(sample: Any) -> str:
-    return sample.metainfo.get('img_path', 'unknown')
+    return sample.metainfo.get('img_path', 'an image without img_path')

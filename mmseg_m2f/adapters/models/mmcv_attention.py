@@ -1,38 +1,18 @@
 """mmcv's deformable attention: its CUDA operator as a back end, its module as a part by type."""
 
 import functools
-import importlib
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmseg_m2f.adapters.models.missing import MissingOperatorsError
 from mmseg_m2f.ops.backends import Backend, log_once
 from mmseg_m2f.ops.ms_deform_attn import BACKENDS
 from mmseg_m2f.ops.ms_deform_attn.reference import from_locations
 
 MMCV_ATTENTION = 'MultiScaleDeformableAttention'
-
-
-class MissingOperatorsError(RuntimeError):
-    """The compiled operators of mmcv are needed and not there; the message says what to do."""
-
-    def __init__(self, what: str, cause: ImportError) -> None:
-        super().__init__(
-            f"{what} needs mmcv's compiled operators, which are not installed ({cause}). With "
-            'torch, ninja and a C++ compiler at hand: MMCV_WITH_OPS=1 pip install '
-            '--no-build-isolation --no-cache-dir --force-reinstall --no-deps mmcv==2.1.0 '
-            '(onedl-mmcv==2.3.6 on the onedl stack, whose MMSegmentation does without them).'
-        )
-
-
-def import_failure(framework: str, error: Exception, advice: str) -> Exception:
-    """What to raise where a framework's import failed: the operators of mmcv, or the advice."""
-    if isinstance(error, ImportError) and '_ext' in str(error):
-        return MissingOperatorsError(framework, error)
-    return ImportError(advice)
 
 
 @functools.cache
@@ -170,19 +150,3 @@ def build_mmcv_attention(
         batch_first=True,
         **{'dropout': 0.0, **options},
     )
-
-
-def check_mmseg_imports() -> None:
-    """Say what to install where mmseg itself cannot do without mmcv's operators (upstream).
-
-    Raises:
-        MissingOperatorsError: mmseg is installed, and its import fails for the operators.
-    """
-    if find_spec('mmcv._ext') is not None or find_spec('mmseg') is None:
-        return
-    try:
-        importlib.import_module('mmseg.models')
-    except ImportError as error:
-        if '_ext' in str(error):
-            raise MissingOperatorsError('MMSegmentation', error) from error
-        raise

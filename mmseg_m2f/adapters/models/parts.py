@@ -14,6 +14,7 @@ from mmengine.registry import Registry
 from torch import nn
 
 from mmseg_m2f import core
+from mmseg_m2f.adapters.keys import check_keys
 from mmseg_m2f.adapters.models.mmcv_attention import build_mmcv_attention, is_mmcv_attention
 from mmseg_m2f.adapters.models.mmdet_losses import (
     MMDetClassLoss,
@@ -213,8 +214,5 @@ def _parameters(part: Callable[..., Any] | None) -> tuple[set[str], bool, dict[s
 
 def _check_keys(registry: Registry, config: PartConfig, where: str) -> None:
     named, takes_others, _ = _parameters(_lookup(registry, config['type']))
-    unknown = sorted(set(config) - {'type'} - named)
-    if unknown and not takes_others:
-        raise ValueError(
-            f'{where}: {config["type"]} does not know {unknown}; known keys: {sorted(named)}'
-        )
+    if not takes_others:
+        check_keys(f'{where}: {config["type"]}', set(config) - {'type'}, sorted(named))

@@ -6,9 +6,11 @@ from typing import Any
 from mmengine.config import ConfigDict
 from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder
+from mmseg.registry import MODELS
 from torch import Tensor
 
 from mmseg_m2f import core
+from mmseg_m2f.adapters.models.channels import with_in_channels
 from mmseg_m2f.adapters.models.decode_head import Mask2FormerHead
 from mmseg_m2f.cpu.speed_up import speed_up
 
@@ -44,6 +46,10 @@ class SemanticSegmentor(EncoderDecoder):
             labels = core.semantic_only_labels(class_logits[index], mask_logits[index], geometry)
             sample.set_data({'pred_sem_seg': PixelData(data=labels[None])})
         return data_samples
+
+    def _init_decode_head(self, decode_head: Mapping[str, Any]) -> None:
+        neck = self.neck if self.with_neck else None
+        super()._init_decode_head(with_in_channels(decode_head, MODELS, self.backbone, neck))
 
     def keep_score_maps(self) -> None:
         """Give ``seg_logits`` from now on, too."""

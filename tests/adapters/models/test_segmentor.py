@@ -9,10 +9,10 @@ from mmengine import ConfigDict
 
 pytest.importorskip('mmseg')
 from mmseg.registry import MODELS
-from test_semantic import SMALL, batch, build_segmentor
 
-from mmseg_m2f.adapters.models import decode_head as semantic
+from mmseg_m2f.adapters.models import lazy
 from mmseg_m2f.core import postprocess
+from tests.adapters.models.test_decode_head import SMALL, batch, build_segmentor
 from tests.core.watching import Watch
 
 
@@ -134,4 +134,4 @@ def test_without_mmseg_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmseg.models', None)
     monkeypatch.delitem(sys.modules, 'mmseg_m2f.adapters.models.segmentor', raising=False)
     with pytest.raises(ImportError, match='pip install onedl-mmsegmentation'):
-        semantic.build_segmentor()
+        lazy.build_segmentor()

@@ -402,7 +402,7 @@ def test_more_targets_than_queries_is_said_once(caplog):
     finally:
         logger.removeHandler(caplog.handler)
     [record] = [r for r in caplog.records if 'queries' in r.message]
-    assert 'street_0.jpg has 9 targets, the head 8 queries' in record.message
+    assert 'street_0.jpg has 9 targets, but the head has only 8 queries' in record.message
     assert record.levelname == 'WARNING'
 
 
