@@ -22,10 +22,10 @@ MUTANTS = (
     Mutant(
         name='maps_are_resized_with_aligned_corners',
         breaks='Maps must be resized with align_corners=False.',
-        file='mmseg_m2f/core/maps.py',
-        old="F.interpolate(images, size=size, mode='bilinear', align_corners=False)",
-        new="F.interpolate(images, size=size, mode='bilinear', align_corners=True)",
-        tests=('tests/core/test_maps.py',),
+        file='mmseg_m2f/core/layers.py',
+        old="mode='bilinear', align_corners=False)",
+        new="mode='bilinear', align_corners=True)",
+        tests=('tests/core/test_layers.py',),
     ),
     Mutant(
         name='bfloat16_stays_in_half_precision',
@@ -159,8 +159,8 @@ MUTANTS = (
         name='autocast_reaches_the_pixel_decoder',
         breaks='The pixel decoder computes in float32 whatever the autocast unless told otherwise.',
         file='mmseg_m2f/core/pixel_decoder.py',
-        old='with torch.autocast(device_type, enabled=False):',
-        new='with torch.autocast(device_type, enabled=torch.is_autocast_enabled(device_type)):',
+        old='with torch.autocast(features[0].device.type, enabled=False):',
+        new="with torch.autocast('cpu', enabled=torch.is_autocast_enabled('cpu')):",
         tests=('tests/core/test_pixel_decoder.py',),
     ),
     Mutant(
@@ -199,9 +199,8 @@ MUTANTS = (
         name='stuff_is_dropped_before_the_limit',
         breaks='max_per_image counts pairs of all classes; stuff is dropped after it.',
         file='mmseg_m2f/core/postprocess_instance.py',
-        old='class_probs = at_least_float32(class_logits).softmax(-1)[:, :-1].flatten()',
-        new='class_probs = at_least_float32(class_logits).softmax(-1)[:, :-1]\n'
-        '    class_probs = (class_probs * is_thing).flatten()',
+        old='.softmax(-1)[:, :-1].flatten()',
+        new='.softmax(-1)[:, :-1].mul(is_thing).flatten()',
         tests=('tests/core/test_postprocess_instance.py',),
     ),
     Mutant(
@@ -232,8 +231,8 @@ MUTANTS = (
         name='semantic_scores_leave_no_object_out_of_the_softmax',
         breaks='No-object takes part in the softmax of the semantic scores.',
         file='mmseg_m2f/core/postprocess_semantic.py',
-        old='at_least_float32(class_logits).softmax(-1)[:, :-1]',
-        new='at_least_float32(class_logits)[:, :-1].softmax(-1)',
+        old='(class_logits).softmax(-1)[:, :-1]',
+        new='(class_logits)[:, :-1].softmax(-1)',
         tests=('tests/core/test_postprocess_semantic.py',),
     ),
     Mutant(
