@@ -6,11 +6,13 @@ mask2former_r50_ade20k_mmseg.py.
 """
 
 _base_ = [
-    './_base_/recipes/ade20k-512.py',
-    './_base_/backbones/r50_frozenbn.py',
+    './_base_/models/mask2former_r50-frozenbn.py',
+    './_base_/datasets/ade20k_512x512.py',
+    './_base_/schedules/adamw_8xb2-160k.py',
+    './_base_/default_runtime.py',
 ]
 
 model = dict(
-    backbone=_base_.preset_backbone,
-    decode_head=dict(in_channels=_base_.preset_in_channels),
+    data_preprocessor=dict(size=_base_.crop_size),
+    decode_head=dict(num_classes=150),
 )

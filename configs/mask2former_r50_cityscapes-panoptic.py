@@ -5,11 +5,11 @@ iteration.
 """
 
 _base_ = [
-    './_base_/recipes/cityscapes-panoptic.py',
-    './_base_/backbones/r50_syncbn.py',
+    './_base_/models/mask2former_r50-syncbn_panoptic.py',
+    './_base_/datasets/cityscapes-panoptic_512x1024.py',
+    './_base_/schedules/adamw_8xb2-90k.py',
+    './_base_/default_runtime_det.py',
 ]
 
-model = dict(
-    backbone=_base_.preset_backbone,
-    panoptic_head=dict(in_channels=_base_.preset_in_channels),
-)
+model = dict(panoptic_head=dict(num_classes=19, thing_ids=list(range(11, 19))))
+default_hooks = dict(checkpoint=dict(save_best='coco_panoptic/PQ'))

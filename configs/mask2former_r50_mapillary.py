@@ -5,11 +5,13 @@ images per iteration.
 """
 
 _base_ = [
-    './_base_/recipes/mapillary.py',
-    './_base_/backbones/r50_frozenbn.py',
+    './_base_/models/mask2former_r50-frozenbn.py',
+    './_base_/datasets/mapillary_1024x1024.py',
+    './_base_/schedules/adamw_8xb2-300k.py',
+    './_base_/default_runtime.py',
 ]
 
 model = dict(
-    backbone=_base_.preset_backbone,
-    decode_head=dict(in_channels=_base_.preset_in_channels),
+    data_preprocessor=dict(size=_base_.crop_size, seg_pad_val=65),
+    decode_head=dict(num_classes=65, ignore_index=65),
 )

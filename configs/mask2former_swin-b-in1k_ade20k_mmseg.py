@@ -5,11 +5,13 @@ authors publish 52.4 for the official recipe, mask2former_swin-b-in1k_ade20k.py.
 """
 
 _base_ = [
-    './_base_/recipes/ade20k-640_mmseg.py',
-    './_base_/backbones/swin-b-in1k.py',
+    './_base_/models/mask2former_swin-b-in1k.py',
+    './_base_/datasets/ade20k_640x640_mmseg.py',
+    './_base_/schedules/adamw_8xb2-160k_mmseg.py',
+    './_base_/default_runtime.py',
 ]
 
 model = dict(
-    backbone=_base_.preset_backbone,
-    decode_head=dict(in_channels=_base_.preset_in_channels),
+    data_preprocessor=dict(size=_base_.crop_size, test_cfg=None),
+    decode_head=dict(num_classes=150),
 )

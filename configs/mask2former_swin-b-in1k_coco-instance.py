@@ -5,11 +5,11 @@ images per iteration.
 """
 
 _base_ = [
-    './_base_/recipes/coco-instance-50e.py',
-    './_base_/backbones/swin-b-in1k_mmdet.py',
+    './_base_/models/mask2former_swin-b-in1k_instance.py',
+    './_base_/datasets/coco-instance_lsj-1024.py',
+    './_base_/schedules/adamw_8xb2-50e.py',
+    './_base_/default_runtime_det.py',
 ]
 
-model = dict(
-    backbone=_base_.preset_backbone,
-    panoptic_head=dict(in_channels=_base_.preset_in_channels),
-)
+model = dict(panoptic_head=dict(num_classes=80))
+default_hooks = dict(checkpoint=dict(save_best='coco/segm_mAP'))

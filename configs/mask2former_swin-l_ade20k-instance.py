@@ -4,11 +4,11 @@ arXiv:2112.01527 and its model zoo; 200 queries, crop 640, 16 images per iterati
 """
 
 _base_ = [
-    './_base_/recipes/ade20k-instance.py',
-    './_base_/backbones/swin-l-in22k_mmdet.py',
+    './_base_/models/mask2former_swin-l_instance.py',
+    './_base_/datasets/ade20k-instance_640x640.py',
+    './_base_/schedules/adamw_8xb2-160k.py',
+    './_base_/default_runtime_det.py',
 ]
 
-model = dict(
-    backbone=_base_.preset_backbone,
-    panoptic_head=dict(in_channels=_base_.preset_in_channels, num_queries=200),
-)
+model = dict(panoptic_head=dict(num_classes=100, num_queries=200))
+default_hooks = dict(checkpoint=dict(save_best='coco/segm_mAP'))

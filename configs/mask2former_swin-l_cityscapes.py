@@ -6,11 +6,13 @@ mask2former_swin-l_cityscapes_mmseg.py.
 """
 
 _base_ = [
-    './_base_/recipes/cityscapes.py',
-    './_base_/backbones/swin-l-in22k.py',
+    './_base_/models/mask2former_swin-l.py',
+    './_base_/datasets/cityscapes_512x1024.py',
+    './_base_/schedules/adamw_8xb2-90k.py',
+    './_base_/default_runtime.py',
 ]
 
 model = dict(
-    backbone=_base_.preset_backbone,
-    decode_head=dict(in_channels=_base_.preset_in_channels),
+    data_preprocessor=dict(size=_base_.crop_size),
+    decode_head=dict(num_classes=19),
 )

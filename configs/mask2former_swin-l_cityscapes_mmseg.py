@@ -5,11 +5,13 @@ The authors publish 83.3 for the official recipe, mask2former_swin-l_cityscapes.
 """
 
 _base_ = [
-    './_base_/recipes/cityscapes_mmseg.py',
-    './_base_/backbones/swin-l-in22k.py',
+    './_base_/models/mask2former_swin-l.py',
+    './_base_/datasets/cityscapes_512x1024_mmseg.py',
+    './_base_/schedules/adamw_8xb2-90k_mmseg.py',
+    './_base_/default_runtime.py',
 ]
 
 model = dict(
-    backbone=_base_.preset_backbone,
-    decode_head=dict(in_channels=_base_.preset_in_channels),
+    data_preprocessor=dict(size=_base_.crop_size),
+    decode_head=dict(num_classes=19),
 )

@@ -4,11 +4,11 @@ arXiv:2112.01527 and its model zoo; 66.9 AP50; crop 512x1024, 16 images per iter
 """
 
 _base_ = [
-    './_base_/recipes/cityscapes-instance.py',
-    './_base_/backbones/swin-t_mmdet.py',
+    './_base_/models/mask2former_swin-t_instance.py',
+    './_base_/datasets/cityscapes-instance_512x1024.py',
+    './_base_/schedules/adamw_8xb2-90k.py',
+    './_base_/default_runtime_det.py',
 ]
 
-model = dict(
-    backbone=_base_.preset_backbone,
-    panoptic_head=dict(in_channels=_base_.preset_in_channels),
-)
+model = dict(panoptic_head=dict(num_classes=8))
+default_hooks = dict(checkpoint=dict(save_best='cityscapes/AP'))

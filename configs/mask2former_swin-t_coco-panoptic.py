@@ -5,11 +5,11 @@ arXiv:2112.01527 and its model zoo; 43.3 AP of things, 63.2 mIoU; 50 epochs, lar
 """
 
 _base_ = [
-    './_base_/recipes/coco-panoptic-50e.py',
-    './_base_/backbones/swin-t_mmdet.py',
+    './_base_/models/mask2former_swin-t_panoptic.py',
+    './_base_/datasets/coco-panoptic_lsj-1024.py',
+    './_base_/schedules/adamw_8xb2-50e.py',
+    './_base_/default_runtime_det.py',
 ]
 
-model = dict(
-    backbone=_base_.preset_backbone,
-    panoptic_head=dict(in_channels=_base_.preset_in_channels),
-)
+model = dict(panoptic_head=dict(num_classes=133, thing_ids=list(range(80))))
+default_hooks = dict(checkpoint=dict(save_best='coco_panoptic/PQ'))

@@ -32,9 +32,7 @@ def reduce_config(cfg: Config, data_root: Path) -> Config:
     name = Path(cfg.filename).stem
     cfg = Config(cfg.to_dict())
     _reduce_backbone(cfg.model.backbone)
-    head = head_of(cfg)
-    head.update(HEAD)
-    head.in_channels = backbone_channels(cfg.model.backbone)
+    head_of(cfg).update(HEAD)
     cfg.model.data_preprocessor = _shrink_lengths(cfg.model.data_preprocessor)
     _move_data(cfg, data_root)
     for loader in LOADERS:
@@ -68,13 +66,6 @@ def evaluators_of(cfg: Config) -> Iterator[Any]:
     """The settings of every metric of validation and test."""
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         yield from evaluator if isinstance(evaluator, list | tuple) else [evaluator]
-
-
-def backbone_channels(backbone: dict[str, Any]) -> list[int]:
-    """Channels of the four maps of a ResNet of bottlenecks or a Swin."""
-    if backbone['type'] == 'ResNet':
-        return [4 * backbone.get('base_channels', 64) * 2**i for i in range(4)]
-    return [backbone['embed_dims'] * 2**i for i in range(4)]
 
 
 def _reduce_backbone(backbone: Any) -> None:

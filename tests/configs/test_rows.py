@@ -29,7 +29,7 @@ from tests.configs.rows import (
     metafile_models,
     parse,
 )
-from tests.reduced import backbone_channels, head_of, reduce_config, train_and_test
+from tests.reduced import head_of, reduce_config, train_and_test
 
 CUSTOM = sorted(CONFIGS.glob('custom/*.py'))
 # Millions of parameters as published (arXiv:2112.01527, tables of results).
@@ -52,10 +52,9 @@ REPORTED = {
     'ade20k-instance': {'coco/segm_mAP'},
     'mapillary-panoptic': {'coco_panoptic/PQ', 'mIoU'},
 }
-# Who may set which key; a recipe puts them together.
+# Which part of a row may set which key.
 OWNERS = {
-    'backbones': {'preset_backbone', 'preset_in_channels'},
-    'tasks': {'model', 'tta_model'},
+    'models': {'model', 'tta_model'},
     'datasets': {
         'dataset_type',
         'data_root',
@@ -78,9 +77,6 @@ OWNERS = {
         'val_cfg',
         'test_cfg',
     },
-    'recipes': {'model', 'default_hooks'},
-    # For configurations that compare with another implementation.
-    'peers': {'preset_mmdet_class_loss', 'preset_mmdet_head', 'preset_mmdet_train_cfg'},
 }
 
 
@@ -93,15 +89,12 @@ def quiet_run(test):
 
 
 def settings(path: Path) -> set[str]:
-    """The keys a file itself sets."""
-    names = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign):
-            # Of x[-1] = ... the name is set before.
-            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-        elif isinstance(node, ast.Delete):
-            names -= {target.id for target in node.targets}
-    return names - {'_base_'}
+    """The keys that a file sets itself. It does nothing but set keys."""
+    body = ast.parse(path.read_text()).body
+    if body and isinstance(body[0], ast.Expr):
+        body = body[1:]  # the docstring
+    assert all(isinstance(node, ast.Assign) for node in body), path
+    return {node.targets[0].id for node in body} - {'_base_'}
 
 
 def bases(path: Path) -> list[Path]:
@@ -133,19 +126,22 @@ def build(row: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize('row', ROWS)
-def test_a_row_is_one_recipe_and_one_backbone(row):
+def test_a_row_names_its_model_data_set_schedule_and_runtime(row):
     path = CONFIGS / f'{row}.py'
-    assert [base.parent.name for base in bases(path)] == ['recipes', 'backbones']
-    assert settings(path) == {'model'}
-    recipe, backbone = (base.stem for base in bases(path))
     name, dataset, task, is_mmseg = parse(row)
-    assert recipe.endswith('_mmseg') == is_mmseg
-    recipe = recipe.removesuffix('_mmseg')
-    assert recipe.startswith(dataset if task == 'semantic' else f'{dataset}-{task}')
-    assert task != 'semantic' or not {'panoptic', 'instance'} & set(recipe.split('-'))
-    assert backbone.startswith(name)
-    # Swin's weights are read by another class.
-    assert backbone.endswith('_mmdet') == (name.startswith('swin') and task != 'semantic')
+    model, data, schedule, runtime = bases(path)
+    assert [base.parent.name for base in (model, data, schedule, runtime)] == [
+        'models',
+        'datasets',
+        'schedules',
+        '_base_',
+    ]
+    assert settings(path) <= {'model', 'default_hooks'}
+    assert model.stem.startswith(f'mask2former_{name}')
+    assert data.stem.startswith(dataset if task == 'semantic' else f'{dataset}-{task}_')
+    assert model.stem.endswith(f'_{task}') == (task != 'semantic')
+    assert data.stem.endswith('_mmseg') == schedule.stem.endswith('_mmseg') == is_mmseg
+    assert runtime.stem == ('default_runtime' if task == 'semantic' else 'default_runtime_det')
 
 
 def test_each_key_has_one_owner():
@@ -195,7 +191,7 @@ def test_the_metafile_lists_every_row_and_nothing_else():
 def test_the_head_holds_only_what_differs(row):
     name, dataset, task, _ = parse(row)
     head = head_of(load(row))
-    expected = {'type', 'num_classes', 'in_channels'}
+    expected = {'type', 'num_classes'}
     if task == 'panoptic':
         expected.add('thing_ids')
     if task != 'semantic' and name == 'swin-l':
@@ -205,12 +201,6 @@ def test_the_head_holds_only_what_differs(row):
     assert set(head) == expected
     if task == 'semantic':
         assert head.num_classes == {'ade20k': 150, 'cityscapes': 19, 'mapillary': 65}[dataset]
-
-
-@pytest.mark.parametrize('row', ROWS)
-def test_the_head_is_told_the_backbone_s_channels(row):
-    cfg = load(row)
-    assert head_of(cfg).in_channels == backbone_channels(cfg.model.backbone)
 
 
 # The first row of each backbone in each framework; the others build the same with another K.
@@ -231,7 +221,8 @@ def test_builds_with_the_published_size_and_the_backbone_s_channels(row):
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) == published
     with torch.no_grad():
         maps = model.backbone(torch.zeros(1, 3, 64, 64))
-    assert [m.shape[1] for m in maps] == list(head_of(cfg).in_channels)
+    head = model.panoptic_head if 'panoptic_head' in cfg.model else model.decode_head
+    assert [m.shape[1] for m in maps] == list(head.pixel_decoder.in_channels)
     assert [m.shape[2] for m in maps] == [16, 8, 4, 2]
 
 

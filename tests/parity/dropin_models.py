@@ -72,10 +72,17 @@ def reduce(cfg: Config, package: str, full: bool) -> Config:
     else:
         model.backbone.update(embed_dims=4 * model.backbone.num_heads[0], depths=[2, 2, 2, 2])
     model[HEADS[package]] = smaller(model[HEADS[package]])
-    model[HEADS[package]].in_channels = reduced.backbone_channels(model.backbone)
+    model[HEADS[package]].in_channels = backbone_channels(model.backbone)
     if 'train_cfg' in model:
         model.train_cfg = smaller(model.train_cfg)
     return cfg
+
+
+def backbone_channels(backbone: dict[str, Any]) -> list[int]:
+    """Channels of the four maps of a ResNet of bottlenecks or a Swin."""
+    if backbone['type'] == 'ResNet':
+        return [4 * backbone['base_channels'] * 2**i for i in range(4)]
+    return [backbone['embed_dims'] * 2**i for i in range(4)]
 
 
 def smaller(node: Any) -> Any:

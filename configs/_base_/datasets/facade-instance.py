@@ -1,7 +1,6 @@
 # The things among the segments of the facade photos, from COCO's instance format. In places they
 # overlap: polygons are kept whole.
 crop_size = (192, 192)
-dataset = dict(type='mmseg_m2f.InstanceDataset', data_root='data/tiny/facade')
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='mmseg_m2f.LoadSegments'),
@@ -29,10 +28,11 @@ train_dataloader = dict(
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
+        type='mmseg_m2f.InstanceDataset',
+        data_root='data/tiny/facade',
         ann_file='annotations/instances_train.json',
         data_prefix=dict(img='img/train'),
         pipeline=train_pipeline,
-        **dataset,
     ),
 )
 val_dataloader = dict(
@@ -40,17 +40,17 @@ val_dataloader = dict(
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
+        type='mmseg_m2f.InstanceDataset',
+        data_root='data/tiny/facade',
         ann_file='annotations/instances_val.json',
         data_prefix=dict(img='img/val'),
         pipeline=test_pipeline,
         test_mode=True,
-        **dataset,
     ),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(
     type='mmseg_m2f.InstanceMetric',
-    ann_file=dataset['data_root'] + '/annotations/instances_val.json',
+    ann_file='data/tiny/facade/annotations/instances_val.json',
 )
 test_evaluator = val_evaluator
-del dataset

@@ -1,7 +1,6 @@
 # 36 photos of facades for training and 12 for validation, 384 x 384, which come with the sources:
 # 5 things, 6 stuff classes, some 40 segments per photo. Classes are read from the JSON.
 crop_size = (192, 192)
-dataset = dict(type='mmseg_m2f.PanopticDataset', data_root='data/tiny/facade')
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='mmseg_m2f.LoadSegments'),
@@ -32,10 +31,11 @@ train_dataloader = dict(
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
+        type='mmseg_m2f.PanopticDataset',
+        data_root='data/tiny/facade',
         ann_file='annotations/panoptic_train.json',
         data_prefix=dict(img='img/train', seg='panoptic/train', label_map='labelmap/train'),
         pipeline=train_pipeline,
-        **dataset,
     ),
 )
 val_dataloader = dict(
@@ -43,15 +43,15 @@ val_dataloader = dict(
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
+        type='mmseg_m2f.PanopticDataset',
+        data_root='data/tiny/facade',
         ann_file='annotations/panoptic_val.json',
         data_prefix=dict(img='img/val', seg='panoptic/val', label_map='labelmap/val'),
         pipeline=test_pipeline,
         test_mode=True,
-        **dataset,
     ),
 )
 test_dataloader = val_dataloader
-del dataset
 
 val_evaluator = [
     dict(type='mmseg_m2f.PanopticMetric'),

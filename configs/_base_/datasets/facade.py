@@ -1,37 +1,5 @@
 # 36 photos of facades for training and 12 for validation, 384 x 384, which come with the sources.
 crop_size = (192, 192)
-dataset = dict(
-    type='BaseSegDataset',
-    data_root='data/tiny/facade',
-    metainfo=dict(
-        classes=[
-            'window',
-            'balcony-fence',
-            'car',
-            'shop',
-            'traffic-infrastructure',
-            'facade',
-            'street',
-            'vegetation',
-            'fence',
-            'non-building-infrastructure',
-            'background',
-        ],
-        palette=[
-            [60, 120, 255],
-            [255, 128, 0],
-            [0, 0, 142],
-            [255, 0, 0],
-            [0, 220, 220],
-            [200, 200, 80],
-            [128, 64, 128],
-            [0, 160, 0],
-            [128, 64, 0],
-            [255, 0, 255],
-            [70, 70, 70],
-        ],
-    ),
-)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
@@ -74,9 +42,38 @@ train_dataloader = dict(
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
+        type='BaseSegDataset',
+        data_root='data/tiny/facade',
+        metainfo=dict(
+            classes=[
+                'window',
+                'balcony-fence',
+                'car',
+                'shop',
+                'traffic-infrastructure',
+                'facade',
+                'street',
+                'vegetation',
+                'fence',
+                'non-building-infrastructure',
+                'background',
+            ],
+            palette=[
+                [60, 120, 255],
+                [255, 128, 0],
+                [0, 0, 142],
+                [255, 0, 0],
+                [0, 220, 220],
+                [200, 200, 80],
+                [128, 64, 128],
+                [0, 160, 0],
+                [128, 64, 0],
+                [255, 0, 255],
+                [70, 70, 70],
+            ],
+        ),
         data_prefix=dict(img_path='img/train', seg_map_path='labelmap/train'),
         pipeline=train_pipeline,
-        **dataset,
     ),
 )
 val_dataloader = dict(
@@ -84,13 +81,41 @@ val_dataloader = dict(
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
+        type='BaseSegDataset',
+        data_root='data/tiny/facade',
+        metainfo=dict(
+            classes=[
+                'window',
+                'balcony-fence',
+                'car',
+                'shop',
+                'traffic-infrastructure',
+                'facade',
+                'street',
+                'vegetation',
+                'fence',
+                'non-building-infrastructure',
+                'background',
+            ],
+            palette=[
+                [60, 120, 255],
+                [255, 128, 0],
+                [0, 0, 142],
+                [255, 0, 0],
+                [0, 220, 220],
+                [200, 200, 80],
+                [128, 64, 128],
+                [0, 160, 0],
+                [128, 64, 0],
+                [255, 0, 255],
+                [70, 70, 70],
+            ],
+        ),
         data_prefix=dict(img_path='img/val', seg_map_path='labelmap/val'),
         pipeline=test_pipeline,
-        **dataset,
     ),
 )
 test_dataloader = val_dataloader
-del dataset
 
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator

@@ -1,5 +1,5 @@
-# A short schedule from scratch, for a few minutes on two CPU cores: nothing is pre-trained, so
-# the backbone learns at the full rate.
+# A short schedule for a few minutes on two CPU cores. Nothing is pre-trained, so that the backbone
+# learns at the full rate.
 optim_wrapper = dict(
     type='mmseg_m2f.AmpOptimWrapper',
     dtype='float16',
@@ -9,13 +9,11 @@ optim_wrapper = dict(
     constructor='mmseg_m2f.Mask2FormerOptimWrapperConstructor',
     paramwise_cfg=dict(backbone_lr_mult=1.0),
 )
-max_iters = 500
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, begin=0, end=50, by_epoch=False),
-    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=50, end=max_iters + 1, by_epoch=False),
+    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=50, end=501, by_epoch=False),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
-del max_iters
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=500, val_interval=500)
 auto_scale_lr = dict(enable=False, base_batch_size=4)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -1,0 +1,53 @@
+_base_ = './cityscapes.py'
+
+short_side = 1024
+crop_size = (512, 1024)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(
+        type='mmseg_m2f.ResizeAndCrop',
+        resize=dict(
+            type='mmseg_m2f.ResizeShortestEdge',
+            scale=[short_side * i // 10 for i in range(5, 21)],
+            max_size=4 * short_side,
+        ),
+        crop=dict(type='mmseg_m2f.RandomCrop', crop_size=crop_size),
+    ),
+    dict(type='mmseg_m2f.PhotoMetricDistortion'),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(2 * short_side, short_side), keep_ratio=True, backend='pillow'),
+    # After the resize: the prediction is brought to the original size, the label map stays there.
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+# The official protocol: absolute short sides, from the image already resized for the test.
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(2 * short_side, short_side), keep_ratio=True, backend='pillow'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [
+                dict(
+                    type='Resize',
+                    scale=(4 * short_side, short_side * i // 4),
+                    keep_ratio=True,
+                    backend='pillow',
+                )
+                for i in range(2, 8)
+            ],
+            [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)],
+            [dict(type='mmseg_m2f.LoadAnnotationsIfAny')],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
+]
+
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

@@ -1,0 +1,21 @@
+# Pre-trained on ImageNet-1k at 224 pixels.
+_base_ = './mask2former_instance.py'
+
+model = dict(
+    backbone=dict(
+        type='SwinTransformer',
+        pretrain_img_size=224,
+        embed_dims=96,
+        depths=[2, 2, 6, 2],
+        num_heads=[3, 6, 12, 24],
+        window_size=7,
+        drop_path_rate=0.3,
+        # The file is the original one; the backbone renames its weights.
+        convert_weights=True,
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/SwinTransformer/storage/releases/download/v1.0.0/'
+            'swin_tiny_patch4_window7_224.pth',
+        ),
+    )
+)

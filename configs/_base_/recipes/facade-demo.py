@@ -1,7 +1,0 @@
-"""The demo's data and schedule, for any head."""
-
-_base_ = ['../runtime.py', '../datasets/facade.py', '../schedules/adamw_demo.py']
-
-default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(interval=1000, save_best=None, max_keep_ckpts=1)
-)

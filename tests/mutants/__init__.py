@@ -1,1 +1,0 @@
-"""Small wrong changes to the package, each with the test files that must notice it."""
