@@ -57,7 +57,7 @@ check: setup
 BENCH = $(RUN) -W ignore -m tools.benchmark.$(1) --csv $(BENCH_OUT)/$(1).csv
 BENCH_ONCE = --threads $(BENCH_THREADS) --pairs 1 --steps 1
 BENCH_TWICE = --threads $(BENCH_THREADS) --pairs 2 --steps 1
-HAS_BF16 = $(RUN) -W ignore -c 'from mmseg_m2f.adapters.training import amp; print(amp.has_bfloat16())' 2>/dev/null
+HAS_BF16 = $(RUN) -W ignore -c 'from mmseg_m2f.adapters.dtypes import has_bfloat16; print(has_bfloat16())'
 BENCH_BF16 = $(if $(filter True,$(shell $(HAS_BF16))),ours-bf16)
 
 bench: setup

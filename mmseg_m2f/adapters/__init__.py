@@ -6,15 +6,13 @@ known layout. MMEngine imports it by itself when it builds the first ``mmseg_m2f
 import it earlier, by ``custom_imports``.
 """
 
-from mmseg_m2f.adapters import data, metrics, results
+from mmseg_m2f.adapters import data, metrics, models, results, training
 from mmseg_m2f.adapters.acceleration import accelerate
 from mmseg_m2f.adapters.checkpoints.hooks import watch_for_heads
 from mmseg_m2f.adapters.checkpoints.loader import install_safe_loader
 from mmseg_m2f.adapters.inference import channels_last, prepare
-from mmseg_m2f.adapters.models import decode_head, lazy, parts, tta, universal_head
 from mmseg_m2f.adapters.models.missing import check_mmseg_imports
 from mmseg_m2f.adapters.models.mmcv_attention import offer_mmcv_operator
-from mmseg_m2f.adapters.training import amp, keep_memory, optimizer, resume, run_check
 
 check_mmseg_imports()
 offer_mmcv_operator()
@@ -23,19 +21,11 @@ watch_for_heads()
 
 __all__ = [
     'accelerate',
-    'amp',
     'channels_last',
     'data',
-    'decode_head',
-    'keep_memory',
-    'lazy',
     'metrics',
-    'optimizer',
-    'parts',
+    'models',
     'prepare',
     'results',
-    'resume',
-    'run_check',
-    'tta',
-    'universal_head',
+    'training',
 ]

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmseg_m2f.adapters.acceleration import Twin
+from mmseg_m2f.adapters.dtypes import DTYPES
 from mmseg_m2f.adapters.inference.autocast import set_autocast
 from mmseg_m2f.adapters.inference.cast_weights import cast_weights as cast_weights_of
 from mmseg_m2f.adapters.inference.cast_weights import check_casting, try_casting
 from mmseg_m2f.adapters.inference.channels_last import to_channels_last, with_backbone
 from mmseg_m2f.adapters.inference.trials import CannotPrepareError, Trial, try_on_copy
 from mmseg_m2f.adapters.models.head import MaskHead
-from mmseg_m2f.adapters.training.amp import DTYPES
 from mmseg_m2f.checkpoints import HEADS
 from mmseg_m2f.registry import HOOKS
 

@@ -1,6 +1,5 @@
-"""Mixed precision that also runs where there is no accelerator."""
+"""Mixed precision on every device, with or without an accelerator."""
 
-import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,43 +10,39 @@ from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
+from mmseg_m2f.adapters.dtypes import DTYPES, has_bfloat16
 from mmseg_m2f.registry import OPTIM_WRAPPERS
 
-DTYPES = {
-    'float16': torch.float16,
-    'bfloat16': torch.bfloat16,
-    'float32': torch.float32,
-}
 _FALLBACK = " (float16 needs an accelerator; dtype='bfloat16' works here too)"
 
 
 @OPTIM_WRAPPERS.register_module()
 class AmpOptimWrapper(OptimWrapper):
-    """MMEngine's optimiser wrapper with automatic mixed precision on every device.
+    """MMEngine's optimizer wrapper with automatic mixed precision on every device.
 
-    What happens depends on where the optimised parameters are at the first use:
+    The type depends on the device of the parameters at the first use:
 
-    ==================  =============================  ==============
-    ``dtype``           accelerator                    CPU
-    ==================  =============================  ==============
-    None, ``float16``   float16, gradients scaled      float32
-    ``auto``            float16, gradients scaled      bfloat16 if it has instructions for it
-    ``bfloat16``        bfloat16                       bfloat16
-    ``float32``         float32                        float32
-    ==================  =============================  ==============
+    ==================  ==========================  ========================================
+    ``dtype``           accelerator                 CPU
+    ==================  ==========================  ========================================
+    None, ``float16``   float16, gradients scaled   float32
+    ``auto``            float16, gradients scaled   bfloat16 if `has_bfloat16`, else float32
+    ``bfloat16``        bfloat16                    bfloat16
+    ``float32``         float32                     float32
+    ==================  ==========================  ========================================
 
-    The log says once what was chosen. Gradients are brought back to their true size before
-    they are clipped, and a step whose gradients overflow is left out.
+    The choice is logged once. Scaled gradients are unscaled before they are clipped, and a step
+    whose gradients overflow is skipped.
 
     Args:
-        dtype: A name from the table or the torch dtype.
-        loss_scale: Of float16: ``'dynamic'``, a fixed scale, or a dict of
-            ``torch.amp.GradScaler`` arguments (a dynamic scale with other constants).
+        dtype: a name from the table, or the torch dtype.
+        loss_scale: for float16: ``'dynamic'``, a fixed scale, or a dict of
+            ``torch.amp.GradScaler`` arguments for a dynamic scale with other constants.
         kwargs: ``optimizer``, ``accumulative_counts`` and ``clip_grad`` of
             ``mmengine.optim.OptimWrapper``.
 
     Raises:
-        ValueError: On another ``dtype`` or ``loss_scale``.
+        ValueError: ``dtype`` or ``loss_scale`` is none of these.
     """
 
     def __init__(
@@ -60,7 +55,7 @@ class AmpOptimWrapper(OptimWrapper):
         self._native = dtype == 'auto'
         self._asked_dtype = _checked_dtype(None if self._native else dtype)
         self._scaler_args = _checked_scaler_args(loss_scale)
-        # A fixed scale is written back after every step, else the scaler would let it grow.
+        # A fixed scale is set again after every step, else the scaler would let it grow.
         self._fixed_scale = None if isinstance(loss_scale, str | dict) else float(loss_scale)
         self._device: torch.device | None = None
         self._scaler: torch.amp.GradScaler | None = None
@@ -68,17 +63,17 @@ class AmpOptimWrapper(OptimWrapper):
 
     @property
     def loss_scaler(self) -> torch.amp.GradScaler | None:
-        """The gradient scaler, or None where nothing is scaled (CPU, bfloat16, float32)."""
+        """The gradient scaler; None if nothing is scaled (CPU, bfloat16, float32)."""
         self._set_up()
         return self._scaler
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """Adds the gradients of ``loss``, scaled where a scaler is at work."""
+        """Add the gradients of ``loss``, scaled if there is a scaler."""
         scaler = self.loss_scaler
         super().backward(loss if scaler is None else scaler.scale(loss), **kwargs)
 
     def step(self, **kwargs: Any) -> None:
-        """Un-scales and clips the gradients, then updates the parameters."""
+        """Unscale and clip the gradients, then update the parameters."""
         scaler = self.loss_scaler
         if scaler is None:
             super().step(**kwargs)
@@ -91,7 +86,7 @@ class AmpOptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Autocast around the forward pass, and no gradient exchange while accumulating."""
+        """Run the forward pass under autocast, without gradient exchange while accumulating."""
         self._set_up()
         assert self._device is not None
         enabled = self.cast_dtype is not torch.float32
@@ -102,27 +97,27 @@ class AmpOptimWrapper(OptimWrapper):
             yield
 
     def state_dict(self) -> dict:
-        """The optimiser's state, with ``loss_scaler`` where a scaler is at work."""
+        """Return the optimizer's state, with ``loss_scaler`` if there is a scaler."""
         state = super().state_dict()
         if self.loss_scaler is not None:
             state['loss_scaler'] = self.loss_scaler.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Continues from the state of this wrapper or of MMEngine's, from CPU or accelerator.
+        """Load the state of this wrapper or of MMEngine's, saved on a CPU or an accelerator.
 
-        The optimiser stays fused or not as it was built, whatever the other one was.
+        The optimizer stays fused, or not fused, as it was built.
         """
         state = dict(state_dict)
         scale = state.pop('loss_scaler', None)
         if self.loss_scaler is not None and scale:
             self.loss_scaler.load_state_dict(scale)
         elif self.loss_scaler is not None:
-            _log('the checkpoint has no loss scale (CPU, bfloat16 or no AMP): it starts anew')
+            _log('the checkpoint has no loss scale (CPU, bfloat16 or no AMP): a new one is used')
         elif scale:
-            _log('the loss scale in the checkpoint is not used: nothing is scaled here')
+            _log('the loss scale of the checkpoint is ignored: this run scales no gradients')
         if 'fused' in self.optimizer.defaults:
-            # PyTorch takes it from the state, but what a scaler hands over goes by the optimiser.
+            # PyTorch takes `fused` from the state, but the scaler asks the optimizer.
             fused = self.optimizer.defaults['fused']
             state['param_groups'] = [{**group, 'fused': fused} for group in state['param_groups']]
         super().load_state_dict(state)
@@ -144,16 +139,6 @@ def _dtype_on(device: torch.device, asked: torch.dtype, native: bool) -> torch.d
     if device.type != 'cpu' or asked is not torch.float16:
         return asked
     return torch.bfloat16 if native and has_bfloat16() else torch.float32
-
-
-@functools.cache
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 by itself (AVX512-BF16 or AMX): else it is slower."""
-    if hasattr(torch.cpu, 'get_capabilities'):
-        capabilities = torch.cpu.get_capabilities()
-        return any(capabilities.get(name, False) for name in ('avx512_bf16', 'amx_bf16'))
-    # Older versions of PyTorch.
-    return bool(getattr(torch.cpu, '_is_avx512_bf16_supported', bool)())
 
 
 def _checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Learning rate and weight decay by what a parameter *is*: the official grouping of parameters."""
+"""Set learning rate and weight decay by the kind of a parameter, as the official code does."""
 
 import logging
 from typing import Any, NamedTuple
@@ -10,12 +10,13 @@ from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from mmseg_m2f.adapters.keys import check_keys
 from mmseg_m2f.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-# `_NormBase` covers every batch and instance norm, synchronised ones included.
+# `_NormBase` covers every batch and instance norm, also synchronized ones.
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
-# Swin's tables are bare parameters, so only their names tell them from a weight.
+# Swin's tables are plain parameters: only their names tell them from weights.
 POSITION_TABLES = ('relative_position_bias_table', 'absolute_pos_embed')
 
 DEFAULTS: dict[str, Any] = {
@@ -24,11 +25,10 @@ DEFAULTS: dict[str, Any] = {
     'embed_decay_mult': 0.0,
     'custom_keys': {},
 }
-CUSTOM_MULTS = ('lr_mult', 'decay_mult')
 
 
 class Rule(NamedTuple):
-    """The two multipliers of one parameter, on the optimiser's ``lr`` and ``weight_decay``."""
+    """The factors of one parameter for the optimizer's ``lr`` and ``weight_decay``."""
 
     lr_mult: float
     decay_mult: float
@@ -36,34 +36,34 @@ class Rule(NamedTuple):
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class Mask2FormerOptimWrapperConstructor:
-    """Builds an optimiser wrapper whose parameter groups follow the official recipe.
+    """Builds an optimizer wrapper with the parameter groups of the official recipe.
 
-    Parameters of the backbone (any whose path contains ``backbone``) learn at
-    ``backbone_lr_mult`` times ``lr``. No weight decay acts on normalisation layers (weight and
-    bias), on ``nn.Embedding`` tables (the queries and the decoder's level embedding) and on
-    Swin's position tables. Everything else decays, *including* the biases of linear,
-    convolution and attention layers and the pixel decoder's level embedding.
+    Parameters of the backbone (``backbone`` in their name) learn at ``backbone_lr_mult`` times
+    ``lr``. Weight decay is off for norms (weight and bias), for ``nn.Embedding`` tables (the
+    queries and the decoder's level embedding) and for Swin's position tables. It is on for
+    everything else, *including* the biases of linear, convolution and attention layers and the
+    level embedding of the pixel decoder.
 
-    Frozen parameters are left out, a shared parameter counts once (under its first name), and
-    parameters with equal settings form one group, in the order of first appearance. Each group
-    carries a readable ``name`` and the names of its parameters in ``param_names``.
+    Frozen parameters are left out. A shared parameter counts once, under its first name.
+    Parameters with equal settings form one group, in the order of first appearance. A group has
+    a readable ``name`` and the names of its parameters in ``param_names``.
 
     Args:
-        optim_wrapper_cfg: The ``optim_wrapper`` of a config without ``constructor`` and
+        optim_wrapper_cfg: the ``optim_wrapper`` of a config without ``constructor`` and
             ``paramwise_cfg``. Its ``optimizer`` must give ``lr`` and ``weight_decay``.
-        paramwise_cfg: May hold
+        paramwise_cfg: may hold
 
-            * ``backbone_lr_mult`` (default 0.1), ``norm_decay_mult`` (0.0),
-              ``embed_decay_mult`` (0.0, embeddings and position tables);
+            * ``backbone_lr_mult`` (default 0.1), ``norm_decay_mult`` (0.0) and
+              ``embed_decay_mult`` (0.0, for embeddings and position tables);
             * ``custom_keys``: maps a part of a parameter's name to ``dict(lr_mult=...,
               decay_mult=...)``, for example ``{'backbone.stem': dict(lr_mult=0.0)}``. The
-              longest matching key wins, then the alphabetically first. A multiplier given
-              here *replaces* the one of the rules above; one that is left out stays as the
-              rules have it. (In MMEngine's default constructor a match switches the other
-              rules off, so a learning-rate multiplier silently turns weight decay back on.)
+              longest matching key wins, then the alphabetically first. A factor given here
+              *replaces* that of the rules above; a factor that is not given stays. (In
+              MMEngine's default constructor a match switches the other rules off, so that
+              ``lr_mult`` alone silently turns weight decay on again.)
 
     Raises:
-        ValueError: On an unknown key, or without ``lr`` or ``weight_decay``.
+        ValueError: an unknown key, or no ``lr`` or ``weight_decay``.
 
     Source: Mask2Former train_net.py, ``build_optimizer``.
     """
@@ -74,13 +74,13 @@ class Mask2FormerOptimWrapperConstructor:
         for key in ('type', 'lr', 'weight_decay'):
             if key not in self.optimizer_cfg:
                 raise ValueError(
-                    f'optim_wrapper.optimizer must give {key!r}: the multipliers of '
-                    f'{type(self).__name__} act on it, got {self.optimizer_cfg}'
+                    f'optim_wrapper.optimizer must give {key!r}, which '
+                    f'{type(self).__name__} multiplies; got {self.optimizer_cfg}'
                 )
         self.settings = _checked_settings(paramwise_cfg or {})
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Groups ``model``'s parameters and builds optimiser and wrapper."""
+        """Group the parameters of ``model`` and build the optimizer and its wrapper."""
         groups = self.param_groups(model)
         if not groups:
             raise ValueError('the model has no parameter that requires a gradient')
@@ -94,7 +94,7 @@ class Mask2FormerOptimWrapperConstructor:
         return OPTIM_WRAPPERS.build(self.wrapper_cfg, default_args={'optimizer': optimizer})
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """The groups as torch optimisers take them: ``params`` is a list of (name, tensor)."""
+        """Return the groups for a torch optimizer; ``params`` is a list of (name, tensor)."""
         network: Any = model
         while is_model_wrapper(network):
             network = network.module
@@ -106,7 +106,7 @@ class Mask2FormerOptimWrapperConstructor:
             unused -= {key for key in unused if key in name}
         if unused:
             print_log(
-                f'paramwise_cfg.custom_keys {sorted(unused)} match no trainable parameter',
+                f'paramwise_cfg.custom_keys: {sorted(unused)} match no trainable parameter',
                 logger='current',
                 level=logging.WARNING,
             )
@@ -140,7 +140,7 @@ class Mask2FormerOptimWrapperConstructor:
 
 
 def _trainable_parameters(model: nn.Module) -> list[tuple[str, Tensor, nn.Module]]:
-    """(full name, parameter, the module that owns it), each trainable parameter once."""
+    """Return (full name, parameter, its module) of each trainable parameter, once."""
     seen: set[int] = set()
     found = []
     for prefix, module in model.named_modules():
@@ -152,16 +152,8 @@ def _trainable_parameters(model: nn.Module) -> list[tuple[str, Tensor, nn.Module
 
 
 def _checked_settings(given: dict) -> dict[str, Any]:
-    unknown = set(given) - set(DEFAULTS)
-    if unknown:
-        raise ValueError(
-            f'unknown paramwise_cfg key(s) {sorted(unknown)}, known are {sorted(DEFAULTS)}'
-        )
+    check_keys('paramwise_cfg', given, DEFAULTS)
     settings = {**DEFAULTS, **given}
     for pattern, mults in settings['custom_keys'].items():
-        if not set(mults) <= set(CUSTOM_MULTS):
-            raise ValueError(
-                f'paramwise_cfg.custom_keys[{pattern!r}] has {sorted(mults)}, '
-                f'known are {list(CUSTOM_MULTS)}'
-            )
+        check_keys(f'paramwise_cfg.custom_keys[{pattern!r}]', mults, Rule._fields)
     return settings

@@ -1,12 +1,9 @@
-"""A run whose data and head disagree about the classes stops before it starts."""
+"""A run stops before it starts if its data, head and metrics do not fit together."""
 
-import numpy as np
 import pytest
 
 from mmseg_m2f import core
 from mmseg_m2f.adapters.data import PanopticDataset
-from mmseg_m2f.adapters.metrics.sample_fields import is_thing
-from mmseg_m2f.adapters.things import checked_thing_ids, thing_ids_of
 from tests.adapters.metrics.evaluation_scenes import ANN_FILE, COCO
 from tests.adapters.toy_runner import Noise, Toy, toy_runner
 
@@ -23,7 +20,7 @@ class Data(Noise):
 
 
 class Model(Toy):
-    """Tells a head configuration, whatever it is; named as in a detector."""
+    """Has the config of a head, whatever it is."""
 
     def __init__(self, head: dict) -> None:
         super().__init__()
@@ -50,27 +47,24 @@ def runner_of(work_dir, name, head, train=None, val=None):
 
 
 FITTING = {
-    'the count': ({'num_classes': 4}, {'classes': NAMES}),
-    'a data set that tells nothing': ({'num_classes': 7, 'thing_ids': [1]}, {}),
+    'count': ({'num_classes': 4}, {'classes': NAMES}),
+    'nothing told': ({'num_classes': 7, 'thing_ids': [1]}, {}),
     'things in another order': (
         {'num_classes': 4, 'thing_ids': [1, 3]},
         {'classes': NAMES, 'thing_ids': (3, 1)},
     ),
-    "mmdet's names of the things": (
+    'names of the things': (
         {'num_classes': 4, 'thing_ids': [1, 3]},
         {'classes': NAMES, 'thing_classes': ['person', 'car']},
     ),
-    'a semantic head has no things': (
-        {'num_classes': 4},
-        {'classes': NAMES, 'thing_ids': [1, 3]},
-    ),
-    'one class of two in a semantic head': ({'num_classes': 1}, {'classes': NAMES[:2]}),
+    'things and a semantic head': ({'num_classes': 4}, {'classes': NAMES, 'thing_ids': [1, 3]}),
+    'one class of two, semantic': ({'num_classes': 1}, {'classes': NAMES[:2]}),
     'no head of ours': ({}, {'classes': NAMES}),
 }
 
 
 @pytest.mark.parametrize('case', FITTING)
-def test_runs_where_the_classes_fit(case, tmp_path):
+def test_fitting_data_run(case, tmp_path):
     head, metainfo = FITTING[case]
     runner = runner_of(tmp_path, f'fitting {case}', head, metainfo, metainfo)
     runner.train()
@@ -81,14 +75,14 @@ WRONG = {
     'count': (
         {'num_classes': 19},
         {'classes': NAMES},
-        r'has 4 classes \(road, car, sky, person\), the head num_classes=19: set num_classes=4',
+        r'has 4 classes \(road, car, sky, person\), but the head has num_classes=19\. Set num',
     ),
     'many names': (
         {'num_classes': 2},
         {'classes': [str(i) for i in range(20)]},
         r'20 classes \(0, 1, 2, 3, 4, 5, 6, 7, \.\.\.\)',
     ),
-    'one class of two in a detector': (
+    'one class of two, detector': (
         {'num_classes': 1, 'thing_ids': [0]},
         {'classes': NAMES[:2]},
         'has 2 classes',
@@ -99,7 +93,7 @@ WRONG = {
         r'things in the data set only: 3 person; things in the head only: 0 road\. '
         r'Set thing_ids=\[1, 3\] on the head',
     ),
-    'an instance head on panoptic data': (
+    'instance head, panoptic data': (
         {'num_classes': 4, 'thing_ids': [0, 1, 2, 3]},
         {'classes': NAMES, 'thing_classes': ['person', 'car']},
         r'things in the head only: 0 road, 2 sky\. Set thing_ids=\[1, 3\]',
@@ -113,7 +107,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize('case', WRONG)
-def test_says_what_differs_and_what_to_set(case, tmp_path):
+def test_other_classes_stop_the_run(case, tmp_path):
     head, metainfo, message = WRONG[case]
     runner = runner_of(tmp_path, f'wrong {case}', head, metainfo, metainfo)
     with pytest.raises(ValueError, match=f'data set of train_dataloader .*{message}'):
@@ -121,51 +115,17 @@ def test_says_what_differs_and_what_to_set(case, tmp_path):
     assert runner.iter == 0
 
 
-def test_the_validation_data_is_checked_before_training(tmp_path):
-    runner = runner_of(tmp_path, 'validation', {'num_classes': 4}, val={'classes': NAMES[:3]})
-    with pytest.raises(ValueError, match='val_dataloader has 3 classes'):
-        runner.train()
-
-
-def test_a_test_looks_at_the_test_data_only(tmp_path):
+def test_only_the_data_of_the_run_is_checked(tmp_path):
     head, wrong = {'num_classes': 4}, {'classes': NAMES[:3]}
     runner_of(tmp_path, 'test fits', head, train=wrong).test()
     with pytest.raises(ValueError, match='test_dataloader has 3 classes'):
         runner_of(tmp_path, 'test differs', head, val=wrong).test()
-
-
-@pytest.mark.parametrize(
-    ('meta', 'things'),
-    [
-        ({'classes': NAMES, 'thing_ids': (3, 1)}, [3, 1]),
-        ({'classes': NAMES, 'thing_classes': ['person', 'car']}, [1, 3]),
-        # mmdet's COCO set, whose names stay where the classes are chosen.
-        ({'classes': NAMES, 'thing_classes': ['cow', 'car'], 'stuff_classes': NAMES}, [1]),
-        ({'classes': NAMES, 'thing_classes': ['cow', 'car'], 'stuff_classes': ['road']}, None),
-        ({'classes': NAMES, 'thing_classes': ['cow', 'car']}, None),
-        ({'classes': NAMES}, None),
-        ({}, None),
-    ],
-)
-def test_things_of_a_data_set(meta, things):
-    assert thing_ids_of(meta) == things
-    if 'classes' in meta:
-        of_metrics = is_thing(meta)
-        assert (None if of_metrics is None else np.flatnonzero(of_metrics).tolist()) == (
-            things and sorted(things)
-        )
-
-
-def test_ids_of_things_are_whole_numbers():
-    assert checked_thing_ids(np.array([2, 0]), 3) == [0, 2]
-    assert checked_thing_ids(None, 2) == [0, 1]
-    for wrong in ([True], [0.0], ['a'], [[0]], [1, 1], [3]):
-        with pytest.raises(ValueError, match='different class indices from 0 to 2'):
-            checked_thing_ids(wrong, 3)
+    with pytest.raises(ValueError, match='val_dataloader has 3 classes'):
+        runner_of(tmp_path, 'validation differs', head, val=wrong).train()
 
 
 class Records(PanopticDataset):
-    """The two images of the loop are no tensors of the toy's."""
+    """Loads no images: the toy model trains on noise."""
 
     def __getitem__(self, index: int) -> dict:
         return Noise()[index]
@@ -179,7 +139,7 @@ def evaluating_runner(work_dir, name, evaluator, label_map=None, config=None):
     data = Records(ann_file=str(ANN_FILE), data_prefix=folders, test_mode=True)
     runner = runner_of(work_dir, name, {})
     loader = {'batch_size': 2, 'num_workers': 0, 'sampler': {'type': 'DefaultSampler'}}
-    # It is built, but the toy's outputs are no samples for it.
+    # The loop is built but never run: the outputs of the toy model are no samples.
     runner._train_loop['val_begin'] = 99
     runner._val_dataloader = {**loader, 'dataset': data}
     runner._val_evaluator = evaluator
@@ -195,18 +155,18 @@ def evaluating_runner(work_dir, name, evaluator, label_map=None, config=None):
         ('InstanceMetric', 'instance_on'),
     ],
 )
-def test_a_result_that_is_switched_off_is_missed_before_the_training(tmp_path, metric, switch):
+def test_a_result_that_is_switched_off_stops_the_run(tmp_path, metric, switch):
     metric = {'type': f'mmseg_m2f.{metric}'}
     config = core.PostprocessConfig(**{switch: False})
     runner = evaluating_runner(tmp_path, f'off {switch}', metric, config=config)
-    with pytest.raises(ValueError, match=rf'of val_evaluator needs .*test_cfg\.{switch}=False'):
+    with pytest.raises(ValueError, match=rf'of val_evaluator .*test_cfg\.{switch}=False'):
         runner.train()
     assert runner.iter == 0
     config = core.PostprocessConfig()
     evaluating_runner(tmp_path, f'on {switch}', metric, config=config).train()
 
 
-def test_missing_files_are_missed_before_the_training(tmp_path):
+def test_missing_files_stop_the_run(tmp_path):
     semantic = {'type': 'mmseg_m2f.SemanticMetric'}
     missing = tmp_path / 'panoptic_semseg_val2017'
     for label_map, message in (
@@ -216,9 +176,8 @@ def test_missing_files_are_missed_before_the_training(tmp_path):
         with pytest.raises(FileNotFoundError, match=message):
             evaluating_runner(tmp_path, label_map.name, semantic, label_map).train()
     instances = {'type': 'mmseg_m2f.InstanceMetric', 'ann_file': 'nowhere.json'}
-    with pytest.raises(FileNotFoundError, match=r'reads nowhere\.json, which is not there'):
+    with pytest.raises(FileNotFoundError, match=r'reads nowhere\.json, which does not exist'):
         evaluating_runner(tmp_path, 'instances', instances).train()
-    # Where the label maps are, training starts.
     runner = evaluating_runner(tmp_path, 'there', semantic, COCO / 'labelmap/val')
     runner.train()
     assert runner.iter == 1
