@@ -129,8 +129,8 @@ def build_runner(config: 'Config') -> 'Runner':
 @contextmanager
 def stop_at_bad_checkpoint(min_matched: float, other_classes: bool = True) -> Iterator[None]:
     """Loads by these rules; a checkpoint that breaks them ends the program with one message."""
-    from mmseg_m2f.adapters.checkpoints.convert_on_load import load_rules
-    from mmseg_m2f.adapters.checkpoints.loader import CheckpointError
+    from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
+    from mmseg_m2f.adapters.checkpoints.rules import load_rules
 
     try:
         with load_rules(min_matched, other_classes):

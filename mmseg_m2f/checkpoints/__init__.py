@@ -11,6 +11,7 @@ from mmseg_m2f.checkpoints.layouts import (
     head_prefix,
     to_ours,
     to_theirs,
+    without_wrapper,
 )
 from mmseg_m2f.checkpoints.resizing import (
     reorder_classes,
@@ -37,4 +38,5 @@ __all__ = [
     'to_huggingface',
     'to_ours',
     'to_theirs',
+    'without_wrapper',
 ]

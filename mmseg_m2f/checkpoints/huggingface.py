@@ -176,6 +176,8 @@ def to_huggingface(state_dict: StateDict, head: str = 'decode_head') -> dict[str
 
 
 def _published(key: str) -> str:
+    if key.startswith(('pixel_level_module.', 'transformer_module.')):
+        key = f'model.{key}'  # taken off by hand, or a model without the class layer
     if not key.startswith(_BACKBONE):
         return key
     for spelling, published in _SPELLINGS:

@@ -19,6 +19,7 @@ from mmseg_m2f.checkpoints.rules import StateDict
 LAYOUTS = ('mmseg_m2f', 'detectron2', 'mmdet', 'mmseg', 'hf')
 BACKBONE_LAYOUTS = ('torchvision', 'timm', 'swin')
 HEADS = ('decode_head', 'panoptic_head')
+_WRAPPERS = ('module.', '_orig_mod.', 'model.')
 
 _MM = (
     r'\.(transformer_decoder|cls_embed|query_feat|query_embed|level_embed|mask_embed|'
@@ -30,7 +31,7 @@ _MODELS = {
     'detectron2': r'sem_seg_head\.',
     'mmdet': 'panoptic_head' + _MM,
     'mmseg': 'decode_head' + _MM,
-    'hf': r'model\.(pixel_level_module|transformer_module)\.|class_predictor\.',
+    'hf': r'(model\.)?(pixel_level_module|transformer_module)\.|class_predictor\.',
 }
 # Of a backbone alone; the names of mmseg's and mmdet's are ours.
 _BACKBONES = {
@@ -142,6 +143,23 @@ def head_prefix(state_dict: StateDict) -> str:
         wanted = ' or '.join(f'{head}.' for head in HEADS)
         raise ValueError(f'{len(found)} heads where one is wanted: keys that begin with {wanted}')
     return found[0]
+
+
+def without_wrapper(state_dict: StateDict) -> tuple[str, StateDict]:
+    """Take off what a wrapper puts in front of all names, and return it with the state dict.
+
+    Wrappers are ``module.`` (DataParallel), ``_orig_mod.`` (torch.compile) and ``model.``
+    (Lightning), also one within another. Without a common prefix the first is empty.
+    """
+    prefix = ''
+    while state_dict and (step := _common(prefix, state_dict)):
+        prefix += step
+    return prefix, {key.removeprefix(prefix): value for key, value in state_dict.items()}
+
+
+def _common(prefix: str, state_dict: StateDict) -> str:
+    steps = (w for w in _WRAPPERS if all(key.startswith(prefix + w) for key in state_dict))
+    return next(steps, '')
 
 
 def _head_of(layout: str) -> str:

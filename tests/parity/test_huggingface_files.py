@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from mmseg_m2f.adapters.checkpoints.convert_file import convert_checkpoint
-from mmseg_m2f.adapters.checkpoints.loader import CheckpointError, read_checkpoint, save_weights
+from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
+from mmseg_m2f.adapters.checkpoints.loader import read_checkpoint
+from mmseg_m2f.adapters.checkpoints.write import save_weights
 from mmseg_m2f.checkpoints import from_huggingface, huggingface_config, to_huggingface
 
 transformers = pytest.importorskip('transformers')
@@ -108,7 +110,7 @@ def test_what_cannot_be_said(tmp_path: Path) -> None:
 def test_another_programs_config_stays(tmp_path: Path) -> None:
     (tmp_path / 'config.json').write_text('{"model_type": "bert"}')
     save_weights(from_huggingface(build('basic').state_dict()), tmp_path / 'ours.pth')
-    with pytest.raises(CheckpointError, match=r'config\.json is there and is not of a Mask2Former'):
+    with pytest.raises(CheckpointError, match=r'config\.json exists and belongs to another model'):
         convert_checkpoint(tmp_path / 'ours.pth', tmp_path / 'model.safetensors', target='hf')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['config.json', 'ours.pth']
     convert_checkpoint(tmp_path / 'ours.pth', tmp_path / 'weights.safetensors', target='hf')

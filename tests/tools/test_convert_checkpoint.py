@@ -62,7 +62,7 @@ def test_training_starts_from_a_folder_of_huggingface(
     arguments = ('--work-dir', tmp_path / 'run', '--cfg-options', *options)
     output = run_tool('train.py', trained.config, *arguments, cwd=trained.folder)
     assert 'the checkpoint has the layout of Hugging Face' in output
-    assert 'the checkpoint has 8 queries, the model 12: noisy copies fill it up' in output
+    assert 'the checkpoint has 8 queries, the model 12: noisy copies fill up the rest' in output
     assert (tmp_path / 'run' / 'iter_1.pth').is_file()
 
 
@@ -123,7 +123,7 @@ def test_a_foreign_checkpoint_is_no_run_to_resume(
         call(TOOLS / 'train.py', trained.config, *options)
     message = str(stop.value)
     assert message.startswith(f'CheckpointError: {official} cannot be resumed')
-    assert 'no optimiser state' in message
+    assert 'no optimizer state' in message
     assert f'load_from={official}' in message
 
 

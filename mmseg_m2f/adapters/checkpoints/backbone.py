@@ -1,122 +1,112 @@
-"""A backbone's weights out of a file of any known layout: of a backbone alone, or of a model."""
+"""Plan how a backbone is initialized from a file of any known layout, by ``init_cfg``."""
 
-import re
+import logging
 from collections.abc import Mapping
-from types import MethodType
-from typing import Any
 
-from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmseg_m2f import checkpoints
-from mmseg_m2f.adapters.checkpoints import report as load_report
-from mmseg_m2f.adapters.checkpoints.convert_on_load import LOWER_BOUND, converted, current_rules
-from mmseg_m2f.adapters.checkpoints.loader import CheckpointError
-from mmseg_m2f.adapters.checkpoints.resize_on_load import with_windows_of, without_other_shapes
+from mmseg_m2f.adapters.checkpoints import report
+from mmseg_m2f.adapters.checkpoints.convert_on_load import (
+    LOWER_BOUND,
+    Note,
+    Plan,
+    convert,
+    unwrap,
+)
+from mmseg_m2f.adapters.checkpoints.resize_on_load import fit_windows, without_other_shapes
+from mmseg_m2f.adapters.checkpoints.rules import LoadRules
 
-# A classifier's file lacks the norms in front of our head, and has a classifier instead.
-_MAY_BE_MISSING = re.compile(r'backbone\.norm[0-3]\.')
-_MAY_BE_LEFT = re.compile(r'backbone\.(norm|head|fc)\.')
-_OF_OTHER_PARTS = re.compile(r'\w+_head\.|neck\.|criterion\.|stem\.fc\.|pixel_(mean|std)$')
-# A backbone's names in the official code without ``backbone.`` in front, which mmseg's Swin and
-# MMEngine's ``prefix`` take off. A classifier has none of them.
-_WITHOUT_FIRST_NAME = re.compile(r'(stem|res2|norm[0-3])\.')
-
-
-def before_loading(
-    backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any
-) -> None:
-    """A hook for ``init_cfg``; as part of a model (with a prefix) the weights were fitted before.
-
-    Raises:
-        CheckpointError: a known layout cannot be converted, or too little fits.
-    """
-    if prefix or not state_dict:
-        return
-    expected = _under('backbone', backbone.state_dict())
-    weights = fit_backbone('the file of init_cfg', expected, _own(expected, state_dict))
-    state_dict.clear()
-    state_dict.update({key.removeprefix('backbone.'): weights[key] for key in weights})
+# A classifier's file lacks the norms in front of our head and has a classifier instead.
+_MAY_BE_MISSING = tuple(f'backbone.norm{i}.' for i in range(4))
+_MAY_BE_LEFT_OVER = ('backbone.norm.', 'backbone.head.', 'backbone.fc.')
+_OTHER_PARTS = ('neck.', 'criterion.', 'stem.fc.', 'pixel_mean', 'pixel_std')
+# The official code's names without ``backbone.``, which mmseg's Swin and MMEngine's ``prefix``
+# take off. No classifier's file has them.
+_OFFICIAL_PARTS = ('stem.', 'res2.', 'norm0.', 'norm1.', 'norm2.', 'norm3.')
 
 
-def fit_backbone(
-    what: str, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Logs how ``weights`` fit; they come back for the model's windows, both under our names.
+def plan_backbone(state: Mapping[str, Tensor], backbone: nn.Module, rules: LoadRules) -> Plan:
+    """Plan the load of a file into a backbone.
 
-    The norms of the outputs may be missing; a classifier's parts are left out.
+    Args:
+        state: The file's tensors: a backbone alone, or a whole model in any known layout.
+        backbone: Only its names and shapes matter; it is not changed.
+        rules: What the load must fulfil.
+
+    Returns:
+        A plan whose weights have the backbone's own names.
 
     Raises:
-        CheckpointError: less than ``min_matched`` of the `LoadRules` fits; begins with ``what``.
+        CheckpointError: A known layout cannot be converted.
     """
-    fitted = with_windows_of(expected, weights)
-    wanted = {k: v for k, v in expected.items() if k in fitted or not _MAY_BE_MISSING.match(k)}
-    used = {k: v for k, v in fitted.items() if k in expected or not _MAY_BE_LEFT.match(k)}
-    reshaped = [key for key in used if used[key] is not weights.get(key)]
-    matches = load_report.compare(wanted, used, reshaped)
-    print_log(
-        f'loading the backbone: {load_report.table(matches)}',
-        logger='current',
-        level=load_report.level(matches),
-    )
-    least = current_rules().min_matched
-    if wrong := load_report.misfits(matches, least):
-        raise CheckpointError(
-            f'{what} is not of this backbone (less than {least:.0%} match). '
-            f'{load_report.description(wrong[0], wanted, used)}. Take the file '
-            f'that belongs to the backbone. {LOWER_BOUND}'
+    expected = _under_backbone(backbone.state_dict())
+    what = file_of(backbone)
+    weights, notes = _own_part(what, state, expected)
+    result = plan_named(what, weights, expected, rules)
+    own = {key.removeprefix('backbone.'): value for key, value in result.weights.items()}
+    return Plan(own, [*notes, *result.notes], result.problem)
+
+
+def plan_named(
+    what: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], rules: LoadRules
+) -> Plan:
+    """Plan the load of weights that are under our names already.
+
+    The norms of the outputs may be missing; a classifier's layers are left out.
+
+    Args:
+        what: What to call the file in messages.
+        weights: Tensors under ``backbone.``.
+        expected: The backbone's state dict under ``backbone.``.
+        rules: What the load must fulfil.
+    """
+    fitted, warnings = fit_windows(expected, weights)
+    wanted = {k: v for k, v in expected.items() if k in fitted or not k.startswith(_MAY_BE_MISSING)}
+    used = {k: v for k, v in fitted.items() if k in expected or not k.startswith(_MAY_BE_LEFT_OVER)}
+    changed = {key for key, value in used.items() if value is not weights.get(key)}
+    matches = report.compare(wanted, used, changed)
+    notes = [Note(text, logging.WARNING) for text in warnings]
+    notes.append(Note(f'loading the backbone: {report.table(matches)}', report.level(matches)))
+    problem = None
+    if wrong := report.misfits(matches, rules.min_matched):
+        problem = (
+            f'{what} is not of this backbone (less than {rules.min_matched:.0%} match). '
+            f'{report.description(wrong[0], wanted, used)}. Take the file that belongs to the '
+            f'backbone. {LOWER_BOUND}'
         )
-    return without_other_shapes(expected, used)
+    return Plan(without_other_shapes(expected, used), notes, problem)
 
 
-def _own(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the file has of a backbone, under our names."""
-    named = {key: value for key, value in stored.items() if key.startswith('backbone.')}
-    bare = {key: value for key, value in stored.items() if not _OF_OTHER_PARTS.match(key)}
-    own = named or _under('backbone', bare)
+def file_of(backbone: nn.Module) -> str:
+    """Return what messages call the file of the backbone's ``init_cfg``."""
+    init_cfg = getattr(backbone, 'init_cfg', None)
+    file = init_cfg.get('checkpoint') if isinstance(init_cfg, Mapping) else None
+    return f'the file {file} of init_cfg' if file else 'the state dict'
+
+
+def _own_part(
+    what: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[Note]]:
+    """Return the backbone's part of a file under our names; the names of others stay."""
+    state, notes = unwrap(what, state)
+    named = {key: value for key, value in state.items() if key.startswith('backbone.')}
+    bare = {key: value for key, value in state.items() if not _is_other_part(key)}
+    own = named or _under_backbone(bare)
     if 2 * sum(key in expected for key in own) > len(own):
-        return own
-    is_cut = not named and any(_WITHOUT_FIRST_NAME.match(key) for key in bare)
+        return own, notes
+    is_cut = not named and any(key.startswith(_OFFICIAL_PARTS) for key in bare)
     try:
-        _, weights = converted('the file of init_cfg', own if is_cut else stored, 'backbone')
+        _, weights, note = convert(what, own if is_cut else state, 'backbone')
     except checkpoints.UnknownLayoutError:
-        return own  # of a user's own, perhaps
-    return {key: value for key, value in weights.items() if key.startswith('backbone.')}
+        return own, notes  # a user's own backbone, perhaps
+    own = {key: value for key, value in weights.items() if key.startswith('backbone.')}
+    return own, [*notes, note]
 
 
-def _under(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f'{name}.{key}': value for key, value in weights.items()}
+def _is_other_part(key: str) -> bool:
+    return key.startswith(_OTHER_PARTS) or key.partition('.')[0].endswith('_head')
 
 
-def read_any_file(backbone: Any) -> None:
-    """Makes mmdet's Swin read its file by `before_loading`; other backbones do so already.
-
-    Its own ``init_weights`` takes OpenMMLab's names, or Microsoft's with ``convert_weights``, and
-    fails at all others before a hook sees them.
-    """
-    method = getattr(type(backbone), 'init_weights', None)
-    is_swin = getattr(method, '__qualname__', '') == 'SwinTransformer.init_weights'
-    has_positions = getattr(backbone, 'use_abs_pos_embed', False)  # which we cannot convert
-    if is_swin and hasattr(backbone, 'convert_weights') and not has_positions:
-        # A bound method, not a closure: copies of the model take it along for themselves.
-        backbone.init_weights = MethodType(init_weights, backbone)
-
-
-def init_weights(backbone: Any) -> None:
-    """In the place of the method of that name in mmdet's Swin.
-
-    Raises:
-        CheckpointError: the file holds no weights, or not those of this backbone.
-    """
-    settings = backbone.init_cfg
-    if not isinstance(settings, Mapping) or 'checkpoint' not in settings:
-        type(backbone).init_weights(backbone)
-        return
-    file = settings['checkpoint']
-    content = CheckpointLoader.load_checkpoint(file, map_location='cpu')
-    weights = content.get('state_dict') if isinstance(content, Mapping) else None
-    if not weights:
-        raise CheckpointError(f'{file} holds no weights: neither state_dict nor model')
-    bare = {key.removeprefix('module.'): value for key, value in weights.items()}
-    backbone.load_state_dict(bare, strict=False)
+def _under_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f'backbone.{key}': value for key, value in weights.items()}

@@ -8,31 +8,32 @@ import numpy as np
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmseg_m2f.adapters.checkpoints.formats import colors
-from mmseg_m2f.adapters.checkpoints.loader import check_plain
+from mmseg_m2f.adapters.checkpoints.write import check_plain
+from mmseg_m2f.metadata.colors import voc_colors
 
-# Per class, so that they follow an order; of the others only those by name stay true in another.
+# These have one entry per class, so a new order applies to them.
 _BY_CLASS = ('classes', 'palette')
+# These go by name and stay true in any order.
 _BY_NAME = ('thing_classes', 'stuff_classes')
 _WANTED = {'classes': 'a list of names', 'palette': 'a list of colors of three numbers'}
 
 
 def class_names(meta: object, order: Sequence[int] | None = None) -> dict[str, Any]:
-    """``dataset_meta`` out of the ``meta`` of a checkpoint, in plain values, with lower-case keys.
+    """Return the ``dataset_meta`` of a checkpoint in plain values, with lower-case keys.
 
-    Classes without colors get some, because drawing asks for them. What cannot be used is left
-    out and logged.
+    Classes without colors get some, because mmseg's drawing asks for them. What cannot be used is
+    left out, and a warning names it.
 
     Args:
-        meta: with ``dataset_meta``, or the ``CLASSES`` and ``PALETTE`` of before MMEngine; anything
-            else is as good as nothing.
-        order: new class ``i`` is the old class ``order[i]``; None leaves them.
+        meta: The ``meta`` of a checkpoint, with ``dataset_meta``, or with the ``CLASSES`` and
+            ``PALETTE`` of the time before MMEngine. Anything else counts as nothing.
+        order: New class ``i`` is the old class ``order[i]``; None keeps the order.
     """
     found: dict[str, Any] = {}
     left_out: list[str] = []
     for key, value in _given(meta, left_out).items():
         name = str(key).lower()
-        plain = _plain(value)
+        plain = value.tolist() if isinstance(value, np.ndarray | np.generic | Tensor) else value
         if plain is None and name in _BY_CLASS:
             continue
         if _is_usable(name, plain):
@@ -42,8 +43,8 @@ def class_names(meta: object, order: Sequence[int] | None = None) -> dict[str, A
     if order is not None:
         found = _in_order(found, order, left_out)
     if 'classes' in found:
-        found.setdefault('palette', colors(len(found['classes'])))
-    _log(left_out)
+        found.setdefault('palette', voc_colors(len(found['classes'])))
+    _warn(left_out)
     return found
 
 
@@ -58,10 +59,6 @@ def _given(meta: object, left_out: list[str]) -> Mapping[Any, Any]:
     if given is not None:
         left_out.append('dataset_meta (a dict wanted)')
     return {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray | np.generic | Tensor) else value
 
 
 def _is_usable(name: str, value: Any) -> bool:
@@ -88,14 +85,14 @@ def _in_order(
         if name in _BY_CLASS and len(found[name]) == len(order):
             kept[name] = [found[name][index] for index in order]
         else:
-            left_out.append(f'{name} (of the old order)')
+            left_out.append(f'{name} (belongs to the old order)')
     return kept
 
 
-def _log(left_out: Collection[str]) -> None:
+def _warn(left_out: Collection[str]) -> None:
     if left_out:
         print_log(
-            'of what the checkpoint tells of its classes was left out: '
+            'left out of what the checkpoint says about its classes: '
             f'{", ".join(sorted(left_out))}',
             logger='current',
             level=logging.WARNING,

@@ -1,4 +1,4 @@
-"""Checkpoint files from one project to another."""
+"""Convert checkpoint files from one project to another."""
 
 import logging
 import os
@@ -13,30 +13,31 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmseg_m2f import checkpoints
-from mmseg_m2f.adapters.checkpoints.backbone import fit_backbone
+from mmseg_m2f.adapters.checkpoints.backbone import plan_named
 from mmseg_m2f.adapters.checkpoints.class_names import class_names
-from mmseg_m2f.adapters.checkpoints.convert_on_load import (
-    ORDER_OF_MMDET,
-    fit,
-    head_name,
-    load_rules,
-)
-from mmseg_m2f.adapters.checkpoints.loader import CheckpointError
+from mmseg_m2f.adapters.checkpoints.convert_on_load import ORDER_OF_MMDET, head_name, plan
+from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
+from mmseg_m2f.adapters.checkpoints.rules import LoadRules
 from mmseg_m2f.adapters.checkpoints.write import write_weights
 from mmseg_m2f.adapters.things import has_things_first
 
-SUFFIXES = {'mmseg_m2f': '.pth', 'detectron2': '.pkl', 'mmdet': '.pth', 'mmseg': '.pth'}
-SUFFIXES['hf'] = '.safetensors'
+SUFFIXES = {
+    'mmseg_m2f': '.pth',
+    'detectron2': '.pkl',
+    'mmdet': '.pth',
+    'mmseg': '.pth',
+    'hf': '.safetensors',
+}
 ORDERS = ('things-first', 'official')
 
 _OUR_ORDER = (
-    'the classes keep the order of this model, whose things are mixed with its stuff; heads of '
-    'MMDetection count the things first: for one of those take --reorder things-first'
+    'the classes keep the order of this model, whose things are mixed with its stuff. Heads of '
+    'MMDetection count the things first: for one of those use --reorder things-first'
 )
 
 
 class Conversion(NamedTuple):
-    """What was converted: the layout that was found, and how many tensors were written where."""
+    """What was converted: the layout found, and how many tensors were written where."""
 
     layout: str
     target: str
@@ -53,26 +54,28 @@ def convert_checkpoint(
     min_matched: float = 0.95,
     reorder: str | Sequence[int] | None = None,
 ) -> Conversion:
-    """Writes the weights of ``src`` under the names of ``target``, whole or not at all.
+    """Write the weights of ``src`` to ``dst`` under the names of another project.
 
     Args:
-        src: a file, a folder of Hugging Face, or an address MMEngine knows.
-        dst: ``.pkl`` for Detectron2, ``.safetensors`` for Hugging Face, else ``.pth``. Beside a
-            ``model.safetensors`` the ``config.json`` is written that ``from_pretrained`` reads.
-        config: of a model with one of our heads that the weights have to fit: as many classes, and
-            in each module at least ``min_matched`` of the tensors, which is logged. Its head's
-            name is taken if ``target`` is ours.
-        source: the layout of ``src``: ``auto``, or one of `checkpoints.LAYOUTS` or, for backbones,
+        src: A file, a folder of Hugging Face, or an address that MMEngine knows.
+        dst: The file to write, complete or not at all: ``.pkl`` for Detectron2, ``.safetensors``
+            for Hugging Face, else ``.pth``. Beside a ``model.safetensors`` a ``config.json`` is
+            written.
+        config: The config of a model that the weights must fit: as many classes, and in each
+            module at least ``min_matched`` of the tensors. The fit is logged. If ``target`` is
+            ours, the head gets the name it has in this model.
+        source: The layout of ``src``: ``auto``, one of `checkpoints.LAYOUTS`, or one of
             `checkpoints.BACKBONE_LAYOUTS`.
-        target: one of `checkpoints.LAYOUTS`; a backbone alone can become ours only.
-        min_matched: in [0, 1].
-        reorder: the new order of the classes, as their old indices; or by the ``thing_ids`` of a
-            config in the official order ``things-first``, from there to the order of mmdet's
-            panoptic data sets, or ``official``, the way back.
+        target: One of `checkpoints.LAYOUTS`; a backbone alone can become ours only.
+        min_matched: Smallest share of matching tensors, in [0, 1].
+        reorder: The new order of the classes. Either a list of their old indices; or
+            ``things-first``, from the official order to that of mmdet's panoptic data sets; or
+            ``official``, the way back. The last two need ``config``, whose ``thing_ids`` are those
+            of the official order.
 
     Raises:
-        CheckpointError: ``src`` is no checkpoint, or its weights do not fit the target.
-        ValueError: wrong arguments.
+        CheckpointError: ``src`` is no checkpoint, or its weights do not fit.
+        ValueError: An argument is wrong.
     """
     _check_arguments(dst, source, target, reorder, config)
     checkpoint = CheckpointLoader.load_checkpoint(os.fspath(src), map_location='cpu')
@@ -90,7 +93,7 @@ def convert_checkpoint(
     except ValueError as error:
         raise CheckpointError(f'{src} cannot be converted: {error}') from error
     if model is not None:
-        _check_fit(model, weights, min_matched)
+        _check_fit(model, weights, LoadRules(min_matched=min_matched, other_classes=False))
     write_weights(written, target, Path(dst), class_names(checkpoint.get('meta'), order))
     return Conversion(layout, target, len(written), Path(dst))
 
@@ -109,27 +112,32 @@ def _check_arguments(dst: str | Path, source: str, target: str, reorder: Any, co
         raise ValueError(f'{reorder} needs a config: the thing_ids of its head say what a thing is')
 
 
-def _weights_of(checkpoint: Any, src: str | Path) -> dict[str, Tensor]:
-    weights = checkpoint.get('state_dict') if isinstance(checkpoint, dict) else None
+def _weights_of(checkpoint: Any, src: str | Path) -> Mapping[str, Tensor]:
+    weights = None
+    if isinstance(checkpoint, dict):
+        weights = checkpoint.get('state_dict') or checkpoint.get('model') or checkpoint
     if not isinstance(weights, dict) or not weights:
         raise CheckpointError(f'{src} holds no weights: neither state_dict nor model')
     for key, value in weights.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(
-                f'{src} holds no weights: its state_dict has {type(value).__name__} under {key!r}, '
-                'where names of tensors and tensors are wanted'
+                f'{src} holds no weights: under {key!r} it has a {type(value).__name__}, where '
+                'the names of tensors and tensors are wanted'
             )
-    return {key.removeprefix('module.'): value for key, value in weights.items()}
+    prefix, bare = checkpoints.without_wrapper(weights)
+    if prefix:
+        print_log(f'all names of {src} begin with {prefix}, which was taken off', logger='current')
+    return bare
 
 
 def _layout(stored: Mapping[str, Tensor], source: str) -> str:
-    """The layout the names tell; ``source`` may only say which of two with the same names."""
+    """Return the layout that the names tell; ``source`` decides between two with the same names."""
     found = checkpoints.detect_layout(stored)
-    # An older timm file has the names of torchvision's or Microsoft's.
-    same = source == 'timm' and found in checkpoints.BACKBONE_LAYOUTS
-    if source in ('auto', found) or same:
-        return found if source == 'auto' else source
-    raise ValueError(f'its names are those of {found}, not of {source}')
+    # An older file of timm has the names of torchvision's or Microsoft's.
+    may_be_timm = source == 'timm' and found in checkpoints.BACKBONE_LAYOUTS
+    if source != 'auto' and source != found and not may_be_timm:
+        raise ValueError(f'its names are those of {found}, not of {source}')
+    return found if source == 'auto' else source
 
 
 def _build(config: str | Path | Config) -> nn.Module:
@@ -139,7 +147,8 @@ def _build(config: str | Path | Config) -> nn.Module:
     try:
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
             model = MODELS.build(cfg.model)
-    except (KeyError, TypeError) as error:  # of the registry; its KeyError has the text in quotes
+    except (KeyError, TypeError) as error:
+        # A KeyError puts quotes around its text, so take the text itself.
         raise ValueError(
             f'the model of the config cannot be built: {error.args[0] if error.args else error}'
         ) from error
@@ -148,10 +157,9 @@ def _build(config: str | Path | Config) -> nn.Module:
 
 
 def _head_for(target: str, stored: Mapping[str, Tensor]) -> str:
-    """The head's name without a config; loading takes either."""
-    if target == 'mmdet' or (
-        target != 'mmseg' and any(key.startswith('panoptic_head.') for key in stored)
-    ):
+    """Return a name for the head when there is no config; loading takes either name."""
+    is_detector = any(key.startswith('panoptic_head.') for key in stored)
+    if target == 'mmdet' or (target != 'mmseg' and is_detector):
         return 'panoptic_head'
     return 'decode_head'
 
@@ -168,7 +176,7 @@ def _check_has_head(weights: Mapping[str, Tensor], target: str) -> None:
 def _order(
     reorder: str | Sequence[int] | None, model: nn.Module | None, layout: str, target: str
 ) -> Sequence[int] | None:
-    """The classes' new order; a likely wrong one is logged or refused."""
+    """Return the new order of the classes; warn about or refuse one that is likely wrong."""
     head = None if model is None else getattr(model, head_name(model))
     if reorder is None:
         is_mixed = head is not None and not has_things_first(head)
@@ -183,20 +191,17 @@ def _order(
         raise ValueError(f'{reorder} needs the config of a model with things and stuff')
     if reorder == 'things-first' and layout == 'mmdet' and not has_things_first(head):
         raise ValueError(
-            "MMDetection's heads count the things first already, and its layout is that of this "
-            'file. For our order take --reorder official; if its classes are in our order still, '
-            'give the new order as numbers: convert_checkpoint(..., reorder=[...])'
+            'MMDetection counts the things first already, and this file has its layout. For our '
+            'order use --reorder official. If its classes are in our order still, give the new '
+            'order as numbers: convert_checkpoint(..., reorder=[...])'
         )
     order = checkpoints.things_first(is_thing.nonzero().flatten().tolist(), len(is_thing))
     return order if reorder == 'things-first' else [order.index(i) for i in range(len(order))]
 
 
-def _check_fit(model: nn.Module, weights: dict[str, Tensor], min_matched: float) -> None:
-    with load_rules(min_matched=min_matched, other_classes=False):
-        if any(key.startswith(f'{head_name(model)}.') for key in weights):
-            fit(model, weights)
-        else:
-            expected = model.state_dict()
-            fit_backbone(
-                'the file', {k: expected[k] for k in expected if k.startswith('backbone.')}, weights
-            )
+def _check_fit(model: nn.Module, weights: dict[str, Tensor], rules: LoadRules) -> None:
+    if any(key.startswith(f'{head_name(model)}.') for key in weights):
+        plan(weights, model, rules).apply()
+        return
+    expected = {k: v for k, v in model.state_dict().items() if k.startswith('backbone.')}
+    plan_named('the file', weights, expected, rules).apply()

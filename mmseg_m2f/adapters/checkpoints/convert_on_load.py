@@ -1,23 +1,22 @@
-"""Any known layout made ready for one of our models: renamed, fitted, counted, checked."""
+"""Plan how a checkpoint of any known layout is loaded into one of our models."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmseg_m2f import checkpoints
-from mmseg_m2f.adapters.checkpoints import report as load_report
-from mmseg_m2f.adapters.checkpoints.loader import CheckpointError
+from mmseg_m2f.adapters.checkpoints import report
+from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
 from mmseg_m2f.adapters.checkpoints.resize_on_load import (
-    with_rows_of,
-    with_windows_of,
+    fit_queries_and_classes,
+    fit_windows,
     without_other_shapes,
 )
+from mmseg_m2f.adapters.checkpoints.rules import LoadRules
 from mmseg_m2f.adapters.models.head import MaskHead
 from mmseg_m2f.adapters.things import has_things_first
 
@@ -33,68 +32,96 @@ LAYOUT_NAMES = {
 }
 LOWER_BOUND = (
     'If the difference is meant, lower the bound: --min-matched of our tools, or '
-    'mmseg_m2f.adapters.checkpoints.convert_on_load.load_rules(min_matched=...)'
+    'mmseg_m2f.adapters.checkpoints.rules.load_rules(min_matched=...)'
 )
-
-
-# Not put right by itself: what convert_checkpoint writes for mmdet without --reorder keeps our
-# order and has the same names, and a load has to give back what was exported.
+# Only a warning: a file that we exported in our own order has the same names as MMDetection's, and
+# has to load as it was.
 ORDER_OF_MMDET = (
-    'has the layout of MMDetection, whose heads count the things first; the thing_ids of this '
-    'model are mixed with its stuff. Its classes are taken as they stand, so those of a model that '
-    'MMDetection trained come out under wrong names: convert it once, '
+    'has the layout of MMDetection, whose heads count the things first. The thing_ids of this '
+    'model are mixed with its stuff, and the classes are taken in the order they have. If '
+    'MMDetection trained the model, its classes now have wrong names: convert the file once with '
     'tools/convert_checkpoint.py FILE ours.pth --config CONFIG --reorder official'
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoadRules:
-    """What a load must fulfil.
+@dataclass(frozen=True)
+class Note:
+    """A line for the log."""
+
+    text: str
+    level: int = logging.INFO
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a load will do. Making a plan changes nothing and logs nothing.
 
     Args:
-        min_matched: smallest share of matching tensors in each module of the model, in [0, 1].
-        other_classes: whether a checkpoint with another number of classes is fitted (a training
-            goes on from there) or refused (a test would give nonsense).
+        weights: Tensors under the model's names. Each has the model's shape, or a name that the
+            model does not have.
+        notes: What was recognized, changed and left over.
+        problem: Why the weights must not be loaded; None if they may.
     """
 
-    min_matched: float = 0.95
-    other_classes: bool = True
+    weights: dict[str, Tensor]
+    notes: list[Note] = field(default_factory=list)
+    problem: str | None = None
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_matched <= 1:
-            raise ValueError(f'min_matched must be between 0 and 1, got {self.min_matched}')
+    def apply(self) -> dict[str, Tensor]:
+        """Log the notes and return the weights to load.
 
-
-_RULES: ContextVar[LoadRules] = ContextVar('load_rules', default=LoadRules())  # noqa: B039 - frozen
-
-
-@contextmanager
-def load_rules(min_matched: float = 0.95, other_classes: bool = True) -> Iterator[None]:
-    """Other `LoadRules` for every load inside of the ``with`` statement."""
-    token = _RULES.set(LoadRules(min_matched=min_matched, other_classes=other_classes))
-    try:
-        yield
-    finally:
-        _RULES.reset(token)
+        Raises:
+            CheckpointError: There is a problem.
+        """
+        for note in self.notes:
+            print_log(note.text, logger='current', level=note.level)
+        if self.problem:
+            raise CheckpointError(self.problem)
+        return self.weights
 
 
-def current_rules() -> LoadRules:
-    """Those that hold here."""
-    return _RULES.get()
+def plan(state: Mapping[str, Tensor], model: nn.Module, rules: LoadRules) -> Plan:
+    """Plan the load of a checkpoint into a model with one of our heads.
+
+    Args:
+        state: The checkpoint's tensors, in any known layout.
+        model: Only its names and shapes matter; it is not changed.
+        rules: What the load must fulfil.
+
+    Raises:
+        CheckpointError: The layout is not known or cannot be converted, or the number of classes
+            differs where the rules forbid it.
+        ValueError: The model has none of our heads.
+    """
+    head, expected = head_name(model), model.state_dict()
+    layout, weights, notes = _renamed(state, expected, head)
+    has_head = any(key.startswith(f'{head}.') for key in weights)
+    if not has_head and rules.min_matched > 0:
+        return Plan({}, notes, _without_head(weights, layout, head))
+    rows = fit_queries_and_classes(expected, weights, head, rules.other_classes)
+    windows = fit_windows(expected, rows.weights)
+    notes += [Note(text, logging.WARNING) for text in (*rows.warnings, *windows.warnings)]
+    changed = {key for key, value in windows.weights.items() if value is not weights.get(key)}
+    fit, problem = _fit(expected, windows.weights, changed, rules.min_matched)
+    notes.append(fit)
+    if layout == 'mmdet' and not has_things_first(getattr(model, head)):
+        notes.append(Note(f'the checkpoint {ORDER_OF_MMDET}', logging.WARNING))
+    return Plan(without_other_shapes(expected, windows.weights), notes, problem)
 
 
 def head_name(model: nn.Module) -> str:
-    """What ``model`` calls its head.
+    """Return the model's name for its head.
 
     Raises:
-        ValueError: none of its children is one of our heads.
+        ValueError: None of its children is one of our heads.
     """
-    if (name := _find_head(model)) is not None:
-        return name
-    raise ValueError(
-        f'{type(model).__name__} has no head of mmseg_m2f, neither as '
-        f'{" nor as ".join(checkpoints.HEADS)}'
-    )
+    name = _find_head(model)
+    if name is None:
+        raise ValueError(
+            f'{type(model).__name__} has no head of mmseg_m2f, neither as '
+            f'{" nor as ".join(checkpoints.HEADS)}'
+        )
+    return name
 
 
 def _find_head(model: nn.Module) -> str | None:
@@ -102,128 +129,124 @@ def _find_head(model: nn.Module) -> str | None:
     return next(names, None)
 
 
-def converted(what: str, stored: Mapping[str, Tensor], part: str) -> tuple[str, dict[str, Tensor]]:
-    """The layout the names tell, and the weights under ours; ``part`` is a head or the backbone.
+def convert(
+    what: str, state: Mapping[str, Tensor], part: str
+) -> tuple[str, dict[str, Tensor], Note]:
+    """Recognize the layout of ``state`` and rename its tensors to ours.
+
+    Args:
+        what: What to call the checkpoint in messages.
+        state: Its tensors.
+        part: What the weights are for: a head's name, or ``backbone``.
+
+    Returns:
+        The layout, the weights under our names, and a line that says so.
 
     Raises:
-        UnknownLayoutError: no layout has these names.
-        CheckpointError: a known one has, and they cannot be converted.
+        UnknownLayoutError: No layout has these names.
+        CheckpointError: A known layout has these names, but they cannot be converted.
     """
     head = part if part in checkpoints.HEADS else checkpoints.HEADS[0]
     try:
-        layout = checkpoints.detect_layout(stored)
-        weights = checkpoints.to_ours(stored, layout, head)
+        layout = checkpoints.detect_layout(state)
+        weights = checkpoints.to_ours(state, layout, head)
     except checkpoints.UnknownLayoutError:
         raise
     except ValueError as error:
         raise CheckpointError(f'{what} cannot be converted: {error}') from error
-    print_log(
-        f'{what} has the layout of {LAYOUT_NAMES[layout]}: converted for {part}', logger='current'
-    )
-    return layout, weights
+    note = Note(f'{what} has the layout of {LAYOUT_NAMES[layout]}: converted for {part}')
+    return layout, weights, note
 
 
-def fit(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of any known layout under the names of ``model``, with its numbers of rows.
-
-    What was recognised, changed and left over is logged, per module.
-
-    Raises:
-        CheckpointError: the layout is not known, or the weights do not keep the `LoadRules`.
-    """
-    head, expected = head_name(model), model.state_dict()
-    layout, weights = _renamed(stored, expected, head)
-    if not any(key.startswith(f'{head}.') for key in weights) and _RULES.get().min_matched > 0:
-        _refuse_headless(weights, layout, head)
-    fitted = with_rows_of(expected, weights, head, _RULES.get().other_classes)
-    fitted = with_windows_of(expected, fitted)
-    check(expected, fitted, [key for key in fitted if fitted[key] is not weights.get(key)])
-    if layout == 'mmdet' and not has_things_first(getattr(model, head)):
-        print_log(f'the checkpoint {ORDER_OF_MMDET}', logger='current', level=logging.WARNING)
-    return without_other_shapes(expected, fitted)
-
-
-def _refuse_headless(weights: Mapping[str, Tensor], layout: str, head: str) -> NoReturn:
-    others = sorted({key.partition('.')[0] for key in weights} - {'backbone'})
-    if others:
-        raise CheckpointError(
-            f'the checkpoint has no head of a Mask2Former, the model has {head}: beside the '
-            f'backbone it holds {others}. Take a checkpoint of a Mask2Former'
-        )
-    raise CheckpointError(
-        f'the checkpoint holds a backbone only ({LAYOUT_NAMES[layout]}), the model has a head '
-        'as well. To start a training from it, set model.backbone.init_cfg='
-        "dict(type='Pretrained', checkpoint=FILE), which takes the file as it is; to load it as "
-        'a part, set the least share to 0: load_rules(min_matched=0), --min-matched 0'
-    )
+def unwrap(what: str, state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], list[Note]]:
+    """Take a wrapper's prefix, such as DataParallel's ``module.``, off all names, with a note."""
+    prefix, bare = checkpoints.without_wrapper(state)
+    if not prefix:
+        return state, []
+    return bare, [Note(f'all names of {what} begin with {prefix}, which was taken off')]
 
 
 def _renamed(
-    stored: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str
-) -> tuple[str, dict[str, Tensor]]:
-    if _has_names_of(expected, stored, head):
-        return 'mmseg_m2f', dict(stored)
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str
+) -> tuple[str, dict[str, Tensor], list[Note]]:
+    if has_names_of(expected, state, head):
+        return 'mmseg_m2f', dict(state), []
+    state, notes = unwrap('the checkpoint', state)
+    if notes and has_names_of(expected, state, head):
+        return 'mmseg_m2f', dict(state), notes
     try:
-        return converted('the checkpoint', stored, head)
+        layout, weights, note = convert('the checkpoint', state, head)
     except checkpoints.UnknownLayoutError as error:
         raise CheckpointError(f'this is no checkpoint of a Mask2Former: {error}') from error
+    return layout, weights, [*notes, note]
 
 
-def _has_names_of(model: Mapping[str, Tensor], stored: Mapping[str, Tensor], head: str) -> bool:
-    """Whether most names are the model's: of the head if there is one, for backbones agree.
+def has_names_of(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], head: str) -> bool:
+    """Whether most names of ``state`` are the model's, so that there is nothing to convert.
 
-    Parts of users' own have names that no layout knows.
+    Only the head's names count if there is a head, because backbones agree in several layouts.
+    Most are enough, because parts of a user's own have names that no layout knows.
     """
-    pool = [key for key in stored if key.startswith(f'{head}.')]
-    if not pool and not any(
-        key.startswith(f'{name}.') for key in stored for name in checkpoints.HEADS
-    ):
-        pool = list(stored)
-    return 2 * sum(key in model for key in pool) > len(pool)
+    names = [key for key in state if key.startswith(f'{head}.')]
+    heads = tuple(f'{name}.' for name in checkpoints.HEADS)
+    if not names and not any(key.startswith(heads) for key in state):
+        names = list(state)
+    return 2 * sum(key in expected for key in names) > len(names)
 
 
-def check(
-    model: Mapping[str, Tensor], weights: Mapping[str, Tensor], reshaped: list[str] | None = None
-) -> None:
-    """Logs how ``weights`` fit the state dict of a model, both under our names.
-
-    Raises:
-        CheckpointError: a module has less than ``min_matched``.
-    """
-    matches = load_report.compare(model, weights, reshaped or ())
-    print_log(
-        f'loading the checkpoint: {load_report.table(matches)}',
-        logger='current',
-        level=load_report.level(matches),
-    )
-    min_matched = _RULES.get().min_matched
-    wrong = load_report.misfits(matches, min_matched)
-    if wrong:
-        described = '. '.join(load_report.description(match, model, weights) for match in wrong)
-        raise CheckpointError(
-            f'the checkpoint is of another architecture than the model (less than '
-            f'{min_matched:.0%} match). {described}. Take the config that '
-            f'belongs to the checkpoint. {LOWER_BOUND}.'
+def _without_head(weights: Mapping[str, Tensor], layout: str, head: str) -> str:
+    others = sorted({key.partition('.')[0] for key in weights} - {'backbone'})
+    if others:
+        return (
+            f'the checkpoint has no head of a Mask2Former, the model has {head}. Beside the '
+            f'backbone it holds {others}. Take a checkpoint of a Mask2Former'
         )
+    return (
+        f'the checkpoint holds a backbone only ({LAYOUT_NAMES[layout]}), the model has a head '
+        'as well. To start a training from it, set model.backbone.init_cfg='
+        "dict(type='Pretrained', checkpoint=FILE), which takes the file as it is. To load the "
+        'backbone alone, set the bound to 0: load_rules(min_matched=0), --min-matched 0'
+    )
+
+
+def _fit(
+    expected: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    changed: Collection[str],
+    min_matched: float,
+) -> tuple[Note, str | None]:
+    """Describe how weights fit a model, and the problem if they do not fit well enough."""
+    matches = report.compare(expected, weights, changed)
+    note = Note(f'loading the checkpoint: {report.table(matches)}', report.level(matches))
+    wrong = report.misfits(matches, min_matched)
+    if not wrong:
+        return note, None
+    described = '. '.join(report.description(match, expected, weights) for match in wrong)
+    return note, (
+        f'the checkpoint is of another architecture than the model (less than {min_matched:.0%} '
+        f'match). {described}. Take the config that belongs to the checkpoint. {LOWER_BOUND}'
+    )
 
 
 def check_resumable(model: nn.Module, checkpoint: Mapping[str, Any], file: str) -> None:
-    """Makes sure that a run of MMEngine with such a model left ``checkpoint``, as read from file.
+    """Check that a run of MMEngine with such a model left ``checkpoint``.
+
+    Args:
+        model: The model to go on with.
+        checkpoint: What was read from ``file``.
+        file: Its name, for the message.
 
     Raises:
-        CheckpointError: it is without a run's state, or its names are not the model's: then its
-            optimiser counts the parameters in another order.
+        CheckpointError: The state of a run is not there. Or the names are not the model's: then
+            the optimizer's state counts the parameters in another order.
     """
     meta = checkpoint.get('meta') or {}
-    stored = {
-        key.removeprefix('module.'): value
-        for key, value in checkpoint.get('state_dict', {}).items()
-    }
+    _, state = checkpoints.without_wrapper(checkpoint.get('state_dict', {}))
     head = _find_head(model)
     if 'message_hub' not in checkpoint or not {'epoch', 'iter'} <= meta.keys():
-        why = 'it has no optimiser state and no iteration of a training with MMEngine'
-    elif head and not _has_names_of(model.state_dict(), stored, head):
-        why = "its optimiser state is another model's: the names of the weights are not this one's"
+        why = 'it has no optimizer state and no iteration of a training with MMEngine'
+    elif head and not has_names_of(model.state_dict(), state, head):
+        why = 'its optimizer state belongs to another model: the names of the weights differ'
     else:
         return
     raise CheckpointError(

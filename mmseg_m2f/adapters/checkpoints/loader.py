@@ -1,21 +1,19 @@
-"""Checkpoints in and out, in the place of MMEngine's own loader.
+"""Read checkpoints in place of MMEngine's own loader.
 
 MMEngine 0.10.12 falls back to full unpickling when safe reading refuses a file, and so runs a
-hostile one; 0.10.7 cannot read its own resume files on a current torch. Both ask their
+hostile one; 0.10.7 cannot read its own resume files with a current torch. Both ask
 ``CheckpointLoader`` for every file (``load_from``, ``resume``, ``init_cfg``, ``init_model``,
-inferencers, published checkpoints), and there `install_safe_loader` registers ours.
+inferencers, published checkpoints). `install_safe_loader` registers our readers there. For models
+of other packages the content of a file stays what it was.
 """
 
 import io
-import logging
 import os
 import pickle
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlparse
 
 import mmengine
@@ -30,12 +28,18 @@ from mmengine.runner import (
     get_mmcls_models,
     get_torchvision_models,
 )
-from torch import Tensor
 
-from mmseg_m2f.adapters.checkpoints.formats import Checkpoint, has_mark_of_torch, load_container
-from mmseg_m2f.adapters.checkpoints.safe_pickle import File, MapLocation, is_plain_config
+from mmseg_m2f.adapters.checkpoints.config_text import leave_out_programs
+from mmseg_m2f.adapters.checkpoints.errors import CheckpointError, UnsafeCheckpointError
+from mmseg_m2f.adapters.checkpoints.formats import (
+    Checkpoint,
+    begins_as_torch,
+    read_file,
+    weights_of,
+)
+from mmseg_m2f.adapters.checkpoints.safe_pickle import File, MapLocation
 
-# What the readers raise on bytes that are no checkpoint, beside UnpicklingError.
+# What the readers raise for bytes that are no checkpoint, beside UnpicklingError.
 _DAMAGED = (
     RuntimeError,
     EOFError,
@@ -49,31 +53,22 @@ _DAMAGED = (
 )
 
 
-class CheckpointError(ValueError):
-    """A file that cannot be used as a checkpoint."""
-
-
-class UnsafeCheckpointError(CheckpointError):
-    """A file that asks for more than tensors and plain values; nothing of it was run."""
-
-
 def read_checkpoint(
     file: File, map_location: MapLocation = None, name: str | None = None
 ) -> Checkpoint:
-    """Reads a checkpoint without running anything from it.
+    """Read a checkpoint without running anything from it.
 
     Args:
-        file: A path, or an open binary file that can seek: what ``torch.save`` wrote, a pickle
-            of NumPy arrays such as Detectron2's ``.pkl``, ``.safetensors``; or a folder of
-            Hugging Face. The content decides, not the suffix.
+        file: A path, or an open binary file that can seek. It is what ``torch.save`` wrote, a
+            pickle of arrays or tensors such as Detectron2's ``.pkl``, ``.safetensors``, or a
+            folder of Hugging Face. The content decides, not the suffix.
         map_location: As in ``torch.load``.
         name: What to call the file in messages; its path by default.
 
     Returns:
-        What was saved, under the names it was saved with. Bare weights, or those in ``model``,
-        stand in ``state_dict`` beside ``meta``, as MMEngine expects. A config dict comes back as
-        a plain dict. Config text in the meta that is more than plain values is left out, because
-        MMEngine would run it (``Runner.resume``, inferencers without a config).
+        What ``torch.save`` saved, with the keys it was saved with; `weights_of` finds the weights.
+        The other kinds have no keys of their own and give ``state_dict`` and ``meta``. A config
+        dict comes back as a plain dict. Config text that is more than plain values is left out.
 
     Raises:
         UnsafeCheckpointError: The file names a function or class that is not on the list.
@@ -82,7 +77,7 @@ def read_checkpoint(
     """
     name = name or str(file)
     try:
-        checkpoint = load_container(file, name, map_location)
+        checkpoint = read_file(file, name, map_location)
     except pickle.UnpicklingError as error:
         raise _refusal(file, name, str(error)) from error
     except torch.OutOfMemoryError:
@@ -92,53 +87,22 @@ def read_checkpoint(
             f'{name} cannot be read as a checkpoint (damaged, cut short, or another kind of '
             f'file?): {_first_line(error)}'
         ) from error
-    _leave_out_programs(checkpoint, name)
+    leave_out_programs(checkpoint, name)
     return checkpoint
 
 
-def save_weights(
-    weights: Mapping[str, Tensor], path: str | Path, meta: dict[str, Any] | None = None
-) -> None:
-    """Writes weights for publication: tensors and plain values, nothing to allow when loading.
-
-    Args:
-        weights: A model's ``state_dict``; saved on the CPU.
-        path: Written whole or not at all.
-        meta: Strings, numbers, booleans, None, and lists, tuples and dicts of them.
-
-    Raises:
-        TypeError: ``meta`` holds something else; the message says where.
-    """
-    meta = meta or {}
-    check_plain(meta, 'meta')
-    state = {key: value.detach().cpu().clone() for key, value in weights.items()}
-    with written_whole(path) as part:
-        torch.save({'meta': meta, 'state_dict': state}, part)
-
-
-@contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to, which takes its place if nothing goes wrong."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def load_from_local(filename: str, map_location: MapLocation = None) -> Checkpoint:
-    """Reads a file or folder of this machine, given as a path or as ``file://``."""
+    """Read a file or folder of this machine, given as a path or as ``file://``."""
     path = Path(filename.removeprefix('file://')).expanduser()
+    if re.match(r'[\w+.-]+://', filename.removeprefix('file://')):
+        return load_from_unknown(filename, map_location)
     if not path.exists():
         raise FileNotFoundError(f'there is no checkpoint file {path}')
     return read_checkpoint(path, map_location)
 
 
 def load_from_http(filename: str, map_location: MapLocation = None) -> Checkpoint:
-    """Downloads to torch's cache, where torch and MMEngine look as well, and reads from there."""
+    """Download to torch's cache, where torch and MMEngine look as well, and read from there."""
     path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(filename).path).name)
     if get_dist_info()[0] == 0:
         _download(filename, path)
@@ -149,17 +113,17 @@ def load_from_http(filename: str, map_location: MapLocation = None) -> Checkpoin
 
 
 def load_from_torchvision(filename: str, map_location: MapLocation = None) -> Checkpoint:
-    """Resolves ``torchvision://resnet50`` and its like."""
+    """Read ``torchvision://resnet50`` and other names of torchvision."""
     try:
         urls = get_torchvision_models()
     except ImportError:
-        # It asks torchvision itself; the list that comes with MMEngine has the usual names.
+        # torchvision is not installed; the list that comes with MMEngine has the usual names.
         urls = load(Path(mmengine.__file__).with_name('hub') / 'torchvision_0.12.json')
     return _load_named(filename, urls, map_location)
 
 
 def load_from_openmmlab(filename: str, map_location: MapLocation = None) -> Checkpoint:
-    """Resolves ``open-mmlab://`` names, renamed ones too."""
+    """Read ``open-mmlab://`` names, also those that were renamed."""
     models = get_external_models()
     for old, new in get_deprecated_model_names().items():
         if new in models:
@@ -168,23 +132,30 @@ def load_from_openmmlab(filename: str, map_location: MapLocation = None) -> Chec
 
 
 def load_from_mmcls(filename: str, map_location: MapLocation = None) -> Checkpoint:
-    """Resolves ``mmcls://`` names; of the classifier only the backbone is kept."""
-    checkpoint = _load_named(filename, get_mmcls_models(), map_location)
-    weights = checkpoint.get('state_dict', checkpoint)
+    """Read ``mmcls://`` names; only the backbone of the classifier is kept."""
+    weights = weights_of(_load_named(filename, get_mmcls_models(), map_location)) or {}
     prefix = 'backbone.'
     kept = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     return {'state_dict': kept}
 
 
 def load_from_ceph(filename: str, map_location: MapLocation = None) -> Checkpoint:
-    """Reads ``s3://`` and ``petrel://`` through MMEngine's file back end."""
+    """Read ``s3://`` and ``petrel://`` through MMEngine's file back end."""
     backend = get_file_backend(filename, backend_args={'backend': 'petrel'})
     return read_checkpoint(io.BytesIO(backend.get(filename)), map_location, name=filename)
 
 
-def load_from_pavi(filename: str, map_location: MapLocation = None) -> Checkpoint:
-    """Refuses ``pavi://``, whose client is not public, rather than let MMEngine unpickle."""
-    raise UnsafeCheckpointError(f'{filename}: fetch the file yourself and give its path')
+def load_from_unknown(filename: str, map_location: MapLocation = None) -> Checkpoint:
+    """Refuse an address that we cannot read; MMEngine's own reader would unpickle the file.
+
+    Raises:
+        CheckpointError: always.
+    """
+    raise CheckpointError(
+        f'{filename} is no address that can be read. Readable are paths, file://, http://, '
+        'https://, torchvision://, open-mmlab://, mmcls:// and s3://. Download the file and give '
+        'its path'
+    )
 
 
 SCHEMES: dict[tuple[str, ...], Callable[..., Checkpoint]] = {
@@ -194,50 +165,33 @@ SCHEMES: dict[tuple[str, ...], Callable[..., Checkpoint]] = {
     ('open-mmlab://', 'openmmlab://'): load_from_openmmlab,
     ('mmcls://',): load_from_mmcls,
     (r'(\S+\:)?s3://', r'(\S+\:)?petrel://'): load_from_ceph,
-    ('pavi://',): load_from_pavi,
+    ('pavi://',): load_from_unknown,
 }
 
 
 def install_safe_loader() -> None:
-    """Puts this loader in the place of MMEngine's for every address; may be called again."""
+    """Register our readers with MMEngine for every address; may be called again."""
     for prefixes, loader in SCHEMES.items():
         CheckpointLoader.register_scheme(prefixes, loader, force=True)
+    # MMEngine may know addresses that we do not.
+    for prefix, loader in CheckpointLoader._schemes.items():
+        if loader.__module__.startswith('mmengine.'):
+            CheckpointLoader.register_scheme(prefix, load_from_unknown, force=True)
 
 
 def _refusal(file: File, name: str, reason: str) -> CheckpointError:
     found = re.search(r'GLOBAL (\S+)(?: with fields)?', reason)
-    if not found and not has_mark_of_torch(file):
+    if not found and not begins_as_torch(file):
         return CheckpointError(f'{name} is not a checkpoint: torch.save did not write it')
     asked = found.group().replace('GLOBAL', 'the name') if found else 'an unknown instruction'
     return UnsafeCheckpointError(
         f'{name} was refused and nothing of it was run: beside tensors and plain values it asks '
         f'for {asked}. If you trust its source, re-save it as tensors where it was made: '
-        "torch.save(dict(state_dict=checkpoint['state_dict']), path)."
+        "torch.save({'state_dict': model.state_dict()}, path)"
     )
 
 
-def _leave_out_programs(checkpoint: Any, name: str) -> None:
-    """Removes config text that is more than plain values: MMEngine runs it as Python."""
-    if not isinstance(checkpoint, dict):
-        return
-    meta = checkpoint.get('meta')
-    hub = checkpoint.get('message_hub')
-    info = hub.get('runtime_info') if isinstance(hub, dict) else None
-    for holder, key in ((meta, 'config'), (meta, 'cfg'), (info, 'cfg')):
-        if not isinstance(holder, dict):
-            continue
-        text = holder.get(key)
-        if isinstance(text, str) and not is_plain_config(text):
-            del holder[key]
-            print_log(
-                f'{name}: the config text in its meta ({key!r}) is more than plain values and '
-                'was left out, since MMEngine may run it',
-                logger='current',
-                level=logging.WARNING,
-            )
-
-
-def _load_named(filename: str, urls: Mapping, map_location: MapLocation) -> Checkpoint:
+def _load_named(filename: str, urls: Mapping[str, str], map_location: MapLocation) -> Checkpoint:
     scheme, _, model = filename.partition('://')
     if model not in urls:
         raise ValueError(f'{scheme}:// has no model {model!r}, known are {sorted(urls)}')
@@ -255,19 +209,6 @@ def _download(url: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     print_log(f'downloading {url} to {path}', logger='current')
     torch.hub.download_url_to_file(url, str(path), progress=os.isatty(2))
-
-
-def check_plain(value: Any, where: str) -> None:
-    """Raises TypeError, with the place, if ``value`` holds more than plain values."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            check_plain(key, f'a key of {where}')
-            check_plain(item, f'{where}[{key!r}]')
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            check_plain(item, f'{where}[{index}]')
-    elif value is not None and type(value) not in (str, int, float, bool):
-        raise TypeError(f'{where} must be a plain value, got {type(value).__name__}')
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,24 +1,29 @@
-"""How well weights fit a model: counts per module, in a table, and what is wrong in words."""
+"""How well weights fit a model: counts per module, as a table, and the differences in words."""
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from mmseg_m2f.checkpoints import HEADS
 
-# Computed, not learnt: other implementations do not save them.
+# These are computed, not learned, and other implementations do not save them.
 _COMPUTED = ('num_batches_tracked', 'relative_position_index')
 _SHOWN = 3
 
 
 class ModuleMatch(NamedTuple):
-    """The names of one module's tensors, by what became of them.
+    """The names of one module's tensors, sorted by what the load does with them.
 
-    ``missing`` are the model's that stay as they were, tensors of another shape among them;
-    ``unexpected`` the checkpoint's for which the model has no place.
+    Args:
+        module: A child of the model; a head counts as pixel decoder, decoder and ``heads``, its
+            output layers.
+        matched: Loaded as they are.
+        reshaped: Loaded after resizing.
+        missing: Tensors of the model that keep their values, because the checkpoint has none or
+            one of another shape.
+        unexpected: Tensors of the checkpoint for which the model has no place.
     """
 
     module: str
@@ -28,25 +33,35 @@ class ModuleMatch(NamedTuple):
     unexpected: list[str]
 
     @property
-    def share(self) -> float:
-        """Tensors that found each other among all of both sides, in [0, 1].
-
-        A deeper checkpoint fills a shallower model without a gap and is still another network, so
-        what is left over counts as well.
-        """
-        found = len(self.matched) + len(self.reshaped)
-        return found / (found + len(self.missing) + len(self.unexpected))
+    def num_loaded(self) -> int:
+        """Number of tensors the checkpoint fills."""
+        return len(self.matched) + len(self.reshaped)
 
     @property
     def num_expected(self) -> int:
-        """How many tensors the model has here."""
-        return len(self.matched) + len(self.reshaped) + len(self.missing)
+        """Number of tensors the model has."""
+        return self.num_loaded + len(self.missing)
+
+    @property
+    def share(self) -> float:
+        """Loaded tensors among all tensors of both sides, in [0, 1].
+
+        Unexpected tensors count too: a deeper checkpoint fills a shallower model completely and is
+        still another network.
+        """
+        return self.num_loaded / (self.num_expected + len(self.unexpected))
 
 
 def compare(
     model: Mapping[str, Tensor], weights: Mapping[str, Tensor], reshaped: Collection[str] = ()
 ) -> list[ModuleMatch]:
-    """Both state dicts name by name, grouped by module; ``reshaped`` were fitted before."""
+    """Compare two state dicts name by name, per module.
+
+    Args:
+        model: The state dict of the model.
+        weights: The checkpoint's tensors under the model's names.
+        reshaped: The names of ``weights`` that were resized before.
+    """
     matches: dict[str, ModuleMatch] = {}
     for key in dict.fromkeys((*model, *weights)):  # the model's order first
         if key.endswith(_COMPUTED):
@@ -56,8 +71,10 @@ def compare(
             match.unexpected.append(key)
         elif key not in weights or weights[key].shape != model[key].shape:
             match.missing.append(key)
+        elif key in reshaped:
+            match.reshaped.append(key)
         else:
-            (match.reshaped if key in reshaped else match.matched).append(key)
+            match.matched.append(key)
     return list(matches.values())
 
 
@@ -71,17 +88,17 @@ def _module_of(key: str) -> str:
 
 
 def misfits(matches: Iterable[ModuleMatch], min_matched: float) -> list[ModuleMatch]:
-    """Modules of the model of which less than ``min_matched`` was found."""
+    """Return the modules of the model with a share below ``min_matched``."""
     return [match for match in matches if match.num_expected and match.share < min_matched]
 
 
 def level(matches: Iterable[ModuleMatch]) -> int:
-    """Of a log entry: a warning if something is missing, for it stays as it was drawn."""
+    """Return the log level of the table: a warning if tensors keep their random values."""
     return logging.WARNING if any(match.missing for match in matches) else logging.INFO
 
 
 def table(matches: Sequence[ModuleMatch]) -> str:
-    """One line if everything fits, else a row per module and the first names that do not."""
+    """Return one line if everything fits, else a row per module and the first names that do not."""
     if not any(match.reshaped or match.missing or match.unexpected for match in matches):
         counts = ', '.join(f'{match.module} {len(match.matched)}' for match in matches)
         return f'all tensors matched: {counts}'
@@ -91,7 +108,7 @@ def table(matches: Sequence[ModuleMatch]) -> str:
         f'{name:<16}' + ''.join(f'{number:>12}' for number in numbers) for name, *numbers in rows
     ]
     lines += [
-        f'{what} in {match.module}: {shown(names)}'
+        f'{what} in {match.module}: {_first(names)}'
         for match in matches
         for what, names in (('missing', match.missing), ('unexpected', match.unexpected))
         if names
@@ -102,16 +119,15 @@ def table(matches: Sequence[ModuleMatch]) -> str:
 def description(
     match: ModuleMatch, model: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 ) -> str:
-    """What the two sides of a module have that the other has not."""
-    found = len(match.matched) + len(match.reshaped)
+    """Describe in words how the two sides of a module differ."""
     other_shape = [
         f'{key} {_size(weights[key])} for {_size(model[key])}'
         for key in match.missing
         if key in weights
     ]
     absent = [key for key in match.missing if key not in weights]
-    parts = [
-        f'{what}: {shown(names)}'
+    differences = [
+        f'{what}: {_first(names)}'
         for what, names in (
             ('of another shape', other_shape),
             ('only in the model', absent),
@@ -119,14 +135,16 @@ def description(
         )
         if names
     ]
-    return f'{match.module}: {found} of {match.num_expected} tensors match; {"; ".join(parts)}'
+    return (
+        f'{match.module}: {match.num_loaded} of {match.num_expected} tensors match; '
+        f'{"; ".join(differences)}'
+    )
 
 
-def shown(names: Sequence[str]) -> str:
-    """The first few, and how many more."""
+def _first(names: Sequence[str]) -> str:
     more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
     return ', '.join(names[:_SHOWN]) + more
 
 
 def _size(tensor: Tensor) -> str:
-    return 'x'.join(map(str, tensor.shape)) if tensor.shape != torch.Size([]) else 'scalar'
+    return 'x'.join(map(str, tensor.shape)) or 'scalar'

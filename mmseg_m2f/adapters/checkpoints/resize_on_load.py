@@ -1,56 +1,71 @@
-"""Weights under our names for a model with other queries, classes or windows."""
+"""Resize weights for a model with other queries, classes or Swin windows."""
 
-import logging
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor
 
 from mmseg_m2f import checkpoints
-from mmseg_m2f.adapters.checkpoints.loader import CheckpointError
+from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
 
 _INDEX, _TABLE = '.relative_position_index', '.relative_position_bias_table'
 
 
-def with_rows_of(
-    model: Mapping[str, Tensor], weights: Mapping[str, Tensor], head: str, other_classes: bool
-) -> dict[str, Tensor]:
-    """The weights for the model's numbers of queries and classes; what changes is logged.
+class Resized(NamedTuple):
+    """Weights after resizing, and a warning for each change."""
 
-    The same on every process, whatever its random numbers: they load each for themselves.
+    weights: dict[str, Tensor]
+    warnings: list[str]
+
+
+def fit_queries_and_classes(
+    model: Mapping[str, Tensor], weights: Mapping[str, Tensor], head: str, other_classes: bool
+) -> Resized:
+    """Give the queries and the class layer the model's numbers of rows.
+
+    New rows are noisy copies. They are the same in every process, whatever its random state,
+    because each process of a training loads for itself.
+
+    Args:
+        model: The state dict of the model.
+        weights: The checkpoint's tensors under the model's names.
+        head: The model's name for its head.
+        other_classes: Whether another number of classes is allowed.
 
     Raises:
-        CheckpointError: the classes are not as many, and ``other_classes`` is False.
+        CheckpointError: The number of classes differs, and that is not allowed.
     """
-    fitted = dict(weights)
+    fitted, warnings = dict(weights), []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for what, table, spare, resize in (
-            ('queries', f'{head}.decoder.query_feat.weight', 0, checkpoints.resize_queries),
-            ('classes', f'{head}.decoder.class_embed.weight', 1, checkpoints.resize_classes),
+        for what, table, resize in (
+            ('queries', f'{head}.decoder.query_feat.weight', checkpoints.resize_queries),
+            ('classes', f'{head}.decoder.class_embed.weight', checkpoints.resize_classes),
         ):
             if table not in model or table not in fitted:
                 continue
-            given, wanted = len(fitted[table]) - spare, len(model[table]) - spare
+            # The last row of the class layer is no class: it stands for no object.
+            extra = 1 if what == 'classes' else 0
+            given, wanted = len(fitted[table]) - extra, len(model[table]) - extra
             if given == wanted or fitted[table].shape[1:] != model[table].shape[1:]:
                 continue
             if what == 'classes' and not other_classes:
-                _refuse_classes(given, wanted)
+                raise _other_classes(given, wanted)
             fitted = resize(fitted, wanted)
-            done = 'it takes the first' if given > wanted else 'noisy copies fill it up'
-            _warn(f'the checkpoint has {given} {what}, the model {wanted}: {done}')
-    return fitted
+            done = 'the first are kept' if given > wanted else 'noisy copies fill up the rest'
+            warnings.append(f'the checkpoint has {given} {what}, the model {wanted}: {done}')
+    return Resized(fitted, warnings)
 
 
-def with_windows_of(
-    model: Mapping[str, Tensor], weights: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Swin's position biases for the model's windows, with a warning.
+def fit_windows(model: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Resized:
+    """Resize Swin's position biases to the model's windows; the position index is the model's.
 
-    The index belongs to the window: it is always the model's.
+    Args:
+        model: The state dict of the model.
+        weights: The checkpoint's tensors under the model's names.
     """
-    resized = {
+    tables = {
         key: checkpoints.resize_window(table, len(model[key]))
         for key, table in weights.items()
         if key.endswith(_TABLE)
@@ -59,19 +74,21 @@ def with_windows_of(
         and model[key].shape[1:] == table.shape[1:]
     }
     indices = {key: model[key] for key in weights if key.endswith(_INDEX) and key in model}
-    # mmseg's Swin has resized the biases by now, and left the index as it was.
-    if resized or any(weights[key].shape != indices[key].shape for key in indices):
-        _warn(
+    # mmseg's Swin has resized the biases by now and left the index as it was.
+    if tables or any(weights[key].shape != indices[key].shape for key in indices):
+        warnings = [
             'the checkpoint has other windows in its Swin than the model: the relative position '
-            'biases were resized, and the predictions are not those of the checkpoint any more'
-        )
-    return {**weights, **resized, **indices}
+            'biases were resized, so the predictions differ from those of the checkpoint'
+        ]
+    else:
+        warnings = []
+    return Resized({**weights, **tables, **indices}, warnings)
 
 
 def without_other_shapes(
     model: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What torch does not refuse: tensors of the model's shapes, and those it does not have."""
+    """Leave out tensors of another shape than the model's, which torch refuses to load."""
     return {
         key: value
         for key, value in weights.items()
@@ -79,13 +96,9 @@ def without_other_shapes(
     }
 
 
-def _refuse_classes(given: int, wanted: int) -> None:
-    raise CheckpointError(
-        f'the checkpoint has {given} classes, the model {wanted}, so its predictions would '
-        'mean nothing: take the config of the data set it was trained on, or train on from '
-        f'it (load_from of tools/train.py) for {wanted} classes'
+def _other_classes(given: int, wanted: int) -> CheckpointError:
+    return CheckpointError(
+        f'the checkpoint has {given} classes, the model {wanted}, so its predictions would mean '
+        'nothing. Take the config of the data set it was trained on, or start a training for '
+        f'{wanted} classes from it (load_from of tools/train.py)'
     )
-
-
-def _warn(message: str) -> None:
-    print_log(message, logger='current', level=logging.WARNING)

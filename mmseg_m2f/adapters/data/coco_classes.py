@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from mmengine.logging import print_log
 
-from mmseg_m2f.adapters.results.drawing import spread_colors
 from mmseg_m2f.adapters.things import checked_thing_ids
 from mmseg_m2f.evaluation.coco_json import Json, parse_coco
 from mmseg_m2f.metadata import load_metadata
+from mmseg_m2f.metadata.colors import spread_colors
 
 # Reading takes some seconds from here on, and silence looks like a standstill.
 BIG_FILE = 50 * 2**20

@@ -1,6 +1,5 @@
 """Label maps and segments as images: pure functions of arrays, no framework and no visualiser."""
 
-import colorsys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,6 @@ BORDER_COLOR = (255, 255, 255)
 # Towards white where positive, towards black where negative: the segments of one class take turns,
 # and the first has the class's own color.
 SHADES = (0.0, 0.45, -0.4, 0.25, -0.2, 0.6)
-GOLDEN_ANGLE = 0.381966
 
 
 class Panel(NamedTuple):
@@ -66,13 +64,6 @@ def draw_panels(
         canvas.paste(tile, (left, LINE_HEIGHT))
     canvas.paste(legend, (0, LINE_HEIGHT + height))
     return canvas
-
-
-def spread_colors(num_classes: int) -> list[tuple[int, int, int]]:
-    """Colors for classes that bring none: neighbours differ much, the same in every run."""
-    hues = np.arange(num_classes) * GOLDEN_ANGLE % 1
-    colors = [colorsys.hsv_to_rgb(hue, 0.75, 0.95 - 0.3 * (i % 2)) for i, hue in enumerate(hues)]
-    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colors]
 
 
 def shaded_colors(

@@ -11,9 +11,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmseg_m2f.adapters.metrics.sample_fields import instances_of
-from mmseg_m2f.adapters.results.drawing import Panel, draw_panels, panel_of_masks, spread_colors
+from mmseg_m2f.adapters.results.drawing import Panel, draw_panels, panel_of_masks
 from mmseg_m2f.adapters.results.label_maps import label_map_from, png_path
 from mmseg_m2f.evaluation.panoptic_map import decode_panoptic
+from mmseg_m2f.metadata.colors import spread_colors
 from mmseg_m2f.registry import HOOKS
 
 

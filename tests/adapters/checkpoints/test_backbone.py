@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import mmseg_m2f.adapters  # noqa: F401 - the hook
 from mmseg_m2f.adapters.checkpoints.convert_file import convert_checkpoint
-from mmseg_m2f.adapters.checkpoints.convert_on_load import load_rules
-from mmseg_m2f.adapters.checkpoints.loader import CheckpointError
+from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
+from mmseg_m2f.adapters.checkpoints.rules import load_rules
 from mmseg_m2f.checkpoints import resize_window, to_theirs
 from tests.adapters.small_models import segmentor
 
@@ -266,7 +266,7 @@ def test_mmdets_swin_takes_what_mmsegs_takes(
 
 
 def test_mmdets_swin_and_a_file_without_weights(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r'file\.pth holds no weights'):
+    with pytest.raises(CheckpointError, match=r'file\.pth of init_cfg holds no weights'):
         initialised(swin('mmdet'), written({'epoch': 3}, tmp_path))
 
 

@@ -17,11 +17,8 @@ from torch import Tensor, nn
 
 import mmseg_m2f.adapters  # noqa: F401 - the loader
 from mmseg_m2f.adapters.checkpoints.convert_file import SUFFIXES, convert_checkpoint
-from mmseg_m2f.adapters.checkpoints.loader import (
-    CheckpointError,
-    UnsafeCheckpointError,
-    read_checkpoint,
-)
+from mmseg_m2f.adapters.checkpoints.errors import CheckpointError, UnsafeCheckpointError
+from mmseg_m2f.adapters.checkpoints.loader import read_checkpoint
 
 CLASSES = ('wall', 'sky', 'car')
 # Drawing needs colors: classes without any get those of Pascal VOC, black left out.
@@ -357,7 +354,7 @@ def test_the_layout_of_the_source_cannot_be_claimed(source: Path, out: Path) -> 
 @pytest.mark.parametrize('content', [{1: torch.ones(1)}, {'backbone.conv1.weight': 3}])
 def test_what_is_no_weight_is_named(tmp_path: Path, out: Path, content: dict) -> None:
     torch.save({'state_dict': content}, tmp_path / 'bad.pth')
-    with pytest.raises(CheckpointError, match='holds no weights: its state_dict has'):
+    with pytest.raises(CheckpointError, match=r'holds no weights: under .* it has a'):
         convert_checkpoint(tmp_path / 'bad.pth', out / 'ours.pth')
     assert not out.exists()
 

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 import mmseg_m2f.adapters  # noqa: F401 - the hook
 from mmseg_m2f.adapters.checkpoints import report as load_report
 from mmseg_m2f.adapters.checkpoints.convert_file import convert_checkpoint
-from mmseg_m2f.adapters.checkpoints.convert_on_load import LoadRules, check_resumable, load_rules
-from mmseg_m2f.adapters.checkpoints.loader import CheckpointError
+from mmseg_m2f.adapters.checkpoints.convert_on_load import check_resumable
+from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
+from mmseg_m2f.adapters.checkpoints.rules import LoadRules, load_rules
 from mmseg_m2f.checkpoints import resize_window, to_theirs
 from tests.adapters.small_models import build, detector, segmentor
 
@@ -156,6 +157,26 @@ def test_wrapped_models(source: nn.Module, tmp_path: Path) -> None:
 
 def with_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f'module.{key}': value for key, value in state.items()}
+
+
+@pytest.mark.parametrize('layout', ['mmseg_m2f', 'detectron2', 'hf'])
+@pytest.mark.parametrize('prefix', ['_orig_mod.', 'module._orig_mod.', 'model.'])
+def test_a_prefix_of_all_names_is_taken_off(
+    source: nn.Module, said: list[str], layout: str, prefix: str
+) -> None:
+    """``torch.compile``, DataParallel around it, and Lightning put it there."""
+    theirs = to_theirs(source.state_dict(), layout)
+    model = build()
+    model.load_state_dict({prefix + key: value for key, value in theirs.items()})
+    assert_same(model, source.state_dict())
+    assert f'all names of the checkpoint begin with {prefix}, which was taken off' in said
+
+
+def test_huggingface_names_without_their_first_part(source: nn.Module) -> None:
+    theirs = to_theirs(source.state_dict(), 'hf')
+    model = build()
+    model.load_state_dict({key.removeprefix('model.'): theirs[key] for key in theirs})
+    assert_same(model, source.state_dict())
 
 
 def test_copies_check_themselves(source: nn.Module) -> None:
@@ -390,8 +411,10 @@ def test_only_a_run_of_such_a_model_is_resumed(source: nn.Module) -> None:
     check_resumable(source, {**run, 'state_dict': with_prefix(own)}, 'parallel.pth')
     check_resumable(nn.Linear(1, 1), {**run, 'state_dict': {}}, 'of a model without our head')
     theirs = to_theirs(own, 'mmdet')
-    with pytest.raises(CheckpointError, match=r"^x\.pth cannot be resumed: .*another model's.*=x"):
+    with pytest.raises(
+        CheckpointError, match=r'^x\.pth cannot be resumed: .*belongs to another model.*=x'
+    ):
         check_resumable(source, {**run, 'state_dict': theirs}, 'x.pth')
     for weights in (own, theirs):
-        with pytest.raises(CheckpointError, match=r'no optimiser state.*load_from=x\.pth'):
+        with pytest.raises(CheckpointError, match=r'no optimizer state.*load_from=x\.pth'):
             check_resumable(source, {'state_dict': weights, 'meta': {}}, 'x.pth')

@@ -17,12 +17,9 @@ import torch
 from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
 
-from mmseg_m2f.adapters.checkpoints.loader import (
-    CheckpointError,
-    UnsafeCheckpointError,
-    install_safe_loader,
-    read_checkpoint,
-)
+from mmseg_m2f.adapters.checkpoints.errors import CheckpointError, UnsafeCheckpointError
+from mmseg_m2f.adapters.checkpoints.formats import weights_of
+from mmseg_m2f.adapters.checkpoints.loader import install_safe_loader, read_checkpoint
 
 ARRAYS = {
     'backbone.stem.conv1.weight': np.arange(6, dtype=np.float32).reshape(2, 3) / 7,
@@ -129,6 +126,12 @@ class State:
         return f'\x80\x02c{module}\n{attribute}\n'.encode('latin1') + body + b'b.'
 
 
+def saved(value: object) -> bytes:
+    file = BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
 HOSTILE: dict[str, Callable[[str], object]] = {
     'system': lambda marker: Call(os.system, f'touch {marker}'),
     'eval': lambda marker: {'model': Call(builtins.eval, f'open({marker!r}, "w")')},
@@ -136,7 +139,12 @@ HOSTILE: dict[str, Callable[[str], object]] = {
     'in an array': lambda marker: {
         'model': {'w': np.array([Call(os.system, f'touch {marker}')], dtype=object)}
     },
-    'torch': lambda marker: {'model': {'w': Call(torch.storage._load_from_bytes, b'')}},
+    'torch': lambda marker: {
+        'model': {
+            'w': Call(torch.storage._load_from_bytes, saved(Call(os.system, f'touch {marker}')))
+        }
+    },
+    'module': lambda marker: {'model': torch.nn.Linear(1, 1)},
 }
 
 
@@ -279,14 +287,57 @@ def test_the_suffix_does_not_decide(tmp_path: Path) -> None:
     path = tmp_path / 'model_final.pkl'
     for old_format in (False, True):
         torch.save({'model': TENSORS}, path, _use_new_zipfile_serialization=not old_format)
-        assert torch.equal(load(path)['state_dict']['a'], TENSORS['a'])
+        assert torch.equal(load(path)['model']['a'], TENSORS['a'])
 
 
-def test_bare_weights_get_a_frame(tmp_path: Path) -> None:
+def test_a_file_of_torch_comes_back_with_the_keys_it_has(tmp_path: Path) -> None:
+    """Models of other packages look for them: nothing is added and nothing moved."""
     path = tmp_path / 'w.pth'
-    for content in (TENSORS, {'model': TENSORS, 'epoch': 3}):
+    for content in (TENSORS, {'model': TENSORS, 'epoch': 3}, {'state_dict': TENSORS}):
         torch.save(content, path)
         loaded = load(path)
-        assert loaded['state_dict'].keys() == TENSORS.keys()
-        assert loaded['meta'] == {}
-    assert loaded['epoch'] == 3
+        assert list(loaded) == list(content)
+        assert weights_of(loaded).keys() == TENSORS.keys()
+    torch.save(torch.nn.BatchNorm2d(2).state_dict(), path)
+    assert load(path)._metadata == {'': {'version': 2}}
+
+
+def test_a_file_without_meta_has_an_empty_one_for_mmseg(tmp_path: Path) -> None:
+    torch.save(TENSORS, tmp_path / 'w.pth')
+    loaded = load(tmp_path / 'w.pth')
+    assert loaded['meta'] == loaded.get('meta', {}) == {}
+    with pytest.raises(KeyError):
+        loaded['state_dict']
+
+
+@pytest.mark.parametrize('protocol', [0, 2, 4])
+def test_pickled_tensors(tmp_path: Path, protocol: int) -> None:
+    """The official code's tool for Swin's weights pickles tensors, not arrays."""
+    base = torch.arange(12.0).reshape(3, 4)
+    tensors = OrderedDict(
+        **TENSORS, view=base[1:, ::2], parameter=torch.nn.Parameter(base), empty=torch.zeros(0, 3)
+    )
+    tensors._metadata = {'': {'version': 1}}
+    path = tmp_path / 'swin.pkl'
+    path.write_bytes(pickle.dumps({'model': tensors, '__author__': 'third_party'}, protocol))
+    loaded = load(path)
+    assert loaded['meta'] == {'__author__': 'third_party'}
+    assert list(loaded['state_dict']) == list(tensors)
+    for key, value in loaded['state_dict'].items():
+        assert type(value) is torch.Tensor
+        assert value.dtype == tensors[key].dtype
+        assert torch.equal(value, tensors[key])
+
+
+@pytest.mark.filterwarnings('ignore:TypedStorage is deprecated')
+@pytest.mark.parametrize('storage', ['storage', 3])
+@pytest.mark.parametrize('size', [(4,), (-1,), (2**40,)])
+def test_a_pickled_tensor_stays_within_its_numbers(
+    tmp_path: Path, storage: object, size: tuple
+) -> None:
+    numbers = torch.ones(3).storage() if storage == 'storage' else storage
+    rebuild = Call(torch._utils._rebuild_tensor_v2, numbers, 0, size, (1,), False, None)
+    path = tmp_path / 'beyond.pkl'
+    path.write_bytes(pickle.dumps({'model': {'w': rebuild}}, 4))
+    with pytest.raises(CheckpointError, match=r'beyond\.pkl'):
+        load(path)

@@ -20,14 +20,9 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from torch import nn
 
-from mmseg_m2f.adapters.checkpoints.loader import (
-    SCHEMES,
-    CheckpointError,
-    UnsafeCheckpointError,
-    install_safe_loader,
-    read_checkpoint,
-    save_weights,
-)
+from mmseg_m2f.adapters.checkpoints.errors import CheckpointError, UnsafeCheckpointError
+from mmseg_m2f.adapters.checkpoints.loader import install_safe_loader, read_checkpoint
+from mmseg_m2f.adapters.checkpoints.write import save_weights
 from tests.adapters.toy_runner import Toy, toy_runner
 
 
@@ -370,15 +365,31 @@ def test_missing_file() -> None:
         CheckpointLoader.load_checkpoint('/nowhere/x.pth')
 
 
-def test_every_address_is_ours() -> None:
-    loaders = CheckpointLoader._schemes
-    assert {loader.__module__ for loader in loaders.values()} == {
-        SCHEMES[('', 'file://')].__module__
-    }
+def test_no_address_is_left_to_the_reader_of_mmengine() -> None:
+    schemes = CheckpointLoader._schemes
+    assert not [key for key in schemes if schemes[key].__module__.startswith('mmengine.')]
     addresses = ('a.pth', 'file:///a', 'https://h/a.pth', 'torchvision://r', 's3://b/k', 'x:s3://b')
     for address in addresses:
         loader = CheckpointLoader._get_checkpoint_loader(address)
-        assert loader.__name__.startswith('load_from_'), address
+        assert loader.__module__ == install_safe_loader.__module__, address
+
+
+@pytest.mark.parametrize('address', ['pavi://a/b', 'hf://a/b.pth', 'file://ftp://a/b.pth'])
+def test_an_address_without_a_reader_is_refused(address: str) -> None:
+    with pytest.raises(CheckpointError, match=rf'^{address} is no address .*https://.*its path'):
+        CheckpointLoader.load_checkpoint(address)
+
+
+def test_a_scheme_that_only_mmengine_reads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_from_new(filename: str, map_location: object) -> None:
+        raise AssertionError('read by MMEngine')
+
+    load_from_new.__module__ = 'mmengine.runner.checkpoint'
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    CheckpointLoader.register_scheme('new://', load_from_new)
+    install_safe_loader()
+    with pytest.raises(CheckpointError, match='no address'):
+        CheckpointLoader.load_checkpoint('new://a')
 
 
 def test_download_is_read_safely(

@@ -9,8 +9,8 @@ import pytest
 from mmengine.dataset import ClassBalancedDataset
 
 from mmseg_m2f.adapters.data import PanopticDataset, coco_classes
-from mmseg_m2f.adapters.results.drawing import spread_colors
 from mmseg_m2f.metadata import load_metadata
+from mmseg_m2f.metadata.colors import spread_colors
 from mmseg_m2f.registry import DATASETS
 from tests.adapters.data import scenes
 

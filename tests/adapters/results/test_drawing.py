@@ -1,7 +1,6 @@
 """Pixel values of the drawn panels: colors, shades, borders, legend."""
 
 import numpy as np
-import pytest
 
 from mmseg_m2f.adapters.results.drawing import (
     BORDER_COLOR,
@@ -13,7 +12,6 @@ from mmseg_m2f.adapters.results.drawing import (
     draw_panels,
     panel_of_masks,
     shaded_colors,
-    spread_colors,
 )
 
 CLASSES = ['wall', 'sky', 'tree']
@@ -99,12 +97,3 @@ def test_two_segments_of_a_class_are_told_apart_in_the_image():
     shade = round(255 * SHADES[1])
     expected = np.array([255, shade, shade]) * OPACITY + photo_share
     np.testing.assert_allclose(row[300], expected, atol=1)
-
-
-@pytest.mark.parametrize('number', [1, 2, 19, 133])
-def test_made_up_colors_differ(number):
-    colors = spread_colors(number)
-    assert len(set(colors)) == number
-    assert colors == spread_colors(number)
-    apart = np.abs(np.diff(np.array(colors), axis=0)).sum(1)
-    assert (apart > 60).all()
