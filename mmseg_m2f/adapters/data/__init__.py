@@ -1,8 +1,8 @@
-"""Data sets and transforms of instance and panoptic segmentation.
+"""Data sets and transforms.
 
-A data set reads COCO's formats from whatever categories they have; ``LoadSegments`` makes
-``gt_segments`` of a record, the transforms move it together with the image, and ``PackSegments``
-draws the masks once, at the final size.
+An instance or panoptic data set reads COCO's formats, whatever categories they have. In a pipeline
+``LoadSegments`` turns the annotations of a record into ``gt_segments``, the transforms move these
+together with the image, and ``PackSegments`` draws the masks once, at the final size.
 """
 
 from mmseg_m2f.adapters.data.instance import InstanceDataset

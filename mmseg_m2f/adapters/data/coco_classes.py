@@ -1,4 +1,4 @@
-"""What COCO's panoptic and instance files have in common: images, categories, class tables."""
+"""The parts common to COCO's panoptic and instance files: reading, images, classes."""
 
 import functools
 import os
@@ -12,12 +12,19 @@ from mmseg_m2f.evaluation.coco_json import Json, parse_coco
 from mmseg_m2f.metadata import load_metadata
 from mmseg_m2f.metadata.colors import spread_colors
 
-# Reading takes some seconds from here on, and silence looks like a standstill.
+# Bytes. Reading a larger file takes seconds, and without a message the program seems to hang.
 BIG_FILE = 50 * 2**20
 
 
 class ClassTable(NamedTuple):
-    """Per class its name, color and category id; the classes that are things."""
+    """The classes of a data set.
+
+    Args:
+        classes: the names.
+        palette: a color (red, green, blue) per class, 0 to 255.
+        thing_ids: the indices of the classes that are things.
+        category_ids: per class the category id in the file.
+    """
 
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
@@ -26,19 +33,20 @@ class ClassTable(NamedTuple):
 
     @property
     def label_of(self) -> dict[int, int]:
-        """Category id to class index."""
+        """Map each category id to its class index."""
         return {category_id: label for label, category_id in enumerate(self.category_ids)}
 
     def metainfo(self) -> dict[str, Any]:
-        """As a data set tells it; mmdet's visualiser takes a tuple of colors for one color."""
+        """Return the table as the ``metainfo`` of a data set."""
+        # mmdet's visualizer takes a tuple of colors for one color.
         return {**self._asdict(), 'palette': list(self.palette)}
 
 
 def initial_metainfo(metadata: str | None, metainfo: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What is known before any file is read.
+    """Collect the ``metainfo`` that is known before any file is read.
 
     Raises:
-        ValueError: both name the classes.
+        ValueError: ``metadata`` and ``metainfo`` both name the classes.
     """
     given = dict(metainfo or {})
     if 'palette' in given:
@@ -58,7 +66,11 @@ def initial_metainfo(metadata: str | None, metainfo: Mapping[str, Any] | None) -
 
 
 def check_prefixes(data_prefix: Mapping[str, str], allowed: Sequence[str]) -> None:
-    """ValueError for a key that is not used, or without the folder of the images."""
+    """Check the keys of ``data_prefix``.
+
+    Raises:
+        ValueError: a key is not in ``allowed``, or the key ``img`` is missing.
+    """
     unknown = sorted(set(data_prefix) - set(allowed))
     if unknown or 'img' not in data_prefix:
         raise ValueError(
@@ -67,16 +79,16 @@ def check_prefixes(data_prefix: Mapping[str, str], allowed: Sequence[str]) -> No
 
 
 def read_json(path: str) -> Json:
-    """The content of an annotation file.
+    """Read an annotation file.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: the file does not exist.
         ValueError: it is no JSON file, or its images or categories are not well-formed.
     """
     try:
-        if os.path.getsize(path) > BIG_FILE:
-            size = os.path.getsize(path) / 2**20
-            print_log(f'reading {path} ({size:.0f} MB) ...', logger='current')
+        size = os.path.getsize(path)
+        if size > BIG_FILE:
+            print_log(f'reading {path} ({size / 2**20:.0f} MB) ...', logger='current')
         with open(path, 'rb') as file:
             content = file.read()
     except FileNotFoundError as error:
@@ -87,14 +99,17 @@ def read_json(path: str) -> Json:
 
 
 def class_table(path: str, categories: Sequence[Json], metainfo: Mapping[str, Any]) -> ClassTable:
-    """The classes of a file: those of ``metainfo``, if it names some, else the file's own.
+    """Decide which classes a data set has.
 
-    With ``category_ids`` the file must have exactly these; with ``classes`` alone they are chosen
-    by name. Otherwise each category is a class, in the order of the file, whatever its id. The
-    file says which are things, unless ``thing_ids`` does.
+    * ``metainfo`` with ``category_ids`` (it comes from ``metadata=``): these classes. The file must
+      have exactly these categories.
+    * ``metainfo`` with ``classes`` only: these classes, found in the file by name.
+    * else: each category of the file, in the order of the file, whatever its id.
+
+    The file says which classes are things, unless ``metainfo`` has ``thing_ids``.
 
     Raises:
-        ValueError: the file's categories are not those asked for, or not well-formed.
+        ValueError: the categories of the file do not fit, or are not well-formed.
     """
     own = ClassTable(
         classes=tuple(category['name'] for category in categories),
@@ -105,19 +120,17 @@ def class_table(path: str, categories: Sequence[Json], metainfo: Mapping[str, An
     if 'classes' not in metainfo:
         table = own
     elif 'category_ids' in metainfo:
-        table = _known(path, own, metainfo)
+        table = _table_by_id(path, own, metainfo)
     else:
-        table = _chosen(path, own, metainfo)
+        table = _table_by_name(path, own, metainfo)
     if metainfo.get('thing_ids') is None:
         return table
-    return table._replace(
-        thing_ids=tuple(checked_thing_ids(metainfo['thing_ids'], len(table.classes)))
-    )
+    thing_ids = checked_thing_ids(metainfo['thing_ids'], len(table.classes))
+    return table._replace(thing_ids=tuple(thing_ids))
 
 
 def announce(table: ClassTable) -> None:
-    """Prints the classes, once for each table."""
-    things = set(table.thing_ids)
+    """Print the classes, once per table."""
     lines = [f'{len(table.classes)} classes, as "index name (category id)":']
     for kind, wanted in (('things', True), ('stuff', False)):
         rows = [
@@ -125,7 +138,7 @@ def announce(table: ClassTable) -> None:
             for label, (name, category_id) in enumerate(
                 zip(table.classes, table.category_ids, strict=True)
             )
-            if (label in things) == wanted
+            if (label in table.thing_ids) == wanted
         ]
         lines.append(f'  {len(rows)} {kind}: {", ".join(rows) or "none"}')
     log_once('\n'.join(lines))
@@ -134,13 +147,20 @@ def announce(table: ClassTable) -> None:
 def label_of_category(
     path: str, label_of: Mapping[int, int], known: set[int], entry: Json, image: Json
 ) -> int | None:
-    """The class of a segment or instance of ``image``, None if its category was not chosen.
+    """Return the class index of a segment or instance; None if its category was not chosen.
+
+    Args:
+        path: the file, for messages.
+        label_of: category id to class index.
+        known: all category ids of the file.
+        entry: the segment or instance.
+        image: the image it belongs to.
 
     Raises:
         ValueError: the file does not list the category.
     """
     category_id = entry['category_id']
-    # A list, say, cannot even be looked up.
+    # The type comes first: a list could not be looked up in a set.
     if not isinstance(category_id, int) or category_id not in known:
         raise ValueError(
             f'{path}: an annotation of {image["file_name"]} has category_id {category_id!r}, which '
@@ -151,14 +171,13 @@ def label_of_category(
 
 @functools.cache
 def log_once(text: str) -> None:
-    """Tells the log what it has not been told yet."""
+    """Write a message to the log, unless it was written before."""
     print_log(text, logger='current')
 
 
 def _palette(path: str, categories: Sequence[Json]) -> tuple[tuple[int, int, int], ...]:
-    spread = spread_colors(len(categories))
     colors = []
-    for category, default in zip(categories, spread, strict=True):
+    for category, default in zip(categories, spread_colors(len(categories)), strict=True):
         color = category.get('color', default)
         numbers = color if isinstance(color, list | tuple) else ()
         if len(numbers) != 3 or not all(number in range(256) for number in numbers):
@@ -170,7 +189,7 @@ def _palette(path: str, categories: Sequence[Json]) -> tuple[tuple[int, int, int
     return tuple(colors)
 
 
-def _known(path: str, own: ClassTable, metainfo: Mapping[str, Any]) -> ClassTable:
+def _table_by_id(path: str, own: ClassTable, metainfo: Mapping[str, Any]) -> ClassTable:
     classes, category_ids = tuple(metainfo['classes']), tuple(metainfo['category_ids'])
     if len(classes) != len(category_ids):
         raise ValueError(
@@ -181,8 +200,9 @@ def _known(path: str, own: ClassTable, metainfo: Mapping[str, Any]) -> ClassTabl
     surplus = sorted(set(own.category_ids) - set(category_ids))
     if missing or surplus:
         raise ValueError(
-            f'the categories of {path} are not those of the metadata: it lacks the ids {missing} '
-            f'and has besides {surplus}. Without metadata= the classes are read from the file.'
+            f'the categories of {path} are not those of the metadata: the file lacks the ids '
+            f'{missing} and also has {surplus}. Without metadata= the classes are read from the '
+            'file.'
         )
     things = {own.category_ids[i] for i in own.thing_ids}
     return ClassTable(
@@ -193,7 +213,7 @@ def _known(path: str, own: ClassTable, metainfo: Mapping[str, Any]) -> ClassTabl
     )
 
 
-def _chosen(path: str, own: ClassTable, metainfo: Mapping[str, Any]) -> ClassTable:
+def _table_by_name(path: str, own: ClassTable, metainfo: Mapping[str, Any]) -> ClassTable:
     names = tuple(metainfo['classes'])
     missing = [name for name in names if name not in own.classes]
     if missing:
@@ -201,11 +221,10 @@ def _chosen(path: str, own: ClassTable, metainfo: Mapping[str, Any]) -> ClassTab
     index = [own.classes.index(name) for name in names]
     left_out = [name for name in own.classes if name not in names]
     if left_out:
-        log_once(f'{path}: no classes of the model, left out: {left_out}')
-    things = set(own.thing_ids)
+        log_once(f'{path}: these categories are no classes of the model and left out: {left_out}')
     return ClassTable(
         classes=names,
         palette=tuple(map(tuple, metainfo.get('palette') or [own.palette[i] for i in index])),
-        thing_ids=tuple(label for label, i in enumerate(index) if i in things),
+        thing_ids=tuple(label for label, i in enumerate(index) if i in own.thing_ids),
         category_ids=tuple(own.category_ids[i] for i in index),
     )

@@ -1,4 +1,4 @@
-"""COCO's instance format, of any data set."""
+"""A data set in COCO's instance format."""
 
 import os.path as osp
 from collections import defaultdict
@@ -22,23 +22,24 @@ from mmseg_m2f.registry import DATASETS
 
 @DATASETS.register_module()
 class InstanceDataset(BaseDataset):
-    """Photos with instances: one JSON file. All classes are things.
+    """Images with instances, from one JSON file. All classes are things.
 
-    A class is the position of its category in the JSON file, whatever its id; or, with
-    ``metadata``, that of the published models. The classes are printed once.
+    The class of an instance is the position of its category in the JSON file, whatever the
+    category's id is. With ``metadata`` it is the class of the published models. The classes are
+    printed once.
 
     Args:
         ann_file: the JSON file.
         data_prefix: ``img``, the folder of the images.
-        metadata: a name of ``mmseg_m2f.metadata``; the file must have these categories.
-        metainfo: MMEngine's; ``classes`` chooses categories by name, and their order.
-        filter_empty: leave out images with no instance but crowds, as the official code does
-            for training on COCO. Test sets keep them.
+        metadata: a name of ``mmseg_m2f.metadata``. The file must have these categories.
+        metainfo: MMEngine's. ``classes`` chooses categories by name, and sets their order.
+        filter_empty: leave out images without an instance that is no crowd, as the official code
+            does for training on COCO. Test sets keep all images.
         settings: of MMEngine's ``BaseDataset``: ``data_root``, ``pipeline``, ``test_mode``, ...
 
     Raises:
-        ValueError: the file is not of this format, uses a category that it does not list, or has
-            no image left by ``filter_empty``.
+        ValueError: the file is not in this format, uses a category that it does not list, or
+            ``filter_empty`` leaves no image.
     """
 
     def __init__(
@@ -61,10 +62,10 @@ class InstanceDataset(BaseDataset):
         self._metainfo['metadata'] = metadata
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """A record for each image: ``img_path``, ``img_id``, its size, ``instances``.
+        """Return a record per image: path, id, size and ``instances``.
 
-        An annotation without an area (no mask, or polygons of fewer than three points) is left
-        out, as in the official code.
+        An annotation without an area (no mask, or only polygons of fewer than three points) is
+        left out, as in the official code.
         """
         content = read_json(self.ann_file)
         table = class_table(self.ann_file, content['categories'], self._metainfo)
@@ -84,7 +85,7 @@ class InstanceDataset(BaseDataset):
         ]
 
     def filter_data(self) -> list[dict[str, Any]]:
-        """Leaves out images without instances, if asked to."""
+        """Leave out images without instances if ``filter_empty`` is set."""
         if self.test_mode or not self.filter_empty:
             return self.data_list
         kept = [
@@ -95,16 +96,17 @@ class InstanceDataset(BaseDataset):
         if not kept:
             raise ValueError(
                 f'{self.ann_file}: none of its {len(self.data_list)} images has an instance that '
-                'is no crowd, so none is left to train on. Check ann_file; filter_empty=False '
-                'trains on images without instances.'
+                'is no crowd, so there is nothing to train on. Check ann_file; filter_empty=False '
+                'keeps images without instances.'
             )
         return kept
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """The classes in a image, for MMEngine's ``ClassBalancedDataset``."""
+        """Return the classes in an image, for MMEngine's ``ClassBalancedDataset``."""
         return [instance['label'] for instance in self.get_data_info(idx)['instances']]
 
     def _instances(self, content: Json, label_of: Mapping[int, int]) -> defaultdict[Any, list]:
+        """Collect the instances of each image id."""
         known = {category['id'] for category in content['categories']}
         images = {image['id']: image for image in content['images']}
         instances: defaultdict[Any, list] = defaultdict(list)

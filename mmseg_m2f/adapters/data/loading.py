@@ -1,4 +1,4 @@
-"""Annotations of a record to ``gt_segments``."""
+"""Turn the annotations of a record into ``gt_segments``."""
 
 from io import BytesIO
 from typing import Any
@@ -16,18 +16,19 @@ from mmseg_m2f.registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class LoadSegments(BaseTransform):
-    """Reads the panoptic PNG, or takes the polygons and masks, that belong to a record.
+    """Load the panoptic PNG, or the polygons and masks, of a record.
 
-    It stands after ``LoadImageFromFile``. Crowds are left out: their pixels belong to no segment,
-    as in all official mappers. So are pixels of an id that no segment has.
+    Place it after ``LoadImageFromFile``. Crowds are left out: their pixels belong to no segment,
+    as in all official mappers. The same holds for pixels whose id is not listed.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Adds ``gt_segments``: a `SegmentMap` or `InstanceShapes`.
+        """Add ``gt_segments``: a `SegmentMap` or `InstanceShapes`.
 
         Raises:
-            ValueError: the record is of another data set, or does not fit its image.
-            OSError: the panoptic PNG is missing or broken, with its path.
+            ValueError: the record comes from another data set, or its annotations have another
+                size than the image.
+            OSError: the panoptic PNG is missing or broken.
         """
         size = results['img'].shape[:2]
         read = _segment_map if 'segments_info' in results else _instance_shapes
@@ -36,23 +37,13 @@ class LoadSegments(BaseTransform):
         except KeyError as error:
             raise ValueError(
                 f'{results.get("img_path")}: LoadSegments reads records of '
-                'mmseg_m2f.PanopticDataset and mmseg_m2f.InstanceDataset; this one lacks '
+                'mmseg_m2f.PanopticDataset and mmseg_m2f.InstanceDataset; this record lacks '
                 f'{error}'
             ) from error
         return results
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}()'
-
-
-def _turned_hint(annotated: tuple[int, ...], size: tuple[int, int]) -> str:
-    if annotated != size[::-1]:
-        return ''
-    return (
-        '. A photo may say in its EXIF data that it is to be turned, and annotations be of the '
-        "pixels as they are: load with dict(type='LoadImageFromFile', "
-        "color_type='color_ignore_orientation'), or save the photo anew"
-    )
 
 
 def _segment_map(results: dict[str, Any], size: tuple[int, int]) -> SegmentMap:
@@ -62,7 +53,7 @@ def _segment_map(results: dict[str, Any], size: tuple[int, int]) -> SegmentMap:
     if ids.shape != size:
         raise ValueError(
             f'{path} is of size {ids.shape} (height, width), its image {results["img_path"]} '
-            f'of {size}{_turned_hint(ids.shape, size)}'
+            f'of {size}{_rotation_hint(ids.shape, size)}'
         )
     segments = [segment for segment in results['segments_info'] if not segment['is_crowd']]
     return SegmentMap(
@@ -79,7 +70,7 @@ def _instance_shapes(results: dict[str, Any], size: tuple[int, int]) -> Instance
     if stated != size:
         raise ValueError(
             f'{results["img_path"]} is of size {size} (height, width), its annotations of '
-            f'{stated}{_turned_hint(stated, size)}'
+            f'{stated}{_rotation_hint(stated, size)}'
         )
     instances = [instance for instance in results['instances'] if not instance['is_crowd']]
     outlines: dict[int, list[tuple[int, int]]] = {}
@@ -103,6 +94,17 @@ def _instance_shapes(results: dict[str, Any], size: tuple[int, int]) -> Instance
         outlines=outlines,
         bitmaps=bitmaps,
         grid=PixelGrid.of(size),
+    )
+
+
+def _rotation_hint(annotated: tuple[int, ...], size: tuple[int, int]) -> str:
+    """Explain a swapped height and width."""
+    if annotated != size[::-1]:
+        return ''
+    return (
+        '. The EXIF data of a photo may ask for a rotation, while its annotations are for the '
+        "stored pixels. Load it with dict(type='LoadImageFromFile', "
+        "color_type='color_ignore_orientation'), or save the photo without EXIF data"
     )
 
 

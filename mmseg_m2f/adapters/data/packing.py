@@ -1,4 +1,4 @@
-"""A record to what the detectors read: the image's tensor and a ``DetDataSample``."""
+"""Turn a record into what a detector reads: an image tensor and a ``DetDataSample``."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,22 +33,25 @@ IGNORED_LABEL = 255
 
 @TRANSFORMS.register_module()
 class PackSegments(BaseTransform):
-    """Draws the segments and packs them; without ``gt_segments`` (in tests) only the image.
+    """Draw the segments and pack them. Without ``gt_segments`` (in tests) pack only the image.
 
-    Instances become ``gt_instances`` (``bboxes``, ``labels``, ``masks``). Panoptic segments become
-    ``gt_panoptic_seg.segment_idx`` (1, H, W) int32, an index into ``gt_segments.labels`` or -1,
-    or what MMDetection's own heads read: the things as ``gt_instances``, and ``gt_sem_seg`` with
-    the class of every pixel, 255 where there is none. Only with the latter may the data
-    preprocessor be told to pad masks and maps; our head pads its targets itself.
+    Instances become ``gt_instances`` (``bboxes``, ``labels``, ``masks``). Panoptic segments have
+    two layouts:
 
-    A image whose segments are all gone stays: it shows the model what is none of its classes.
+    * ``'segments'``, for our head: ``gt_panoptic_seg.segment_idx`` (1, H, W) int32 is an index
+      into ``gt_segments.labels``, or -1.
+    * ``'mmdet'``, for MMDetection's own heads: the things as ``gt_instances``, and ``gt_sem_seg``
+      with the class of every pixel, 255 where there is none. Only with this layout may the data
+      preprocessor pad masks and maps; our head pads its targets itself.
+
+    Images without segments are kept as negatives.
 
     Args:
-        keep_empty: keep what a crop emptied, with a mask of no pixel. The official code does so
-            except for COCO instances.
-        min_area: where empty ones are not kept, so many pixels a segment must have left.
-        layout: of panoptic segments, ``'segments'`` (ours) or ``'mmdet'``.
-        meta_keys: what the sample's metainfo takes from the record, where it is there.
+        keep_empty: keep segments that a crop has emptied, as masks without a pixel. The official
+            code does so, except for COCO instances.
+        min_area: with ``keep_empty=False``, drop segments with fewer pixels than this.
+        layout: ``'segments'`` or ``'mmdet'``, for panoptic segments.
+        meta_keys: keys to copy from the record into the sample's metainfo, where they exist.
     """
 
     def __init__(
@@ -65,18 +68,17 @@ class PackSegments(BaseTransform):
                 f'min_area must be at least 1, and more only with keep_empty=False; got {min_area} '
                 f'with keep_empty={keep_empty}'
             )
-        # The smallest segment that stays.
         self.min_area = 0 if keep_empty else min_area
         self.layout = layout
         self.meta_keys = tuple(meta_keys)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """``inputs`` (C, H, W) of the image's type, and ``data_samples``.
+        """Return ``inputs`` (C, H, W) with the image's dtype, and ``data_samples``.
 
         Raises:
-            ValueError: a transform moved the image and not its segments.
+            ValueError: a transform moved the image but not its segments.
         """
-        # Semantic models do without mmdet.
+        # Imported here, because semantic models work without mmdet.
         from mmdet.structures import DetDataSample
 
         img = results['img']
@@ -87,40 +89,46 @@ class PackSegments(BaseTransform):
         )
         if 'gt_segments' in results:
             _check_together(results)
-            num_classes = results.get('num_classes', IGNORED_LABEL)
-            self._add_segments(sample, results['gt_segments'], num_classes)
+            segments = results['gt_segments']
+            if isinstance(segments, InstanceShapes):
+                self._add_instances(sample, segments)
+            else:
+                num_classes = results.get('num_classes', IGNORED_LABEL)
+                self._add_segments(sample, segments, num_classes)
         return {'inputs': torch.from_numpy(channels_first(img)), 'data_samples': sample}
 
+    def _add_instances(self, sample: 'DetDataSample', segments: InstanceShapes) -> None:
+        patches = segments.patches()
+        areas = np.array([np.count_nonzero(patch.pixels) for patch in patches], int)
+        kept = np.flatnonzero(areas >= self.min_area)
+        patches = [patches[index] for index in kept]
+        boxes = np.array([patch.box() for patch in patches], np.float32).reshape(-1, 4)
+        masks = paste(patches, segments.size)
+        sample.gt_instances = _instance_data(masks, boxes, segments.labels[kept])
+
     def _add_segments(
-        self, sample: 'DetDataSample', segments: SegmentMap | InstanceShapes, num_classes: int
+        self, sample: 'DetDataSample', segments: SegmentMap, num_classes: int
     ) -> None:
-        if isinstance(segments, InstanceShapes):
-            patches = segments.patches()
-            areas = np.array([np.count_nonzero(patch.pixels) for patch in patches], int)
-            stays = np.flatnonzero(areas >= self.min_area)
-            patches = [patches[index] for index in stays]
-            boxes = np.array([patch.box() for patch in patches], np.float32).reshape(-1, 4)
-            masks, labels = paste(patches, segments.size), segments.labels[stays]
-            sample.gt_instances = _instance_data(masks, boxes, labels)
-            return
         index_map, kept = segments.index_map(), np.arange(len(segments.labels))
         if self.min_area > 0:
             index_map, kept = _without_small(index_map, len(kept), self.min_area)
         labels, is_thing = segments.labels[kept], segments.is_thing[kept]
-        if self.layout == 'segments':
-            sample.gt_panoptic_seg = SegmentIndices(
-                segment_idx=torch.from_numpy(index_map[None]),
-                metainfo={'encoding': (*_encoded(labels, is_thing), num_classes)},
-            )
-            sample.gt_segments = InstanceData(labels=torch.from_numpy(labels))
-            # mmdet's data preprocessor and drawing take it for granted.
-            sample.gt_instances = _no_instances()
+        if self.layout == 'mmdet':
+            masks = index_map == np.flatnonzero(is_thing)[:, None, None]
+            sample.gt_instances = _instance_data(masks, mask_boxes(masks), labels[is_thing])
+            # Index -1 takes the last value: pixels without a segment get the ignored label.
+            label_map = np.append(labels, IGNORED_LABEL)[index_map]
+            sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(label_map[None]))
             return
-        masks = index_map == np.flatnonzero(is_thing)[:, None, None]
-        sample.gt_instances = _instance_data(masks, mask_boxes(masks), labels[is_thing])
-        # The value at index -1 serves the pixels without a segment.
-        label_map = np.append(labels, IGNORED_LABEL)[index_map]
-        sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(label_map[None]))
+        sample.gt_panoptic_seg = SegmentIndices(
+            segment_idx=torch.from_numpy(index_map[None]),
+            metainfo={'encoding': (*_encoded(labels, is_thing), num_classes)},
+        )
+        sample.gt_segments = InstanceData(labels=torch.from_numpy(labels))
+        # mmdet's data preprocessor and visualizer read gt_instances of every sample.
+        sample.gt_instances = InstanceData(
+            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)
+        )
 
     def __repr__(self) -> str:
         return (
@@ -130,40 +138,40 @@ class PackSegments(BaseTransform):
 
 
 class SegmentIndices(PixelData):
-    """``segment_idx (1, H, W)``, and for mmdet's drawing ``sem_seg``, made when it is asked for.
+    """``segment_idx (1, H, W)``, and for mmdet's visualizer ``sem_seg``, computed on access.
 
-    The metainfo ``encoding`` has the number of each segment in mmdet's encoding, void last.
+    The metainfo ``encoding`` holds each segment's number in mmdet's encoding, and void last.
     """
 
     @property
     def sem_seg(self) -> np.ndarray:
         """``(1, H, W)`` int32: class + 1000 k for the k-th thing, the bare class for stuff.
 
-        An array, as the drawing takes the truth: it turns but predictions into arrays.
+        It is an array, because mmdet's visualizer converts predictions to arrays but not the
+        ground truth.
         """
-        # The value at index -1 serves the pixels without a segment.
+        # Index -1 takes the last value: pixels without a segment get void.
         return np.array(self.encoding, np.int32)[
             np.asarray(torch.as_tensor(self.segment_idx).cpu())
         ]
 
 
 def channels_first(img: np.ndarray) -> np.ndarray:
-    """The image (H, W, C) as (C, H, W), contiguous."""
+    """Copy an image (H, W, C) to (C, H, W)."""
     if img.dtype not in (np.uint8, np.float32):
         return np.ascontiguousarray(img.transpose(2, 0, 1))
-    # Many times as quick as numpy, which copies number by number.
+    # OpenCV is many times faster than NumPy here.
     planes = np.empty((img.shape[2], *img.shape[:2]), img.dtype)
     for channel, plane in enumerate(planes):
         cv2.extractChannel(img, channel, plane)
     return planes
 
 
-def _encoded(labels: np.ndarray, is_thing: np.ndarray) -> list[int]:
-    return (labels + INSTANCE_OFFSET * is_thing.cumsum() * is_thing).tolist()
-
-
 def mask_boxes(masks: np.ndarray) -> np.ndarray:
-    """(N, 4) float32 ``x1 y1 x2 y2``, right and bottom exclusive; 0 for an empty mask."""
+    """Return the boxes (N, 4) float32 ``x1 y1 x2 y2`` of masks (N, H, W) bool.
+
+    Right and lower edge are exclusive. The box of an empty mask is 0.
+    """
     sides = [np.any(masks, axis=axis) for axis in (1, 2)]
     first = [side.argmax(axis=1) for side in sides]
     end = [side.shape[1] - side[:, ::-1].argmax(axis=1) for side in sides]
@@ -172,8 +180,9 @@ def mask_boxes(masks: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def _no_instances() -> InstanceData:
-    return InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+def _encoded(labels: np.ndarray, is_thing: np.ndarray) -> list[int]:
+    """Return each segment's number in mmdet's encoding."""
+    return (labels + INSTANCE_OFFSET * is_thing.cumsum() * is_thing).tolist()
 
 
 def _instance_data(masks: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> InstanceData:
@@ -189,7 +198,7 @@ def _instance_data(masks: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> 
 def _without_small(
     index_map: np.ndarray, num_segments: int, min_area: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The map with the remaining segments renumbered, and their former indices."""
+    """Drop segments below ``min_area`` pixels; return the new map and the indices that stay."""
     areas = np.bincount(index_map.ravel() + 1, minlength=num_segments + 1)[1:]
     kept = np.flatnonzero(areas >= min_area)
     new_index = np.full(num_segments + 1, NO_SEGMENT, np.int32)
@@ -198,11 +207,13 @@ def _without_small(
 
 
 def _check_together(results: dict[str, Any]) -> None:
+    """Check that image and segments went through the same transforms."""
     segments, size = results['gt_segments'], results['img'].shape[:2]
     if segments.size != size or segments.is_flipped != bool(results.get('flip')):
         raise ValueError(
             f'{results.get("img_path")}: the image is of size {size} (height, width), flip='
             f'{bool(results.get("flip"))}; its segments are of {segments.size}, flip='
-            f'{segments.is_flipped}. A transform moved but one of them: use mmseg_m2f.RandomFlip, '
-            'RandomCrop, FixedSizeCrop, PadToSize, ResizeScale and ResizeShortestEdge.'
+            f'{segments.is_flipped}. A transform moved only one of them. Use mmseg_m2f.RandomFlip, '
+            'RandomCrop, FixedSizeCrop, PadToSize, ResizeScale, ResizeShortestEdge and '
+            'ResizeAndCrop.'
         )

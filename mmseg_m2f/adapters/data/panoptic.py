@@ -1,4 +1,4 @@
-"""COCO's panoptic format, of any data set."""
+"""A data set in COCO's panoptic format."""
 
 import os.path as osp
 from collections.abc import Mapping
@@ -21,34 +21,37 @@ from mmseg_m2f.metadata import load_metadata
 from mmseg_m2f.registry import DATASETS
 
 PREFIXES = ('img', 'seg', 'label_map')
-# cityscapesScripts names a photo in its JSON after the annotation, and without the city's folder.
-SCRIPTS_PHOTO = '_gtFine_leftImg8bit.png'
-PHOTO = '_leftImg8bit.png'
+# cityscapesScripts writes the first ending into its JSON, and no folder; the files have the second.
+SCRIPTS_ENDING = '_gtFine_leftImg8bit.png'
+CITYSCAPES_ENDING = '_leftImg8bit.png'
+# The largest id that fits into the three bytes of a color.
 MAX_ID = 256**3 - 1
 
 
 @DATASETS.register_module()
 class PanopticDataset(BaseDataset):
-    """Photos with panoptic segments: a JSON file and a folder of PNG files.
+    """Images with panoptic segments, from a JSON file and a folder of PNG files.
 
-    The class of a segment is the position of its category in the JSON file, so ids may be 0, have
-    gaps and come in any order; or, with ``metadata``, that of the published models. Images
-    without things stay. The classes are printed once.
+    The class of a segment is the position of its category in the JSON file, so category ids may be
+    0, have gaps and come in any order. With ``metadata`` it is the class of the published models.
+    Images without things are kept. The classes are printed once.
 
     Args:
         ann_file: the JSON file.
-        data_prefix: folders: ``img``; ``seg`` of the PNG files; ``label_map``, if there is one, of
-            label maps that have the image's name with ``label_map_suffix``, for mIoU.
-        metadata: a name of ``mmseg_m2f.metadata``; the file must have these categories.
-        metainfo: MMEngine's; ``classes`` chooses categories by name, and their order. Label maps,
-            whose labels are in the order of the file or of ``metadata``, are not read then.
-            ``thing_ids`` are the indices of the classes that are things, if not those of the file.
-        label_map_suffix: stands in place of ``.jpg``, ``.png`` or ``_leftImg8bit.png``.
+        data_prefix: folders. ``img`` holds the images and ``seg`` the panoptic PNG files.
+            ``label_map``, if given, holds a label map for each image, used for mIoU.
+        metadata: a name of ``mmseg_m2f.metadata``. The file must have these categories.
+        metainfo: MMEngine's. ``classes`` chooses categories by name, and sets their order. Label
+            maps are not read then, because their labels follow the order of the file or of
+            ``metadata``. ``thing_ids`` are the indices of the classes that are things, if not
+            those of the file.
+        label_map_suffix: ending of a label map's name, in place of the image's ``.jpg``, ``.png``
+            or ``_leftImg8bit.png``.
         settings: of MMEngine's ``BaseDataset``: ``data_root``, ``pipeline``, ``test_mode``, ...
 
     Raises:
-        ValueError: the file is not of this format, lacks the annotation of a image, or uses
-            a category that it does not list; with its name.
+        ValueError: the file is not in this format, lacks the annotation of an image, or uses a
+            category that it does not list.
     """
 
     def __init__(
@@ -72,10 +75,10 @@ class PanopticDataset(BaseDataset):
         self._metainfo['metadata'] = metadata
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """A record for each image: ``img_path``, ``img_id``, ``height``, ``width``, and of the
-        annotation ``seg_map_path``, ``segments_info``, ``num_classes``, ``label_map_path``.
+        """Return a record per image: ``img_path``, ``img_id``, ``height``, ``width``.
 
-        A test set without any annotations (COCO's test-dev) has none of the latter.
+        From the annotation come ``seg_map_path``, ``segments_info``, ``num_classes`` and
+        ``label_map_path``. A test set without annotations (COCO's test-dev) has none of these.
         """
         content = read_json(self.ann_file)
         categories = content['categories']
@@ -85,7 +88,7 @@ class PanopticDataset(BaseDataset):
         announce(table)
         self._has_label_maps = self._fits_label_maps(table, categories)
         if self.test_mode and not content.get('annotations'):
-            return [self._photo(image) for image in content['images']]
+            return [self._image_record(image) for image in content['images']]
         annotations = _by_image(self.ann_file, content, self.data_prefix)
         known = {category['id'] for category in categories}
         label_of, things = table.label_of, set(table.thing_ids)
@@ -97,7 +100,7 @@ class PanopticDataset(BaseDataset):
                 label = label_of_category(self.ann_file, label_of, known, segment, image)
                 if label is not None:
                     segments.append(_segment(segment, label, label in things))
-            record = self._photo(image)
+            record = self._image_record(image)
             record['seg_map_path'] = osp.join(self.data_prefix['seg'], annotation['file_name'])
             record['segments_info'] = segments
             record['num_classes'] = len(table.classes)
@@ -105,10 +108,11 @@ class PanopticDataset(BaseDataset):
         return records
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """The classes in a image, for MMEngine's ``ClassBalancedDataset``."""
+        """Return the classes in an image, for MMEngine's ``ClassBalancedDataset``."""
         return [segment['label'] for segment in self.get_data_info(idx)['segments_info']]
 
     def _fits_label_maps(self, table: ClassTable, categories: list[Json]) -> bool:
+        """Tell whether there are label maps whose labels are these classes."""
         if 'label_map' not in self.data_prefix:
             return False
         known = load_metadata(self.metadata).category_ids if self.metadata else None
@@ -120,8 +124,8 @@ class PanopticDataset(BaseDataset):
         )
         return False
 
-    def _photo(self, image: Json) -> dict[str, Any]:
-        name = photo_name(image['file_name'])
+    def _image_record(self, image: Json) -> dict[str, Any]:
+        name = image_path(image['file_name'])
         record = {
             'img_path': osp.join(self.data_prefix['img'], name),
             'img_id': image['id'],
@@ -129,29 +133,36 @@ class PanopticDataset(BaseDataset):
             'width': image['width'],
         }
         if self._has_label_maps:
-            stem = name.removesuffix(PHOTO) if name.endswith(PHOTO) else osp.splitext(name)[0]
+            is_cityscapes = name.endswith(CITYSCAPES_ENDING)
+            stem = name.removesuffix(CITYSCAPES_ENDING) if is_cityscapes else osp.splitext(name)[0]
             label_map = f'{stem}{self.label_map_suffix}'
             record['label_map_path'] = osp.join(self.data_prefix['label_map'], label_map)
         return record
 
 
-def photo_name(file_name: str) -> str:
-    """Where a photo lies: ``CITY/CITY_..._leftImg8bit.png`` for the names of cityscapesScripts."""
-    if '/' in file_name or not file_name.endswith(SCRIPTS_PHOTO):
+def image_path(file_name: str) -> str:
+    """Return where an image lies in the image folder.
+
+    This is the ``file_name`` of the JSON, except for names of cityscapesScripts: they become
+    ``CITY/CITY_..._leftImg8bit.png``.
+    """
+    if '/' in file_name or not file_name.endswith(SCRIPTS_ENDING):
         return file_name
-    return f'{file_name.split("_")[0]}/{file_name.removesuffix(SCRIPTS_PHOTO)}{PHOTO}'
+    city = file_name.split('_')[0]
+    return f'{city}/{file_name.removesuffix(SCRIPTS_ENDING)}{CITYSCAPES_ENDING}'
 
 
 def _check_categories(path: str, categories: list[Json]) -> None:
-    bare = [category['name'] for category in categories if category.get('isthing') not in (0, 1)]
-    if bare:
+    wrong = [category['name'] for category in categories if category.get('isthing') not in (0, 1)]
+    if wrong:
         raise ValueError(
             f'{path} is not in the panoptic format of COCO: isthing must be 1 (thing) or 0 '
-            f'(stuff) in each category; it is not in {bare}'
+            f'(stuff) in each category; it is not in {wrong}'
         )
 
 
 def _by_image(path: str, content: Json, data_prefix: Mapping[str, str]) -> dict[Any, Json]:
+    """Map each image id to its annotation."""
     annotations = entries_of(path, {'annotations': [], **content}, 'annotations')
     if 'seg' not in data_prefix:
         raise ValueError(f'data_prefix needs the key seg, the folder of the PNG files of {path}')
@@ -167,8 +178,8 @@ def _by_image(path: str, content: Json, data_prefix: Mapping[str, str]) -> dict[
     for image in content['images']:
         if image['id'] not in by_image:
             raise ValueError(
-                f'{path} has no annotation of {image["file_name"]} (image {image["id"]!r}). Make '
-                'it anew, or take the image out of its images.'
+                f'{path} has no annotation of {image["file_name"]} (image {image["id"]!r}). Add '
+                'one, or remove the image from the list of images.'
             )
     return by_image
 
@@ -183,8 +194,8 @@ def _check_segments(where: str, annotation: Json) -> None:
     ]
     if wrong:
         raise ValueError(
-            f'{where}: segment ids must be whole numbers from 1 to {MAX_ID}, what the three bytes '
-            f'of a color hold and black for no segment; got {wrong[:8]}'
+            f'{where}: segment ids must be whole numbers from 1 to {MAX_ID}, the largest number '
+            f'in three bytes of a color (0, black, is no segment); got {wrong[:8]}'
         )
     check_unique(where, 'segment', (segment['id'] for segment in segments))
 

@@ -1,4 +1,4 @@
-"""Masks of instances for MMDetection that are small on their way from a worker."""
+"""mmdet's masks in a small pickle. Importing this module imports mmdet."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ import cv2
 import numpy as np
 from mmdet.structures.mask import BitmapMasks
 
-# x, y, height and width of the rectangle where a mask lies, and the bits in it.
+# Of a mask: x, y, height and width of the box around its pixels, and the bits in this box.
 PackedPatch = tuple[int, int, int, int, np.ndarray]
 
 
 class PatchedMasks(BitmapMasks):
-    """MMDetection's masks of 0 and 1, pickled as the bits where they lie.
+    """``BitmapMasks`` of 0 and 1 that are pickled as bits of the boxes around them.
 
-    Workers hand images over through a pipe. In full, a byte for every pixel of the image, the
-    masks would take longer there than all that the worker did to make them.
+    Workers send their samples through a pipe. As one byte for every pixel of the image, masks
+    would take longer there than all other work of the worker.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -23,15 +23,15 @@ class PatchedMasks(BitmapMasks):
 
 
 def unpacked(patches: list[PackedPatch], height: int, width: int) -> PatchedMasks:
-    """What was pickled: ``masks (N, height, width)`` uint8."""
+    """Restore the masks from the pickle: ``masks (N, height, width)`` uint8."""
     masks = np.zeros((len(patches), height, width), np.uint8)
     for mask, (x, y, rows, columns, bits) in zip(masks, patches, strict=True):
         pixels = np.unpackbits(bits, count=rows * columns)
         mask[y : y + rows, x : x + columns] = pixels.reshape(rows, columns)
-    whole = PatchedMasks(masks[:0], height, width)
-    # The constructor copies masks, and upstream's takes none without rows.
-    whole.masks = masks
-    return whole
+    restored = PatchedMasks(masks[:0], height, width)
+    # Set afterwards: the constructor copies masks, and upstream's refuses images without rows.
+    restored.masks = masks
+    return restored
 
 
 def _packed(mask: np.ndarray) -> PackedPatch:

@@ -10,33 +10,34 @@ from mmseg_m2f.registry import TRANSFORMS
 
 BRIGHTNESS = 32
 CONTRAST = SATURATION = (0.5, 1.5)
-# OpenCV's hues of 8 bits go from 0 to 179.
+# OpenCV's 8-bit hues go from 0 to 179.
 HUE = 18
 NUM_HUES = 180
-# Every step maps a byte to a byte, so it is worked out once for each of them, not for each pixel.
+# Every step maps a byte to a byte, so it is computed once per value, not once per pixel.
 LEVELS = np.arange(256, dtype=np.uint8)
 
 
 @TRANSFORMS.register_module()
 class PhotoMetricDistortion(BaseTransform):
-    """Brightness, contrast, saturation and hue, each changed in half of the images.
+    """Change brightness, contrast, saturation and hue, each in half of the images.
 
-    Contrast comes right after brightness or, as often, at the end. Unlike in the frameworks'
-    transforms of this name each step gives whole numbers, and the channels are not swapped.
+    Contrast comes right after brightness or at the end, with equal probability. Two things differ
+    from the frameworks' transforms of this name: each step gives whole numbers, and the channels
+    are not swapped.
 
     Source: official ``ColorAugSSDTransform`` in detectron2's projects/PointRend; Liu et al., "SSD",
     ECCV 2016.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Changes ``img`` (uint8, BGR)."""
+        """Change ``img`` (uint8, BGR)."""
         table = _linear(LEVELS, beta=_drawn(-BRIGHTNESS, BRIGHTNESS, neutral=0))
         contrast_first = _coin()
         if contrast_first:
             table = _linear(table, alpha=_drawn(*CONTRAST, neutral=1))
-        img = _change_hsv(_looked_up(results['img'], table))
+        img = _change_hsv(_look_up(results['img'], table))
         if not contrast_first:
-            img = _looked_up(img, _linear(LEVELS, alpha=_drawn(*CONTRAST, neutral=1)))
+            img = _look_up(img, _linear(LEVELS, alpha=_drawn(*CONTRAST, neutral=1)))
         results['img'] = img
         return results
 
@@ -53,7 +54,7 @@ def _drawn(low: float, high: float, neutral: float) -> float:
 
 
 def _linear(values: np.ndarray, alpha: float = 1, beta: float = 0) -> np.ndarray:
-    """``alpha * values + beta``, cut to 0..255 and rounded down."""
+    """Compute ``alpha * values + beta``, clipped to 0..255 and rounded down."""
     if (alpha, beta) == (1, 0):
         return values
     changed = values.astype(np.float32) * np.float32(alpha) + np.float32(beta)
@@ -63,21 +64,21 @@ def _linear(values: np.ndarray, alpha: float = 1, beta: float = 0) -> np.ndarray
 def _change_hsv(img: np.ndarray) -> np.ndarray:
     saturation = _drawn(*SATURATION, neutral=1)
     hue = int(np.random.randint(-HUE, HUE + 1)) if _coin() else 0
-    # As there, one way to HSV and back for each: on the way back colors are rounded.
+    # The official code converts to HSV and back for each of the two, which rounds the colors twice.
     if saturation != 1:
-        img = _with_channel_changed(img, 1, _linear(LEVELS, alpha=saturation))
+        img = _change_channel(img, 1, _linear(LEVELS, alpha=saturation))
     if hue != 0:
         turned = (LEVELS.astype(int) + hue) % NUM_HUES
-        img = _with_channel_changed(img, 0, turned.astype(np.uint8))
+        img = _change_channel(img, 0, turned.astype(np.uint8))
     return img
 
 
-def _with_channel_changed(img: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
-    """Of hue, saturation and value the one of this index, looked up in the table."""
+def _change_channel(img: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+    """Look up one channel in the table: 0 is hue, 1 saturation, 2 value."""
     hsv = cv2.cvtColor(img, cv2.COLOR_BGR2HSV)
     changed = cv2.LUT(cv2.extractChannel(hsv, channel), table)
     return cv2.cvtColor(cv2.insertChannel(changed, hsv, channel), cv2.COLOR_HSV2BGR)
 
 
-def _looked_up(img: np.ndarray, table: np.ndarray) -> np.ndarray:
+def _look_up(img: np.ndarray, table: np.ndarray) -> np.ndarray:
     return img if table is LEVELS else cv2.LUT(img, table)

@@ -1,8 +1,9 @@
-"""``gt_segments``: the ground truth of a image on its way through the transforms.
+"""``gt_segments``: the ground truth of an image on its way through the transforms.
 
-Both kinds have ``labels (N,)``, ``size`` (height, width), ``is_flipped``, and the methods
-``resize``, ``crop``, ``flip`` and ``pad``, each of which returns a moved copy. Nothing is drawn
-until the packing asks for it: one drawing at the final size, however many steps led there.
+There are two kinds, `SegmentMap` (panoptic) and `InstanceShapes`. Both have ``labels (N,)``,
+``size`` (height, width), ``is_flipped``, and the methods ``resize``, ``crop``, ``flip`` and
+``pad``, each of which returns a moved copy. No mask is drawn on the way: however many steps there
+are, each mask is drawn once, at the final size.
 """
 
 from collections.abc import Sequence
@@ -15,25 +16,29 @@ from PIL import Image
 from mmseg_m2f.evaluation.rle import Rle, import_coco_mask
 
 NO_SEGMENT = -1
+Size = tuple[int, int]
 
 
 class PixelGrid(NamedTuple):
-    """Which row and column of a source each pixel shows; -1 where it shows none."""
+    """The row and the column of the source that each pixel shows; -1 in padding.
+
+    Every transform here moves whole rows and columns, so one number for each is enough.
+    """
 
     rows: np.ndarray
     columns: np.ndarray
 
     @classmethod
-    def of(cls, size: tuple[int, int]) -> 'PixelGrid':
-        """Each pixel shows itself."""
+    def of(cls, size: Size) -> 'PixelGrid':
+        """Return the grid in which each pixel shows itself."""
         return cls(np.arange(size[0]), np.arange(size[1]))
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         return len(self.rows), len(self.columns)
 
-    def resize(self, size: tuple[int, int]) -> 'PixelGrid':
-        # PIL itself says which pixel its nearest filter takes, so that ties are broken as there.
+    def resize(self, size: Size) -> 'PixelGrid':
+        # Pillow itself resizes the indices, so that ties are broken as in the official code.
         height, width = size
         every_row, every_column = (np.arange(length, dtype=np.int32) for length in self.size)
         rows = _nearest(every_row[:, None], (1, height))[:, 0]
@@ -46,16 +51,15 @@ class PixelGrid(NamedTuple):
     def flip(self) -> 'PixelGrid':
         return PixelGrid(self.rows, self.columns[::-1])
 
-    def pad(self, size: tuple[int, int]) -> 'PixelGrid':
-        missing = [(0, new - old) for new, old in zip(size, self.size, strict=True)]
+    def pad(self, size: Size) -> 'PixelGrid':
         rows, columns = (
-            np.pad(side, width, constant_values=-1)
-            for side, width in zip(self, missing, strict=True)
+            np.pad(side, (0, new - len(side)), constant_values=-1)
+            for side, new in zip(self, size, strict=True)
         )
         return PixelGrid(rows, columns)
 
     def take(self, source: np.ndarray, fill: int) -> np.ndarray:
-        """The pixels of ``source`` that are shown, ``fill`` where none is."""
+        """Return the pixels of ``source`` in this grid, and ``fill`` in padding."""
         shown = gather(source, self.rows, self.columns)
         shown[self.rows < 0] = fill
         shown[:, self.columns < 0] = fill
@@ -63,34 +67,34 @@ class PixelGrid(NamedTuple):
 
 
 def gather(source: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """``source[rows][:, columns]``.
+    """Return ``source[rows][:, columns]``.
 
-    Of a row all pixels are copied at once, of a column one by one: columns come first where rows
-    are to become more.
+    Taking a row copies it in one piece, taking a column copies pixel by pixel. So the columns are
+    taken first if there will be more rows afterwards.
     """
     if len(rows) > len(source):
         return source.take(columns, axis=1).take(rows, axis=0)
     return source.take(rows, axis=0).take(columns, axis=1)
 
 
-def _nearest(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _nearest(pixels: np.ndarray, size: Size) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SegmentMap:
-    """Panoptic segments: they do not overlap.
+    """Panoptic segments, which do not overlap.
 
-    Resizing takes the nearest pixel by PIL's rule, as the official code does with the colors of
+    Resizing takes the nearest pixel by Pillow's rule, as the official code does with the colors of
     a panoptic PNG.
 
     Args:
-        ids: (height, width) of the file: in each pixel the id of its segment, or another number.
+        ids: (height, width) of the file: the segment id of each pixel, or another number.
         segment_ids: (N,) the ids that are segments.
         labels: (N,) class indices.
         is_thing: (N,) bool.
-        grid: the pixels of ``ids`` that the image shows by now.
-        is_flipped: whether it shows them the other way round.
+        grid: the pixels of ``ids`` that the moved image shows.
+        is_flipped: whether left and right are swapped.
     """
 
     ids: np.ndarray
@@ -101,10 +105,10 @@ class SegmentMap:
     is_flipped: bool = False
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         return self.grid.size
 
-    def resize(self, size: tuple[int, int]) -> 'SegmentMap':
+    def resize(self, size: Size) -> 'SegmentMap':
         return replace(self, grid=self.grid.resize(size))
 
     def crop(self, x: int, y: int, width: int, height: int) -> 'SegmentMap':
@@ -113,12 +117,13 @@ class SegmentMap:
     def flip(self) -> 'SegmentMap':
         return replace(self, grid=self.grid.flip(), is_flipped=not self.is_flipped)
 
-    def pad(self, size: tuple[int, int]) -> 'SegmentMap':
+    def pad(self, size: Size) -> 'SegmentMap':
         return replace(self, grid=self.grid.pad(size))
 
     def index_map(self) -> np.ndarray:
-        """(height, width) int32: the index of each pixel's segment, -1 for none."""
+        """Return (height, width) int32: the index of each pixel's segment, -1 for none."""
         index_map = self._indices(self.grid.take(self.ids, fill=0))
+        # Padding again: 0, which filled it, may be the id of a segment.
         index_map[self.grid.rows < 0] = NO_SEGMENT
         index_map[:, self.grid.columns < 0] = NO_SEGMENT
         return index_map
@@ -126,7 +131,7 @@ class SegmentMap:
     def _indices(self, ids: np.ndarray) -> np.ndarray:
         if not len(self.segment_ids) or not ids.size:
             return np.full(ids.shape, NO_SEGMENT, np.int32)
-        # Looked up once for each run of equal pixels: there are far fewer of them than pixels.
+        # One look-up for each run of equal pixels: there are far fewer runs than pixels.
         pixels = ids.ravel()
         starts = np.flatnonzero(np.concatenate([[True], pixels[1:] != pixels[:-1]]))
         order = np.argsort(self.segment_ids)
@@ -139,11 +144,11 @@ class SegmentMap:
 
 
 class Patch(NamedTuple):
-    """One instance in the rectangle where it lies.
+    """The mask of one instance inside a rectangle; outside it is False.
 
     Args:
-        x, y: the rectangle's left and upper edge in pixels of the image.
-        pixels: (height, width) bool of the rectangle; everything outside is False.
+        x, y: left column and upper row of the rectangle in the image.
+        pixels: (height, width) bool of the rectangle.
     """
 
     x: int
@@ -151,7 +156,7 @@ class Patch(NamedTuple):
     pixels: np.ndarray
 
     def box(self) -> tuple[int, int, int, int]:
-        """``x1 y1 x2 y2`` of the pixels that are True, right and bottom exclusive; 0 if none is."""
+        """Return ``x1 y1 x2 y2`` around the mask, right and lower edge exclusive; 0 if empty."""
         columns, rows = (np.flatnonzero(self.pixels.any(axis=axis)) for axis in (0, 1))
         if not len(rows):
             return 0, 0, 0, 0
@@ -162,8 +167,8 @@ class Patch(NamedTuple):
 NO_PATCH = Patch(0, 0, np.zeros((0, 0), bool))
 
 
-def paste(patches: Sequence[Patch], size: tuple[int, int]) -> np.ndarray:
-    """(N, height, width) bool."""
+def paste(patches: Sequence[Patch], size: Size) -> np.ndarray:
+    """Return the masks (N, height, width) bool of all patches."""
     masks = np.zeros((len(patches), *size), bool)
     for mask, (x, y, pixels) in zip(masks, patches, strict=True):
         mask[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
@@ -172,18 +177,18 @@ def paste(patches: Sequence[Patch], size: tuple[int, int]) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InstanceShapes:
-    """Instances, which may overlap: polygons stay coordinates, run-length encodings stay pixels.
+    """Instances, which may overlap: polygons as coordinates, run-length encodings as pixels.
 
-    A polygon is drawn at the final size, as the official code does: at native size it would become
-    jagged when enlarged. What lies outside is cut off in the drawing.
+    A polygon is drawn at the final size, as the official code does. Drawn at the file's size it
+    would get jagged when the image is enlarged.
 
     Args:
         labels: (N,) class indices.
-        vertices: (V, 2) of all polygons, x and y in pixels.
+        vertices: (V, 2) x and y in pixels, of all polygons.
         outlines: instance index to its polygons, each ``(start, stop)`` in ``vertices``.
         bitmaps: instance index to its compressed run-length encoding, at the file's size.
-        grid: the pixels of the file that the image shows by now.
-        is_flipped: whether it shows them the other way round.
+        grid: the pixels of the file that the moved image shows.
+        is_flipped: whether left and right are swapped.
     """
 
     labels: np.ndarray
@@ -194,10 +199,10 @@ class InstanceShapes:
     is_flipped: bool = False
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         return self.grid.size
 
-    def resize(self, size: tuple[int, int]) -> 'InstanceShapes':
+    def resize(self, size: Size) -> 'InstanceShapes':
         factor = np.divide(size, self.size)[::-1]
         return replace(self, vertices=self.vertices * factor, grid=self.grid.resize(size))
 
@@ -206,39 +211,38 @@ class InstanceShapes:
         return replace(self, vertices=self.vertices - (x, y), grid=grid)
 
     def flip(self) -> 'InstanceShapes':
-        mirrored = self.vertices * (-1, 1) + (self.size[1], 0)
-        return replace(
-            self, vertices=mirrored, grid=self.grid.flip(), is_flipped=not self.is_flipped
-        )
+        vertices = self.vertices * (-1, 1) + (self.size[1], 0)
+        grid = self.grid.flip()
+        return replace(self, vertices=vertices, grid=grid, is_flipped=not self.is_flipped)
 
-    def pad(self, size: tuple[int, int]) -> 'InstanceShapes':
+    def pad(self, size: Size) -> 'InstanceShapes':
         return replace(self, grid=self.grid.pad(size))
 
     def masks(self) -> np.ndarray:
-        """(N, height, width) bool."""
+        """Return the masks (N, height, width) bool."""
         return paste(self.patches(), self.size)
 
     def patches(self) -> list[Patch]:
-        """Each instance; most fill but a small part of the image."""
+        """Return a patch per instance. Most instances fill only a small part of the image."""
         patches = [NO_PATCH] * len(self.labels)
         for index, outlines in self.outlines.items():
             polygons = [self.vertices[start:stop] for start, stop in outlines]
-            patches[index] = self._drawn(polygons)
+            patches[index] = self._draw(polygons)
         for index, encoded in self.bitmaps.items():
-            patches[index] = self._copied(encoded)
+            patches[index] = self._decode(encoded)
         return patches
 
-    def _drawn(self, polygons: list[np.ndarray]) -> Patch:
-        patch = _draw(polygons, self.size)
+    def _draw(self, polygons: list[np.ndarray]) -> Patch:
+        patch = draw_polygons(polygons, self.size)
         height, width = patch.pixels.shape
-        # A polygon goes on beyond the edge where a crop cut it off: not into the padding.
+        # A polygon that a crop cut off goes on beyond the image: keep it out of the padding.
         patch.pixels[self.grid.rows[patch.y : patch.y + height] < 0] = False
         patch.pixels[:, self.grid.columns[patch.x : patch.x + width] < 0] = False
         return patch
 
-    def _copied(self, encoded: Rle) -> Patch:
+    def _decode(self, encoded: Rle) -> Patch:
         coco_mask = import_coco_mask()
-        # Most of a large file is outside of the instance's box.
+        # Only the box of the instance is read: most of a large file lies outside of it.
         x, y, width, height = coco_mask.toBbox(encoded).astype(int).tolist()
         rows, columns = (
             np.flatnonzero((side >= start) & (side < start + length))
@@ -247,21 +251,22 @@ class InstanceShapes:
         if not len(rows) or not len(columns):
             return NO_PATCH
         box = coco_mask.decode(encoded)[y : y + height, x : x + width].view(bool)
-        # No transform changes the order of rows or columns: those of the box lie together.
+        # The rows and columns of the box stay side by side: no transform changes their order.
         pixels = gather(box, self.grid.rows[rows] - y, self.grid.columns[columns] - x)
         return Patch(int(columns[0]), int(rows[0]), pixels)
 
 
-def _draw(polygons: list[np.ndarray], size: tuple[int, int]) -> Patch:
-    """The polygons filled by pycocotools' rule, as far as they lie in a image of this size."""
+def draw_polygons(polygons: list[np.ndarray], size: Size) -> Patch:
+    """Fill polygons by pycocotools' rule, as far as they lie in an image of this size."""
     vertices = np.concatenate(polygons)
     x1, y1 = np.maximum(np.floor(vertices.min(axis=0)), 0).astype(int).tolist()
     x2, y2 = np.minimum(np.ceil(vertices.max(axis=0)) + 1, size[::-1]).astype(int).tolist()
     if x1 >= x2 or y1 >= y2:
         return NO_PATCH
     coco_mask = import_coco_mask()
-    # From the origin on: coordinates of tenths, which are common, lie on the border between two
-    # of pycocotools' fifths, and moved by a rounding error they would fall to the other side.
+    # The vertices are not shifted to the patch: pycocotools rounds to fifths of a pixel, and
+    # coordinates in tenths, which are common, lie exactly between two of them. A rounding error
+    # from the shift would send them to the other side.
     flat = [polygon.ravel().tolist() for polygon in polygons]
     drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, y2, x2)))
     return Patch(x1, y1, drawn[y1:, x1:].view(bool))

@@ -1,4 +1,4 @@
-"""Semantic data sets by name of their metadata, for MMSegmentation."""
+"""MMSegmentation data sets by the name of their metadata."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from mmseg_m2f.registry import DATASETS
 
 @DATASETS.register_module(name='SemanticDataset')
 def build_semantic_dataset(metadata: str, **settings: Any) -> Any:
-    """MMSegmentation's ``BaseSegDataset`` with classes, colors and ignored label of ``metadata``.
+    """Build MMSegmentation's ``BaseSegDataset`` with the classes and ignored label of ``metadata``.
 
-    MMSegmentation has a class for each of its data sets; Mapillary's takes the label "Unlabeled"
-    for a class.
+    MMSegmentation has a class of its own for each of its data sets. The one for Mapillary counts
+    the label "Unlabeled" as a class.
 
     Args:
         metadata: a name of ``mmseg_m2f.metadata``.
-        settings: the other keys of ``BaseSegDataset``.
+        settings: the other arguments of ``BaseSegDataset``. They override the metadata.
 
     Raises:
         ValueError: the name is not known.

@@ -281,7 +281,9 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
 
 def test_other_categories_than_those_of_the_metadata(tmp_path):
     layout = scenes.write_panoptic(tmp_path, [[(1, 1)]])
-    message = r'categories of .*pan\.json are not those of the metadata: it lacks the ids \[7, 8'
+    message = (
+        r'categories of .*pan\.json are not those of the metadata: the file lacks the ids \[7, 8'
+    )
     with pytest.raises(ValueError, match=message):
         PanopticDataset(**layout, metadata='cityscapes')
     with pytest.raises(ValueError, match="metadata='cityscape' is not known"):
