@@ -1,4 +1,5 @@
-"""Metrics as functions of arrays: panoptic quality, IoU, COCO's and Cityscapes' average precision.
+"""Metrics as functions of arrays: panoptic quality, mIoU, AP of COCO and of Cityscapes.
 
-No framework and no torch. Packages that only one metric needs are imported when it is used.
+Nothing here imports a framework or torch. A package that only one metric needs is imported when
+this metric is used.
 """

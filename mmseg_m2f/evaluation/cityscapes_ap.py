@@ -1,7 +1,7 @@
-"""AP of instances by the protocol of Cityscapes, computed by the package cityscapesScripts.
+"""Instance AP as Cityscapes defines it, computed by the package cityscapesScripts.
 
-The package works on files: a text file per image that lists a mask file, a label id and a score
-per instance. It keeps its settings in a global object, of which a copy is used here.
+The package reads files: per image a text file that lists a mask file, a label id and a score for
+each instance. It keeps its settings in a global object; this module works on a copy.
 """
 
 import copy
@@ -16,7 +16,10 @@ from PIL import Image
 
 
 class CityscapesScores(NamedTuple):
-    """AP and AP50 in [0, 1] over the classes that occur, and per class name (NaN: it does not)."""
+    """AP and AP50 in [0, 1]: means over the classes that occur, and per class name.
+
+    A class that does not occur has NaN.
+    """
 
     ap: float
     ap50: float
@@ -24,10 +27,10 @@ class CityscapesScores(NamedTuple):
 
 
 def truth_file(gt_dir: str | Path, img_path: str | Path) -> Path:
-    """``GT_DIR/<city>/<city>_<sequence>_<frame>_gtFine_instanceIds.png`` of a image.
+    """Return ``GT_DIR/<city>/<city>_<sequence>_<frame>_gtFine_instanceIds.png`` of an image.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: the file does not exist.
     """
     name = core_name(img_path)
     path = Path(gt_dir, name.split('_')[0], f'{name}_gtFine_instanceIds.png')
@@ -40,10 +43,10 @@ def truth_file(gt_dir: str | Path, img_path: str | Path) -> Path:
 
 
 def core_name(img_path: str | Path) -> str:
-    """``<city>_<sequence>_<frame>`` of a image, which all files of it start with.
+    """Return ``<city>_<sequence>_<frame>``, with which the names of all files of an image start.
 
     Raises:
-        ValueError: the image's name has other parts.
+        ValueError: the image's name does not have these parts.
     """
     parts = Path(img_path).stem.split('_')
     if len(parts) < 3:
@@ -56,15 +59,20 @@ def core_name(img_path: str | Path) -> str:
 def write_instances(
     folder: Path, name: str, masks: np.ndarray, label_ids: np.ndarray, scores: np.ndarray
 ) -> Path:
-    """One image in the format of the benchmark; returns its list ``FOLDER/<name>_pred.txt``.
+    """Write the instances of one image; return the list file ``FOLDER/<name>_pred.txt``.
 
-    Masks ``(N, H, W)`` without a pixel are left out. Label ids are those of Cityscapes (car: 26).
+    Args:
+        folder: where the list and the mask files go.
+        name: the start of their names.
+        masks: ``(N, H, W)`` bool. A mask without a pixel is left out.
+        label_ids: ``(N,)`` label ids of Cityscapes (car: 26).
+        scores: ``(N,)``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for index in np.flatnonzero(masks.any((1, 2))):
         file = f'{name}_{index}_{label_ids[index]}.png'
-        # They are many, and read once or sent away in an archive.
+        # Fast compression: there are many files, which are read once or sent in an archive.
         Image.fromarray(masks[index]).save(folder / file, compress_level=1)
         lines.append(f'{file} {label_ids[index]} {float(scores[index])!r}\n')
     path = folder / f'{name}_pred.txt'
@@ -73,23 +81,23 @@ def write_instances(
 
 
 def match_image(truth: Path, predicted: Path) -> dict[str, Any]:
-    """Overlaps of the instances of one image, as `cityscapes_scores` takes them."""
+    """Compute the overlaps of the instances of one image, for `cityscapes_scores`."""
     evaluator = import_evaluator()
     settings = _settings(evaluator, predicted.parent)
     with warnings.catch_warnings():
-        # It calls a function that NumPy 2 has given another name.
+        # The package calls a function that NumPy 2 renamed.
         warnings.simplefilter('ignore', DeprecationWarning)
         instances = evaluator.instances2dict([str(truth)], False)
         return evaluator.matchGtWithPreds([str(predicted)], [str(truth)], instances, settings)
 
 
 def cityscapes_scores(matches: Mapping[str, Any]) -> CityscapesScores:
-    """The scores from the joined results of `match_image`."""
+    """Compute the scores from the joined results of `match_image`."""
     evaluator = import_evaluator()
     settings = _settings(evaluator, Path())
     per_threshold = evaluator.evaluateMatches(matches, settings)
     with warnings.catch_warnings():
-        # The mean over no class is NaN, and 0 here.
+        # The mean over no class is NaN; it becomes 0 below.
         warnings.simplefilter('ignore', RuntimeWarning)
         averages = evaluator.computeAverages(per_threshold, settings)
     per_class = {
@@ -101,10 +109,10 @@ def cityscapes_scores(matches: Mapping[str, Any]) -> CityscapesScores:
 
 
 def import_evaluator() -> Any:
-    """The package's module for instances.
+    """Import the instance evaluation of cityscapesScripts.
 
     Raises:
-        ImportError: it is not installed, with the command.
+        ImportError: the package is not installed; the message has the command.
     """
     try:
         from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling

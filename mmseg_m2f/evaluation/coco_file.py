@@ -1,4 +1,4 @@
-"""A JSON file of COCO instances as ground truth."""
+"""Ground truth from a JSON file in COCO's instance format."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from mmseg_m2f.evaluation.rle import import_coco_mask
 
 @dataclass(frozen=True, kw_only=True)
 class CocoFile:
-    """What evaluation needs of the file, by image.
+    """The content of the file that evaluation needs.
 
     Args:
-        path: for messages.
-        sizes: per image ``(height, width)``.
-        instances: per image what COCO calls annotations.
-        categories: ids and names, in the order of the file.
+        path: the file, for messages.
+        sizes: image id to ``(height, width)``.
+        instances: image id to its instances, in COCO's terms.
+        categories: category id to name, in the order of the file.
     """
 
     path: str
@@ -27,10 +27,10 @@ class CocoFile:
 
     @classmethod
     def parse(cls, content: str | bytes, path: str) -> 'CocoFile':
-        """Reads the text of a file.
+        """Parse the text of a file.
 
         Raises:
-            ValueError: it has no images, categories or annotations, or they are not well-formed.
+            ValueError: images, categories or annotations are missing or not well-formed.
         """
         file = parse_coco(content, path, ('id', 'height', 'width'))
         annotations = entries_of(path, file, 'annotations')
@@ -56,10 +56,10 @@ class CocoFile:
         )
 
     def check_image(self, image_id: int | str, size: tuple[int, int]) -> None:
-        """Whether the file has this image in this size.
+        """Check that the file has this image in this size ``(height, width)``.
 
         Raises:
-            ValueError: the file does not know the image, or states another size.
+            ValueError: the file does not list the image, or states another size.
         """
         if image_id not in self.sizes:
             raise ValueError(
@@ -75,12 +75,13 @@ class CocoFile:
     def true_instances(
         self, image_id: int | str, size: tuple[int, int], category_ids: Sequence[int]
     ) -> list[dict[str, Any]]:
-        """The instances of a image whose category counts, with COCO's defaults filled in.
+        """Return the instances of an image in these categories, with COCO's defaults filled in.
 
-        An annotation without an area (no mask, or polygons of fewer than three points) is none.
+        An annotation without an area (no mask, or polygons of fewer than three points) is no
+        instance.
 
         Raises:
-            ValueError: the file does not know the image, or states another size.
+            ValueError: the file does not list the image, or states another size.
         """
         self.check_image(image_id, size)
         counted = set(category_ids)

@@ -1,4 +1,4 @@
-"""What may be wrong with a JSON file in a format of COCO: each message names the file."""
+"""Read JSON in COCO's formats, and say what is wrong with it. Each message names the file."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -8,10 +8,16 @@ Json = dict[str, Any]
 
 
 def parse_coco(content: str | bytes, path: str, image_keys: Sequence[str]) -> Json:
-    """The text of an annotation file, with its ``images`` and ``categories`` checked.
+    """Parse the text of an annotation file, and check its ``images`` and ``categories``.
+
+    Args:
+        content: the text.
+        path: the file, for messages.
+        image_keys: the keys that each image must have.
 
     Raises:
-        ValueError: it is no JSON, lacks one of the two, or an entry is not well-formed.
+        ValueError: the text is no JSON, lacks one of the two lists, or an entry is not
+            well-formed.
     """
     try:
         parsed = json.loads(content)
@@ -22,7 +28,10 @@ def parse_coco(content: str | bytes, path: str, image_keys: Sequence[str]) -> Js
     check_keys(path, 'category', categories, ('id', 'name'))
     for image in images:
         if not isinstance(image.get('file_name', ''), str) or not _is_id(image['id'], (int, str)):
-            raise ValueError(f'{path}: the image {image!r:.200} needs a text as file_name, an id')
+            raise ValueError(
+                f'{path}: the image {image!r:.200} needs an id (a number or a text), and file_name '
+                'must be a text'
+            )
     for category in categories:
         if not _is_id(category['id'], (int,)):
             raise ValueError(
@@ -39,7 +48,11 @@ def _is_id(value: Any, kinds: tuple[type, ...]) -> bool:
 
 
 def entries_of(path: str, content: Any, key: str) -> list[Json]:
-    """The list ``content[key]``; ValueError if there is none, with the file."""
+    """Return the list ``content[key]``.
+
+    Raises:
+        ValueError: there is no such list.
+    """
     entries = content.get(key) if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise ValueError(f"{path} is not in a format of COCO: it has no list of ['{key}']")
@@ -47,7 +60,11 @@ def entries_of(path: str, content: Any, key: str) -> list[Json]:
 
 
 def check_keys(path: str, kind: str, entries: Iterable[Json], keys: Sequence[str]) -> None:
-    """ValueError for an entry without one of the keys, with the file."""
+    """Check that each entry has all of these keys.
+
+    Raises:
+        ValueError: an entry lacks one, or is no object.
+    """
     for entry in entries:
         if not isinstance(entry, dict):
             raise ValueError(f'{path}: the {kind} {entry!r:.200} is no object of keys and values')
@@ -57,7 +74,11 @@ def check_keys(path: str, kind: str, entries: Iterable[Json], keys: Sequence[str
 
 
 def check_unique(path: str, kind: str, ids: Iterable[Any]) -> None:
-    """ValueError for an id that comes twice, with the file."""
+    """Check that no id comes twice.
+
+    Raises:
+        ValueError: one does.
+    """
     seen: set[Any] = set()
     for entry_id in ids:
         if entry_id in seen:
@@ -66,10 +87,10 @@ def check_unique(path: str, kind: str, ids: Iterable[Any]) -> None:
 
 
 def valid_shape(path: str, annotation: Json) -> list[list[float]] | Json | None:
-    """A run-length encoding, or the polygons that enclose an area; None if nothing is left.
+    """Return the run-length encoding, or the polygons that enclose an area; None if there is none.
 
     Raises:
-        ValueError: the annotation's ``segmentation`` is none of COCO's kinds, with the file.
+        ValueError: the annotation's ``segmentation`` is neither of COCO's two kinds.
     """
     shape = annotation.get('segmentation')
     if isinstance(shape, dict):

@@ -1,7 +1,7 @@
 """Average precision of instance masks, exactly as COCO computes it.
 
-faster-coco-eval computes it where it is installed, pycocotools otherwise: the same numbers. The AP
-of boundaries (Cheng et al., CVPR 2021) needs the former.
+faster-coco-eval or pycocotools does the computation, with the same numbers. Boundary AP (Cheng et
+al., CVPR 2021) needs faster-coco-eval.
 """
 
 import contextlib
@@ -16,20 +16,20 @@ from mmseg_m2f.evaluation.panoptic_map import AnnotatedSegments
 from mmseg_m2f.evaluation.rle import Rle, encode_masks, import_coco_mask
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-# In the order of COCO's area ranges, whose borders are 32**2 and 96**2 pixels.
+# COCO's area ranges, in its order. Their limits are 32**2 and 96**2 pixels.
 AREAS = ('all', 's', 'm', 'l')
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInstances:
-    """What one image contributes, in COCO's terms but for its id.
+    """Predicted and true instances of one image, in COCO's terms.
 
     Args:
         image_id: number or name of the image.
-        size: ``(height, width)`` of the file.
-        predicted: per instance ``category_id``, ``segmentation`` (RLE) and ``score``.
-        true: per instance ``category_id``, ``segmentation``, ``area`` and ``iscrowd``; a ``bbox``
-            is not needed.
+        size: ``(height, width)`` of the image file.
+        predicted: instances with ``category_id``, ``segmentation`` (run lengths) and ``score``.
+        true: instances with ``category_id``, ``segmentation``, ``area`` and ``iscrowd``. A
+            ``bbox`` is not needed.
     """
 
     image_id: int | str
@@ -39,10 +39,10 @@ class ImageInstances:
 
 
 class InstanceScores(NamedTuple):
-    """AP over all classes by name, and per class ``(K, 3)``: AP, AP50, AP75; -1 where undefined.
+    """APs over all classes by name, and ``per_class (K, 3)``: AP, AP50 and AP75 in [0, 1].
 
-    Undefined is an AP without a true instance: of the class, or of that area. But where nothing
-    is predicted, or nothing is true, all averages are 0, those of areas too.
+    An AP is -1 (undefined) if there is no true instance of the class, or of the area. If nothing
+    is predicted at all, or nothing is true at all, every average is 0.
     """
 
     average: dict[str, float]
@@ -52,9 +52,9 @@ class InstanceScores(NamedTuple):
 def predicted_instances(
     masks: np.ndarray, labels: np.ndarray, scores: np.ndarray, category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Instances in COCO's result format, without the image's id.
+    """Convert instances to COCO's result format, without the image id.
 
-    No box is given: COCO's evaluation would take the instance's area from it.
+    They get no box, because COCO's evaluation would take the area of the instance from the box.
     """
     return [
         {'category_id': int(category_ids[label]), 'segmentation': rle, 'score': float(score)}
@@ -67,7 +67,7 @@ def predicted_instances(
 def true_instances(
     truth: AnnotatedSegments, is_thing: np.ndarray, category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """The things among the segments of a panoptic ground truth as COCO instances."""
+    """Convert the things of a panoptic ground truth to COCO instances."""
     chosen = np.flatnonzero(is_thing[truth.labels])
     masks = truth.segment_map == 1 + chosen[:, None, None]
     instances = [
@@ -78,7 +78,7 @@ def true_instances(
 
 
 def annotation(rle: Rle, category_id: int, is_crowd: bool) -> dict[str, Any]:
-    """One true instance in COCO's terms; area and box are those of the mask."""
+    """Build one true instance in COCO's terms, with area and box of the mask."""
     coco_mask = import_coco_mask()
     return {
         'category_id': int(category_id),
@@ -90,7 +90,7 @@ def annotation(rle: Rle, category_id: int, is_crowd: bool) -> dict[str, Any]:
 
 
 def has_faster_coco_eval() -> bool:
-    """Whether faster-coco-eval can be imported."""
+    """Tell whether faster-coco-eval can be imported."""
     try:
         import faster_coco_eval  # noqa: F401
     except ImportError:
@@ -105,14 +105,14 @@ def instance_scores(
     iou_type: str = 'segm',
     faster: bool = False,
 ) -> InstanceScores:
-    """COCO's AP of the images.
+    """Compute COCO's AP of all images together.
 
     Args:
-        images: each counts, also one without instances.
-        category_ids: the classes that count, per class of the result.
-        max_dets: so many best-scored instances count per image and class.
-        iou_type: ``segm`` or, with faster-coco-eval, ``boundary``.
-        faster: use faster-coco-eval.
+        images: all images of the test, also those without instances.
+        category_ids: the category ids to score, in the order of the result's classes.
+        max_dets: how many instances with the best scores count, per image and class.
+        iou_type: ``segm``, or ``boundary`` (needs faster-coco-eval).
+        faster: use faster-coco-eval, else pycocotools.
     """
     true_ids = {
         instance['category_id']
@@ -158,7 +158,7 @@ def _precision(
     iou_type: str,
     faster: bool,
 ) -> np.ndarray:
-    """COCO's precision ``(10 thresholds, 101 recalls, K classes sorted by id, 4 areas)``."""
+    """Return COCO's precision ``(10 thresholds, 101 recalls, K classes by rising id, 4 areas)``."""
     if faster:
         from faster_coco_eval import COCO
         from faster_coco_eval import COCOeval_faster as COCOeval
@@ -166,7 +166,7 @@ def _precision(
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
-    # Ties in score between images are broken by their order, COCO's is that of the ids.
+    # The order of the images decides between equal scores; COCO sorts them by id.
     images = sorted(images, key=lambda image: image.image_id)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
@@ -190,7 +190,10 @@ def _precision(
 
 
 def _numbered(per_image: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Copies with ids: the libraries write into what they are given, and take 0 for no match."""
+    """Copy the instances and number them from 1.
+
+    The libraries write into their input, and use 0 for "no match".
+    """
     pairs = [(i, instance) for i, instances in enumerate(per_image) for instance in instances]
     return [
         {**instance, 'image_id': image, 'id': number}

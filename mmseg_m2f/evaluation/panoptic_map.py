@@ -1,4 +1,4 @@
-"""Panoptic maps: mmdet's encoding of predictions, and the PNG files of COCO's panoptic format."""
+"""Panoptic maps in mmdet's encoding, and the PNG files of COCO's panoptic format."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -14,7 +14,7 @@ File = str | PathLike[str] | BinaryIO
 
 
 class Segments(NamedTuple):
-    """A image cut into segments: ``segment_map (H, W)`` int32 and ``labels (N,)``.
+    """The segments of an image: ``segment_map (H, W)`` int32 and ``labels (N,)`` class indices.
 
     The map holds 0 for void and ``i + 1`` for the pixels of the segment with ``labels[i]``.
     """
@@ -24,9 +24,9 @@ class Segments(NamedTuple):
 
 
 class AnnotatedSegments(NamedTuple):
-    """Ground truth: `Segments`, and for each whether it is a crowd, a group without borders.
+    """True segments: `Segments`, and for each whether it is a crowd (a group not told apart).
 
-    ``areas (N,)`` are the pixels that the annotation file states, None to count those of the map.
+    ``areas (N,)`` are the pixel counts stated in the annotation file; None: count the map's pixels.
     """
 
     segment_map: np.ndarray
@@ -36,9 +36,7 @@ class AnnotatedSegments(NamedTuple):
 
 
 def decode_panoptic(sem_seg: np.ndarray, num_classes: int) -> Segments:
-    """The segments of a map ``(H, W)`` in mmdet's encoding, where ``num_classes`` is void.
-
-    The ids are consecutive; one without pixels does not exist.
+    """Read the segments of a map ``(H, W)`` in mmdet's encoding, where ``num_classes`` is void.
 
     Raises:
         ValueError: the map holds a class that the data set does not have.
@@ -60,13 +58,15 @@ def decode_panoptic(sem_seg: np.ndarray, num_classes: int) -> Segments:
 def read_segments(
     file: File, segments_info: Sequence[Mapping[str, Any]], stated_areas: bool = False
 ) -> AnnotatedSegments:
-    """The segments of a panoptic PNG.
+    """Read the segments of a panoptic PNG. Pixels whose id is not listed are void.
 
-    ``segments_info`` gives per segment ``id``, ``label`` (the class index) and ``is_crowd``, and
-    with ``stated_areas`` its ``area``. Pixels whose id it does not list are void.
+    Args:
+        file: the PNG.
+        segments_info: per segment ``id``, ``label`` (the class index), ``is_crowd``, and ``area``.
+        stated_areas: return the areas of ``segments_info``.
 
     Raises:
-        ValueError: the image holds no ids, or an area is stated that no segment can have.
+        ValueError: the PNG has no colors, or a stated area is too small or no number.
     """
     ids = np.array([info['id'] for info in segments_info], np.int64)
     labels = np.array([info['label'] for info in segments_info], np.int64)
@@ -93,8 +93,8 @@ def _stated_areas(
 
 
 def _renumbered(values: np.ndarray, listed: np.ndarray) -> np.ndarray:
-    """1, 2, ... for the values in ``listed``, 0 for all others."""
-    # A table is many times faster than sorting the pixels; its pages without ids cost nothing.
+    """Replace ``listed[i]`` by ``i + 1``, and all other values by 0."""
+    # A table is many times faster than sorting the pixels.
     size = 1 + max(values.max(initial=0), listed.max(initial=0))
     table = np.zeros(size, np.int32)
     table[listed] = np.arange(1, len(listed) + 1)
@@ -102,10 +102,10 @@ def _renumbered(values: np.ndarray, listed: np.ndarray) -> np.ndarray:
 
 
 def read_ids(file: File) -> np.ndarray:
-    """The segment ids ``(H, W)`` of a panoptic PNG.
+    """Read the segment ids ``(H, W)`` int32 of a panoptic PNG.
 
     Raises:
-        ValueError: the image has no colors, so its values are no ids.
+        ValueError: the PNG has no colors, so its values are no ids.
     """
     with Image.open(file) as image:
         if image.mode not in ('RGB', 'RGBA', 'P'):
@@ -113,17 +113,17 @@ def read_ids(file: File) -> np.ndarray:
                 f'a panoptic PNG must be an RGB image (id = R + 256 G + 65536 B), got mode '
                 f'{image.mode}'
             )
-        # A fourth byte, which PIL keeps anyway, makes integers of the pixels.
+        # With a fourth byte, a pixel can be read as one 32-bit integer.
         pixels = np.asarray(image.convert('RGB').convert('RGBX'))
     return pixels.view('<i4')[..., 0] & 0xFFFFFF
 
 
 def write_ids(file: File, segment_map: np.ndarray) -> None:
-    """Writes ids ``(H, W)`` below 256**3 as a panoptic PNG."""
+    """Write ids ``(H, W)`` below 256**3 as a panoptic PNG."""
     Image.fromarray(id2rgb(segment_map)).save(file, format='PNG')
 
 
 def id2rgb(segment_map: np.ndarray) -> np.ndarray:
-    """Ids ``(H, W)`` to colors ``(H, W, 3)`` uint8: base 256, red lowest."""
+    """Convert ids ``(H, W)`` to colors ``(H, W, 3)`` uint8: id = R + 256 G + 65536 B."""
     ids = np.asarray(segment_map)
     return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Panoptic quality (Kirillov et al., CVPR 2019), without files in between.
+"""Panoptic quality (Kirillov et al., CVPR 2019).
 
-A predicted and a true segment of the same class match if their IoU exceeds 1/2; no segment can
-match twice then. Per class, over the matched pairs (TP) and the segments left over (FP, FN)::
+A predicted and a true segment of the same class match if their IoU exceeds 1/2. Then no segment can
+match twice. Per class, with the matched pairs (TP) and the unmatched segments (FP, FN)::
 
     PQ = sum of IoU / (TP + FP/2 + FN/2) = SQ * RQ,  SQ = sum of IoU / TP,  RQ = PQ / SQ
 """
@@ -14,10 +14,10 @@ from mmseg_m2f.evaluation.panoptic_map import AnnotatedSegments, Segments
 
 
 class PanopticQuality(NamedTuple):
-    """Per class, each ``(K,)``: the three qualities in [0, 1], the counts, whether it occurs.
+    """The three qualities in [0, 1] of each class ``(K,)``, the counts, and whether it occurs.
 
-    A class occurs if it has a true or a predicted segment; the others have quality 0 and are left
-    out of averages.
+    A class occurs if it has a true or a predicted segment. Other classes have quality 0 and are
+    left out of averages.
     """
 
     pq: np.ndarray
@@ -30,14 +30,17 @@ class PanopticQuality(NamedTuple):
 
 
 def image_statistics(truth: AnnotatedSegments, predicted: Segments, num_classes: int) -> np.ndarray:
-    """``(4, K)`` per class: sum of IoU, TP, FP, FN of one image. They add up over images.
+    """Compare the segments of one image: ``(4, K)`` sum of IoU, TP, FP and FN per class.
 
-    * Predicted pixels on void do not count into the union.
+    The results of several images are added.
+
+    * Predicted pixels on void do not count for the union.
     * A crowd is neither matched nor missed.
-    * True areas are those of the map unless the truth states others, as panopticapi does: then a
-      segment of which nothing is left to see (ADE20K has some, below its things) is missed.
-    * A predicted segment that matches nothing is no error (FP) where more than half of it lies on
-      void or on crowds of its class.
+    * The area of a true segment is that of the map, unless the truth states another, as with
+      panopticapi. Then a segment without a visible pixel (ADE20K has some, below its things) is
+      missed.
+    * An unmatched predicted segment is no error (FP) if more than half of it lies on void or on
+      crowds of its class.
 
     Raises:
         ValueError: the two maps differ in size.
@@ -50,7 +53,7 @@ def image_statistics(truth: AnnotatedSegments, predicted: Segments, num_classes:
 
     same_class = truth.labels[:, None] == predicted.labels
     is_crowd = truth.is_crowd[:, None]
-    # IoU > 1/2 in whole numbers; a union of nothing has no overlap either.
+    # IoU > 1/2, computed in whole numbers. An empty union has no overlap, so it never matches.
     matched = same_class & ~is_crowd & (2 * overlaps > union)
     ignored = on_void + (overlaps * (same_class & is_crowd)).sum(0)
     missed = ~matched.any(1) & ~truth.is_crowd & (truth_areas > 0)
@@ -72,7 +75,7 @@ def image_statistics(truth: AnnotatedSegments, predicted: Segments, num_classes:
 
 
 def _overlaps(truth: AnnotatedSegments, predicted: Segments) -> np.ndarray:
-    """Common pixels of all pairs of segments ``(N_true + 1, N_predicted + 1)``; 0 is void."""
+    """Count the common pixels of all pairs ``(N_true + 1, N_predicted + 1)``; index 0 is void."""
     if truth.segment_map.shape != predicted.segment_map.shape:
         raise ValueError(
             f'the prediction is {predicted.segment_map.shape} pixels (height, width), the ground '
@@ -84,7 +87,7 @@ def _overlaps(truth: AnnotatedSegments, predicted: Segments) -> np.ndarray:
 
 
 def panoptic_quality(statistics: np.ndarray) -> PanopticQuality:
-    """The qualities of all classes from the sum of `image_statistics`."""
+    """Compute the qualities of all classes from the sum of `image_statistics`."""
     iou, tp, fp, fn = statistics
     weighted = tp + fp / 2 + fn / 2
     occurs = weighted > 0
@@ -104,7 +107,7 @@ def panoptic_quality(statistics: np.ndarray) -> PanopticQuality:
 
 
 def averages(quality: PanopticQuality, chosen: np.ndarray) -> tuple[float, float, float]:
-    """PQ, SQ and RQ over the chosen classes that occur (``chosen (K,)`` bool); 0 if none does."""
+    """Average PQ, SQ and RQ over the ``chosen (K,)`` classes that occur; 0 if none does."""
     counted = quality.occurs & chosen
     if not counted.any():
         return 0.0, 0.0, 0.0

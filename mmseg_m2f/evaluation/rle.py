@@ -1,4 +1,4 @@
-"""Masks as COCO's run lengths. pycocotools is imported when it is used: it comes with mmdet."""
+"""Masks as COCO's run lengths. pycocotools comes with mmdet and is imported when it is used."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +9,9 @@ Rle = dict[str, Any]
 
 
 def encode_masks(masks: np.ndarray) -> list[Rle]:
-    """``masks (N, H, W)`` bool as ``{'size': [H, W], 'counts': text}``, ready for JSON.
+    """Encode ``masks (N, H, W)`` bool as ``{'size': [H, W], 'counts': text}``, ready for JSON.
 
-    Quickest where a column of a mask lies together in memory: the runs go down the columns.
+    This is fastest if the pixels of a column are side by side in memory: runs go down the columns.
     """
     coco_mask = import_coco_mask()
     columns = np.asfortranarray(masks.transpose(1, 2, 0), np.uint8)
@@ -22,23 +22,23 @@ def encode_masks(masks: np.ndarray) -> list[Rle]:
 
 
 def decode_masks(codes: Sequence[Rle], size: Sequence[int]) -> np.ndarray:
-    """The masks ``(N, H, W)`` bool of ``encode_masks``; ``size (H, W)`` is for none at all."""
+    """Decode the result of `encode_masks` to ``(N, H, W)`` bool; ``size (H, W)`` serves N = 0."""
     if not codes:
         return np.zeros((0, *size[:2]), bool)
     return import_coco_mask().decode(list(codes)).transpose(2, 0, 1).astype(bool)
 
 
 def import_coco_mask() -> Any:
-    """``pycocotools.mask``.
+    """Import ``pycocotools.mask``.
 
     Raises:
-        ImportError: it is not installed, with the command.
+        ImportError: pycocotools is not installed; the message has the command.
     """
     try:
         from pycocotools import mask
     except ImportError as error:
         raise ImportError(
-            f'instances are stored as pycocotools does, which cannot be imported ({error}): '
+            f'masks are stored as run lengths by pycocotools, which cannot be imported ({error}): '
             'pip install pycocotools'
         ) from error
     return mask

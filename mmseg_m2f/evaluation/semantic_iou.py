@@ -1,4 +1,4 @@
-"""Mean IoU of label maps, as mmseg's IoUMetric defines it."""
+"""Mean IoU of label maps, as mmseg's ``IoUMetric`` defines it."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ NO_CLASS = -1
 
 
 class SemanticQuality(NamedTuple):
-    """IoU and accuracy per class ``(K,)``, NaN where a class has neither; and of all pixels."""
+    """IoU and accuracy in [0, 1] per class ``(K,)``, NaN where undefined, and of all pixels."""
 
     iou: np.ndarray
     accuracy: np.ndarray
@@ -16,9 +16,14 @@ class SemanticQuality(NamedTuple):
 
 
 def class_areas(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """``(3, K)`` pixels per class of one image: common, true, predicted. They add up.
+    """Count pixels of each class in one image: ``(3, K)`` common, true and predicted ones.
 
-    Of the label maps ``(H, W)`` the pixels whose true label is `NO_CLASS` are left out.
+    The results of several images are added. Pixels whose true label is `NO_CLASS` are left out.
+
+    Args:
+        truth: ``(H, W)`` true class indices, or `NO_CLASS`.
+        predicted: ``(H, W)`` predicted class indices.
+        num_classes: K.
 
     Raises:
         ValueError: the maps differ in size, or one holds a label that is no class.
@@ -44,7 +49,7 @@ def class_areas(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> n
 
 
 def semantic_quality(areas: np.ndarray) -> SemanticQuality:
-    """The qualities from the sum of `class_areas`."""
+    """Compute the qualities from the sum of `class_areas`."""
     common, true, predicted = areas
 
     def ratio(denominator: np.ndarray) -> np.ndarray:
@@ -56,6 +61,6 @@ def semantic_quality(areas: np.ndarray) -> SemanticQuality:
 
 
 def mean_of_defined(per_class: np.ndarray) -> float:
-    """The mean without the classes that are NaN; 0 if all are."""
+    """Average the classes that are not NaN; 0 if all are."""
     defined = per_class[~np.isnan(per_class)]
     return float(defined.mean()) if len(defined) else 0.0

@@ -1,4 +1,4 @@
-"""Tables of numbers for the log."""
+"""Text tables for the log."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns under their names: texts to the left, numbers to the right, NaN as a dash."""
+    """Format a table: text columns aligned left, numbers right, NaN as a dash."""
     rows = list(rows)
     cells = [list(header), *([_text(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

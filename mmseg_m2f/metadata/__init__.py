@@ -1,6 +1,7 @@
-"""Names, colors, things and category ids of the published data sets: no framework, no torch.
+"""Classes, colors, things and category ids of the published data sets.
 
-The panoptic classes of each stand in a JSON file beside this one; an instance set is its things.
+The panoptic classes of each data set are in a JSON file beside this one. The classes of an instance
+data set are the things among them. Nothing here imports a framework or torch.
 """
 
 import functools
@@ -27,12 +28,12 @@ class DatasetMetadata:
     """The classes of a data set, in the order of the official models' class rows.
 
     Args:
-        name: that of `load_metadata`.
-        classes: names, each but once.
+        name: the name that `load_metadata` knows it by.
+        classes: the names, all different.
         palette: colors ``(red, green, blue)``.
         thing_ids: indices of the classes that are things, ascending.
-        category_ids: per class the id that stands in the JSON files.
-        ignore_index: what label maps hold where there is no class.
+        category_ids: per class the category id in the JSON files.
+        ignore_index: the label in label maps of pixels without a class.
     """
 
     name: str
@@ -45,10 +46,10 @@ class DatasetMetadata:
 
 @functools.cache
 def load_metadata(name: str) -> DatasetMetadata:
-    """The metadata of that name.
+    """Return the metadata of this name.
 
     Raises:
-        ValueError: the name is not in ``NAMES``, with the list.
+        ValueError: the name is not in ``NAMES``.
     """
     if name not in _FILES:
         raise ValueError(f'metadata={name!r} is not known; known are {", ".join(NAMES)}')

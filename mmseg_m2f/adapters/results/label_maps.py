@@ -56,9 +56,17 @@ def label_map_from(pixel_data: Any) -> np.ndarray:
 
 def png_path(out_dir: Path, img_path: str, dataset: Any) -> Path:
     """Return where the PNG of an image goes, and create its folder."""
-    image, prefix = Path(img_path), getattr(dataset, 'data_prefix', {})
-    root = prefix.get('img_path') or prefix.get('img')
-    inside = image.relative_to(root) if root and image.is_relative_to(root) else image.name
-    path = (out_dir / inside).with_suffix('.png')
+    path = out_dir / png_name(img_path, dataset)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def png_name(img_path: str, dataset: Any) -> Path:
+    """Return the path of an image below the data set's image folder, ending in ``.png``.
+
+    An image that lies elsewhere keeps only its name.
+    """
+    image, prefix = Path(img_path), getattr(dataset, 'data_prefix', {})
+    root = prefix.get('img_path') or prefix.get('img')
+    inside = image.relative_to(root) if root and image.is_relative_to(root) else Path(image.name)
+    return inside.with_suffix('.png')

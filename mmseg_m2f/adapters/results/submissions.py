@@ -1,4 +1,4 @@
-"""Predictions of a test as the files that benchmarks take."""
+"""Predictions of a test in the file formats of the benchmarks."""
 
 import itertools
 import json
@@ -15,6 +15,7 @@ from PIL import Image
 
 from mmseg_m2f.adapters.metrics.cityscapes import cityscapes_label_ids, write_image
 from mmseg_m2f.adapters.metrics.sample_fields import Sample, instances_of, label_map_of, panoptic_of
+from mmseg_m2f.adapters.results.label_maps import png_name
 from mmseg_m2f.evaluation.instance_ap import predicted_instances
 from mmseg_m2f.evaluation.panoptic_map import Segments, write_ids
 from mmseg_m2f.registry import HOOKS
@@ -22,28 +23,31 @@ from mmseg_m2f.registry import HOOKS
 
 @HOOKS.register_module()
 class SaveResultsHook(Hook):
-    """Writes the results of a test below ``out_dir``, each kind that the model gives.
+    """Write each kind of result that the model gives.
 
-    * ``panoptic/*.png`` and ``panoptic.json``: COCO's panoptic format;
-    * ``instances.json``: COCO's result format, masks as run lengths, no boxes;
-    * ``semantic/*.png``: the class index of each pixel, or on Cityscapes the label ids that its
-      benchmark wants; 16 bits beyond 256 classes;
-    * ``cityscapes/``: the format of Cityscapes' instance benchmark, where the data set's metadata
-      is Cityscapes'.
+    * ``panoptic/*.png`` and ``panoptic.json``: COCO's panoptic format.
+    * ``instances.json``: COCO's result format, with masks as run lengths and without boxes.
+    * ``semantic/*.png``: the class index of each pixel. On Cityscapes the label ids that its
+      benchmark expects. 16 bits per pixel if there are more than 256 classes.
+    * ``cityscapes/``: the format of Cityscapes' instance benchmark, if the data set's metadata is
+      that of Cityscapes.
 
-    Categories are the ids of the data set (``category_ids`` in its metainfo), files are named like
-    the images, in their folders below the data set's image folder.
+    Category ids are those of the data set (``category_ids`` in its metainfo). A file keeps the
+    image's name, and its folder below the data set's image folder.
+
+    Args:
+        out_dir: folder to write into.
     """
 
     def __init__(self, out_dir: str) -> None:
         self.out_dir = Path(out_dir)
-        # Per image, in the order of the test, what goes into the JSON files.
+        # Per image, in the order of the test: its part of the JSON files.
         self._entries: list[dict[str, Any]] = []
-        # Per file name the image it is of.
+        # File name to the image it belongs to.
         self._images: dict[Path, str] = {}
 
     def before_test(self, runner: Runner) -> None:
-        """Forgets an earlier test."""
+        """Forget an earlier test."""
         self._entries, self._images = [], {}
 
     def after_test_iter(
@@ -53,7 +57,7 @@ class SaveResultsHook(Hook):
         data_batch: Any = None,
         outputs: Sequence[Any] | None = None,
     ) -> None:
-        """Saves what is one file per image, and keeps the rest for the end."""
+        """Save the files of each image, and keep the entries of the JSON files for the end."""
         dataset = runner.test_dataloader.dataset
         for output in outputs or ():
             sample = output.to_dict()
@@ -69,17 +73,17 @@ class SaveResultsHook(Hook):
             self._entries.append(entry)
 
     def _name(self, img_path: str, dataset: Any) -> Path:
-        name = _inner_path(img_path, dataset).with_suffix('.png')
+        name = png_name(img_path, dataset)
         other = self._images.setdefault(name, img_path)
         if other != img_path:
             raise ValueError(
-                f'the results of {other} and of {img_path} would both be named {name}: rename one, '
-                "or put what their folders have in common into the data set's data_prefix.img"
+                f'the results of {other} and of {img_path} would both be named {name}. Rename one, '
+                "or set the data set's data_prefix.img to the folder that both paths start with"
             )
         return name
 
     def after_test(self, runner: Runner) -> None:
-        """Writes the JSON files: the results of all processes, each image once."""
+        """Write the JSON files from the results of all processes, each image once."""
         entries = collect_results(self._entries, len(runner.test_dataloader.dataset))
         if entries is None:  # not the main process
             return
@@ -140,21 +144,13 @@ def _is_cityscapes(metainfo: Mapping[str, Any]) -> bool:
 
 
 def _category_ids(dataset: Any) -> Sequence[int]:
-    """Per class the id that the data set's files have for it; mmdet's sets know it, too."""
+    """Return the category id of each class; mmdet's data sets have them in ``cat_ids``."""
     category_ids = dataset.metainfo.get('category_ids')
     if category_ids is None:
         category_ids = getattr(dataset, 'cat_ids', None)
     if category_ids is None:
         raise ValueError(
-            'the result files name categories by their ids: the data set needs category_ids in '
-            'its metainfo, one for each class'
+            'the result files need category ids: give the data set category_ids in its metainfo, '
+            'one for each class'
         )
     return category_ids
-
-
-def _inner_path(img_path: str, dataset: Any) -> Path:
-    image = Path(img_path)
-    folder = getattr(dataset, 'data_prefix', {}).get('img')
-    if folder and image.is_relative_to(folder):
-        return image.relative_to(folder)
-    return Path(image.name)

@@ -266,7 +266,7 @@ def test_transforms_that_forget_the_segments_are_noticed(theirs):
     results = TRANSFORMS.build({**theirs, 'type': f'mmcv.{theirs["type"]}'})(
         instance_record([(1, 2, 4, 5)])
     )
-    with pytest.raises(ValueError, match=r'a\.jpg: .*A transform moved but one of them: use mmseg'):
+    with pytest.raises(ValueError, match=r'a\.jpg: .*A transform moved only one of them'):
         PackSegments().transform(results)
 
 
