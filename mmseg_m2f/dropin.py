@@ -1,7 +1,8 @@
-"""Opt-in by import: stock Mask2Former configs of mmseg and mmdet build on our parts.
+"""Build the stock Mask2Former configs of mmseg and mmdet on our parts, by importing this module.
 
-``custom_imports = dict(imports=['mmseg_m2f.dropin'])`` in the config is all it takes. It lasts for
-the process: every later ``Mask2FormerHead`` of mmseg or mmdet, and every ``Mask2Former``, is ours.
+One line in the config is enough: ``custom_imports = dict(imports=['mmseg_m2f.dropin'])``. From then
+on, until the process ends, every ``Mask2FormerHead`` of mmseg or mmdet and every ``Mask2Former`` is
+ours.
 """
 
 from mmseg_m2f.adapters.migrate import dropin

@@ -1,7 +1,7 @@
 """The registries of scope ``mmseg_m2f``: children of MMEngine's root registries.
 
-A config names our classes as ``type='mmseg_m2f.Mask2FormerHead'``. MMEngine then imports this
-module and, at the first look-up, the ``locations`` that register the classes.
+A config names our classes with this scope: ``type='mmseg_m2f.Mask2FormerHead'``. MMEngine then
+imports this module and, at the first look-up, the ``locations``, which register the classes.
 """
 
 from mmengine import registry as root

@@ -1,4 +1,4 @@
-"""Our parts under the stock names, for configs of mmseg and mmdet that stay as they are."""
+"""Register our parts under the stock names, so that configs of mmseg and mmdet stay as they are."""
 
 import importlib
 import logging
@@ -8,25 +8,25 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import nn
 
-from mmseg_m2f.adapters.migrate import stock_settings as stock_configs
+from mmseg_m2f.adapters.migrate import stock_settings
 from mmseg_m2f.adapters.models.decode_head import Mask2FormerHead
 from mmseg_m2f.adapters.models.lazy import build_detector
 from mmseg_m2f.adapters.models.universal_head import Mask2FormerUniversalHead
 
 
 def build_semantic_head(**stock: Any) -> Mask2FormerHead:
-    """Our decode head from the arguments of mmseg's ``Mask2FormerHead``."""
-    return Mask2FormerHead(**stock_configs.semantic_head(stock))
+    """Build our decode head from the arguments of mmseg's ``Mask2FormerHead``."""
+    return Mask2FormerHead(**stock_settings.semantic_head(stock))
 
 
 def build_universal_head(**stock: Any) -> Mask2FormerUniversalHead:
-    """Our head from the arguments of mmdet's ``Mask2FormerHead``."""
-    return Mask2FormerUniversalHead(**stock_configs.universal_head(stock))
+    """Build our head from the arguments of mmdet's ``Mask2FormerHead``."""
+    return Mask2FormerUniversalHead(**stock_settings.universal_head(stock))
 
 
 def build_stock_detector(**stock: Any) -> nn.Module:
-    """Our detector from the arguments of mmdet's ``Mask2Former``."""
-    return build_detector(**stock_configs.detector(stock))
+    """Build our detector from the arguments of mmdet's ``Mask2Former``."""
+    return build_detector(**stock_settings.detector(stock))
 
 
 _SHADOWS: dict[str, dict[str, Any]] = {
@@ -36,7 +36,9 @@ _SHADOWS: dict[str, dict[str, Any]] = {
 
 
 def shadow() -> None:
-    """Put our parts in the place of the stock ones, in the registries of whichever is installed.
+    """Register our parts under the names of the stock ones, in mmseg and mmdet if installed.
+
+    This lasts until the process ends.
 
     Raises:
         ImportError: neither mmseg nor mmdet can be imported.
@@ -44,7 +46,7 @@ def shadow() -> None:
     failures: dict[str, Exception] = {}
     for package, parts in _SHADOWS.items():
         try:
-            # Later the stock classes would register themselves and find their names taken.
+            # The stock classes register themselves first: later they would find the names taken.
             importlib.import_module(f'{package}.models')
         except (ImportError, AssertionError) as error:  # both assert the version of mmcv
             failures[package] = error
@@ -54,12 +56,14 @@ def shadow() -> None:
             registry.register_module(name=name, module=part, force=True)
     if len(failures) == len(_SHADOWS):
         reasons = '; '.join(f'{package}: {error}' for package, error in failures.items())
-        raise ImportError(f'mmseg_m2f.dropin needs mmseg or mmdet, neither is there ({reasons})')
+        raise ImportError(
+            f'mmseg_m2f.dropin needs mmseg or mmdet, but neither can be imported ({reasons})'
+        )
     for package, failure in failures.items():
         if find_spec(package) is not None:
             print_log(
-                f'mmseg_m2f.dropin: the names of {package} stay what they are, it cannot be '
-                f'imported ({failure})',
+                f'mmseg_m2f.dropin: {package} cannot be imported ({failure}). Its names stay '
+                'the stock ones.',
                 logger='current',
                 level=logging.WARNING,
             )

@@ -1,11 +1,11 @@
-"""Stock settings said in ours: what is followed, and what is refused with its name."""
+"""Stock settings are translated into ours; what our parts cannot follow is refused by name."""
 
 import copy
 import math
 
 import pytest
 
-from mmseg_m2f.adapters.migrate import stock_settings as stock_configs
+from mmseg_m2f.adapters.migrate import stock_settings
 from mmseg_m2f.registry import MODELS
 
 
@@ -18,7 +18,7 @@ def ffn(hidden):
 
 
 def stock_head(num_weights=5, **keys):
-    """As the configs of mmdet have it, in a small width."""
+    """Return a head as in the configs of mmdet, but narrow."""
     encoder_attention = attention(num_levels=3, num_points=2, im2col_step=64, dropout=0.0)
     decoder_layer = {
         'self_attn_cfg': attention(dropout=0.0),
@@ -104,12 +104,12 @@ def stock_model(**keys):
 
 
 def resolved(config, name='Mask2FormerUniversalHead'):
-    """What our head makes of it, with all defaults."""
+    """Build our head and return its config with all defaults."""
     return MODELS.build({'type': f'mmseg_m2f.{name}', **config}).resolved_config()
 
 
 def changed(path, value):
-    """The stock head with one setting of its own, at a dotted path; ``...`` takes it out."""
+    """Return the stock head with one setting changed, at a dotted path; ``...`` removes it."""
     head = copy.deepcopy(stock_head(**THINGS))
     node, (*parents, last) = head, path.split('.')
     for key in parents:
@@ -122,7 +122,7 @@ def changed(path, value):
 
 
 def test_every_size_and_weight_arrives():
-    head = resolved(stock_configs.universal_head({**stock_head(**THINGS), 'train_cfg': TRAIN}))
+    head = resolved(stock_settings.universal_head({**stock_head(**THINGS), 'train_cfg': TRAIN}))
     assert head['num_classes'] == 5
     assert head['thing_ids'] == [0, 1, 2]
     assert head['num_queries'] == 7
@@ -154,10 +154,10 @@ def test_a_semantic_head_has_its_own_keys():
     stock = stock_head(align_corners=True, ignore_index=9, train_cfg=TRAIN)
     stock['loss_cls']['class_weight'] = [1.0] * 4 + [0.1]
     stock['num_classes'] = 4
-    head = resolved(stock_configs.semantic_head(stock), 'Mask2FormerHead')
+    head = resolved(stock_settings.semantic_head(stock), 'Mask2FormerHead')
     assert (head['num_classes'], head['align_corners'], head['ignore_index']) == (4, True, 9)
     del stock['num_classes']
-    by_parts = stock_configs.semantic_head(
+    by_parts = stock_settings.semantic_head(
         {**stock, 'num_things_classes': 4, 'num_stuff_classes': 0}
     )
     assert by_parts['num_classes'] == 4
@@ -175,12 +175,12 @@ def test_a_semantic_head_has_its_own_keys():
 def test_both_spellings_of_attention(spelling):
     layer = {name: attention(**spelling) for name in ('self_attn_cfg', 'cross_attn_cfg')}
     head = changed('transformer_decoder.layer_cfg', {**layer, 'ffn_cfg': ffn(96)})
-    assert stock_configs.universal_head(head)['decoder']['num_heads'] == 4
+    assert stock_settings.universal_head(head)['decoder']['num_heads'] == 4
 
 
 def test_the_numbers_of_classes_in_either_form():
     def classes(**numbers):
-        head = stock_configs.universal_head(stock_head(**numbers))
+        head = stock_settings.universal_head(stock_head(**numbers))
         return head['num_classes'], len(head['thing_ids'])
 
     assert classes(num_classes=5) == (5, 5)
@@ -193,24 +193,22 @@ def test_the_numbers_of_classes_in_either_form():
 
 
 def test_class_weights_follow_the_classes_unless_given():
-    head = resolved(stock_configs.universal_head(changed('loss_cls.class_weight', ...)))
+    head = resolved(stock_settings.universal_head(changed('loss_cls.class_weight', ...)))
     assert head['class_weight'] is None
-    assert resolved(stock_configs.universal_head(changed('loss_cls', ...)))['class_weight'] is None
+    assert resolved(stock_settings.universal_head(changed('loss_cls', ...)))['class_weight'] is None
     with pytest.raises(
         ValueError, match=r'class_weight must have num_classes \(5\) entries.* got 9'
     ):
-        resolved(stock_configs.universal_head(changed('loss_cls.class_weight', [1.0] * 9)))
+        resolved(stock_settings.universal_head(changed('loss_cls.class_weight', [1.0] * 9)))
 
 
 def test_the_detector_s_settings():
-    ours = stock_configs.detector(stock_model())
-    assert set(ours) == {
-        'backbone', 'neck', 'data_preprocessor', 'init_cfg', 'test_cfg', 'panoptic_head',
-    }  # fmt: skip
+    ours = stock_settings.detector(stock_model())
+    keys = {'backbone', 'neck', 'data_preprocessor', 'init_cfg', 'test_cfg', 'panoptic_head'}
+    assert set(ours) == keys
     head = ours['panoptic_head']
     assert head['type'] == 'mmseg_m2f.Mask2FormerUniversalHead'
     assert head['losses']['points']['num_points'] == 50
-    assert head['compat'] == {'panoptic_mask_intersection': True}
     assert ours['test_cfg'] == {
         'panoptic_on': True,
         'semantic_on': False,
@@ -223,31 +221,34 @@ def test_the_detector_s_settings():
     }
 
 
-def test_without_the_filter_segments_keep_what_they_lead():
-    model = stock_model(test_cfg={})
-    head = stock_configs.detector(model)['panoptic_head']
-    assert head['compat'] == {'panoptic_mask_intersection': False}
-    model['panoptic_head']['compat'] = {'init': 'mmdet', 'panoptic_mask_intersection': True}
-    head = stock_configs.detector(model)['panoptic_head']
-    assert head['compat'] == {'init': 'mmdet', 'panoptic_mask_intersection': True}
+def test_filter_low_score_and_compat_decide_about_pixels_outside_the_masks():
+    def compat(test_cfg, **head):
+        model = stock_model(test_cfg=test_cfg)
+        model['panoptic_head'].update(head)
+        return stock_settings.detector(model)['panoptic_head']['compat']
+
+    assert compat({'filter_low_score': True}) == {'panoptic_mask_intersection': True}
+    assert compat(None) == {'panoptic_mask_intersection': False}
+    own = {'init': 'mmdet', 'panoptic_mask_intersection': True}
+    assert compat({}, compat=own) == own
 
 
 def test_train_cfg_may_stand_inside_the_head():
     model = stock_model(train_cfg=None)
     model['panoptic_head']['train_cfg'] = TRAIN
-    assert stock_configs.detector(model)['panoptic_head']['losses']['points']['num_points'] == 50
+    assert stock_settings.detector(model)['panoptic_head']['losses']['points']['num_points'] == 50
 
 
 def test_a_head_of_ours_stays_as_it_is():
     head = {'type': 'mmseg_m2f.Mask2FormerUniversalHead', 'num_classes': 5}
-    ours = stock_configs.detector({'backbone': {}, 'panoptic_head': head})
+    ours = stock_settings.detector({'backbone': {}, 'panoptic_head': head})
     assert ours['panoptic_head'] == head
 
 
 def test_the_stock_config_is_left_as_it_was():
     model = stock_model()
     before = copy.deepcopy(model)
-    stock_configs.detector(model)
+    stock_settings.detector(model)
     assert model == before
 
 
@@ -257,7 +258,7 @@ def test_other_losses_and_costs_stay_mmdet_s():
     train = copy.deepcopy(TRAIN)
     train['assigner']['match_costs'][2]['eps'] = 0.001
     stock = {**changed('loss_mask', focal), 'train_cfg': train}
-    config = stock_configs.universal_head(stock)
+    config = stock_settings.universal_head(stock)
     assert config['losses']['mask'] == {**focal, 'type': 'mmdet.FocalLoss'}
     assert config['matcher']['costs']['dice'] is None
     head = MODELS.build({'type': 'mmseg_m2f.Mask2FormerUniversalHead', **config})
@@ -274,12 +275,13 @@ def test_other_losses_and_costs_stay_mmdet_s():
             1,
             r"panoptic_head does not know \['color'\]; known keys: .*'in_channels'",
         ),
-        ('in_channels', ..., 'panoptic_head.in_channels is missing'),
         ('out_channels', 128, 'panoptic_head.out_channels is 128, our parts have 64 only'),
         ('enforce_decoder_input_project', True, 'enforce_decoder_input_project is True'),
         ('num_transformer_feat_level', 4, 'pixel_decoder.num_outs is 3, our parts have 4'),
         ('positional_encoding.normalize', False, 'positional_encoding.normalize is False'),
+        ('positional_encoding.normalize', ..., 'positional_encoding.normalize is False'),
         ('positional_encoding.num_feats', 16, 'positional_encoding.num_feats is 16'),
+        ('positional_encoding.init_cfg', {'type': 'Xavier'}, r"does not know \['init_cfg'\]"),
         ('pixel_decoder.type', 'PixelDecoder', "pixel_decoder.type is 'PixelDecoder'"),
         ('pixel_decoder.levels', 1, r"pixel_decoder does not know \['levels'\]; known keys"),
         ('pixel_decoder.norm_cfg', {'type': 'BN'}, "pixel_decoder.norm_cfg.type is 'BN'"),
@@ -304,13 +306,13 @@ def test_other_losses_and_costs_stay_mmdet_s():
 )
 def test_what_our_parts_cannot_follow_is_refused(path, value, message):
     with pytest.raises(ValueError, match=message):
-        stock_configs.universal_head(changed(path, value))
+        stock_settings.universal_head(changed(path, value))
 
 
 @pytest.mark.parametrize(
     ('keys', 'message'),
     [
-        ({'fusion': 1}, r"model does not know \['fusion'\]; known keys: \['backbone', 'data_prep"),
+        ({'fusion': 1}, r"model does not know \['fusion'\]; known keys: \['backbone', 'neck', 'p"),
         ({'test_cfg': {'iou': 1}}, r"test_cfg does not know \['iou'\]; known keys: .*'iou_thr'"),
         (
             {'panoptic_fusion_head': {'type': 'HeuristicFusionHead', **THINGS}},
@@ -324,9 +326,22 @@ def test_what_our_parts_cannot_follow_is_refused(path, value, message):
 )
 def test_what_the_detector_cannot_follow_is_refused(keys, message):
     with pytest.raises(ValueError, match=message):
-        stock_configs.detector(stock_model(**keys))
+        stock_settings.detector(stock_model(**keys))
 
 
-def test_numbers_of_the_position_encoding_may_be_spelled_out():
-    full = {'num_feats': 32, 'normalize': True, 'scale': 2 * math.pi, 'temperature': 10000}
-    assert stock_configs.universal_head(changed('positional_encoding', full))
+def test_defaults_may_be_spelled_out():
+    position = {'num_feats': 32, 'normalize': True, 'scale': 2 * math.pi, 'temperature': 10000}
+    head = changed('positional_encoding', {**position, 'init_cfg': None, '_delete_': True})
+    assert stock_settings.universal_head(head) == stock_settings.universal_head(
+        stock_head(**THINGS)
+    )
+
+
+def test_absent_sections_have_the_defaults_of_the_stock_classes():
+    with_defaults = {'feat_channels': 256, 'out_channels': 256, 'num_things_classes': 3}
+    attention = {'num_levels': 3, 'dropout': 0.0}
+    encoder = {'layer_cfg': {'self_attn_cfg': attention}}
+    head = stock_settings.universal_head({**with_defaults, 'pixel_decoder': {'encoder': encoder}})
+    assert (head['num_queries'], head['num_classes'], head['in_channels']) == (100, 56, None)
+    sizes = {'channels': 256, 'num_layers': 6, 'num_levels': 3, 'num_heads': 8, 'num_points': 4}
+    assert head['pixel_decoder'] == {**sizes, 'ffn_dim': 1024, 'norm_groups': 32}
