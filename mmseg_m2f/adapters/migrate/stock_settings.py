@@ -142,7 +142,7 @@ _DETECTOR = {
 _OPTIONAL = ('train_cfg', 'test_cfg')
 # What the stock heads and pixel decoders use if the whole section is absent.
 _ABSENT = {'positional_encoding': {'num_feats': 128, 'normalize': True}}
-_NO_DROPOUT = (None, {}, {'type': 'Dropout', 'drop_prob': 0.0})
+_NO_DROPOUT: tuple[Any, ...] = (None, {}, {'type': 'Dropout', 'drop_prob': 0.0})
 # Settings of the network that our parts follow, and those that change no number.
 _FOLLOWED = ('num_heads', 'num_points', 'num_layers', 'num_groups', 'feedforward_channels')
 _WITHOUT_EFFECT = (
