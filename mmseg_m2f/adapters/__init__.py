@@ -6,11 +6,9 @@ known layout. MMEngine imports it by itself when it builds the first ``mmseg_m2f
 import it earlier, by ``custom_imports``.
 """
 
-from mmseg_m2f.adapters import data, metrics, models, results, training
-from mmseg_m2f.adapters.acceleration import accelerate
+from mmseg_m2f.adapters import acceleration, data, inference, metrics, models, results, training
 from mmseg_m2f.adapters.checkpoints.hooks import watch_for_heads
 from mmseg_m2f.adapters.checkpoints.loader import install_safe_loader
-from mmseg_m2f.adapters.inference import channels_last, prepare
 from mmseg_m2f.adapters.models.missing import check_mmseg_imports
 from mmseg_m2f.adapters.models.mmcv_attention import offer_mmcv_operator
 
@@ -20,12 +18,11 @@ install_safe_loader()
 watch_for_heads()
 
 __all__ = [
-    'accelerate',
-    'channels_last',
+    'acceleration',
     'data',
+    'inference',
     'metrics',
     'models',
-    'prepare',
     'results',
     'training',
 ]

@@ -69,12 +69,12 @@ def verdicts(module: ModuleType, case: str, names: Sequence[str]) -> Mapping[str
         (data, 'lsj', ('ours', 'mmdet')),
         (data, 'semantic', ('ours', 'mmseg')),
         (scaling, 'small_64', ('ours', 'hf', 'mmseg')),
-        (train_step, 'r18_64', ('ours', 'hf-accelerated', 'hf', 'mmseg-accelerated', 'mmseg')),
+        (train_step, 'r18_64', ('ours', 'hf', 'mmseg-accelerated', 'mmseg')),
         (train_step, 'panoptic_64', ('ours', 'mmdet-accelerated', 'mmdet')),
         (
             inference,
             'r18_128',
-            ('ours', 'ours-tuned', 'hf-accelerated', 'hf', 'mmseg-accelerated', 'mmseg'),
+            ('ours', 'ours-tuned', 'hf', 'mmseg-accelerated', 'mmseg'),
         ),
     ],
 )
@@ -102,7 +102,7 @@ def test_accelerated_peers_run_where_they_are_named(
     module.main()
     [benchmark] = offered
     usual = harness._parse(benchmark, []).implementations
-    named = ['--implementations', 'hf-accelerated', 'mmseg-accelerated']
+    named = ['--implementations', 'mmseg-accelerated']
     assert 'mmseg' in usual
     assert not [name for name in usual if name.endswith('-accelerated')]
     assert harness._parse(benchmark, named).implementations == named[1:]

@@ -2,15 +2,16 @@
 
     python -m tools.benchmark.inference --threads 2 --csv docs/benchmarks/inference_fp32_cpu.csv
 
-One real image, the same random weights, post-processing included. ``-tuned`` is without a change to
-anybody's code: batch norms fused, channels last, inference mode, the best number of threads up to
-``--threads``; ours by ``mmseg_m2f.prepare_inference``. ``-bf16`` is ``-tuned`` under autocast (ours
-with their weights cast before; ``-bf16-mixed`` with ``mixed_precision`` of the pixel decoder, too),
-``-compiled`` ``-tuned`` with ``torch.compile``, which takes minutes. ``-accelerated`` is the stock
-peer after ``mmseg_m2f.accelerate`` and nothing else, ``ours-channels-last`` and ``ours-fused`` are
-parts of ``ours-tuned``; these run where they are named. Before any timing the scores (semantic) or
-logits (panoptic) are compared; the labels are those of the finished maps. Hugging Face forms its
-masks at 384 x 384 whatever the image, so that its labels differ while its logits do not.
+One real image, the same random weights, post-processing included. ``-tuned`` is without a change
+to anybody's code: of a peer, batch norms fused, channels last, inference mode, the best number of
+threads up to ``--threads``; ours by ``mmseg_m2f.prepare_inference(channels_last=True)`` alone.
+``-bf16`` is a peer ``-tuned`` under autocast, and ours under autocast alone (``-bf16-mixed`` with
+``mixed_precision`` of the pixel decoder, too). ``-compiled`` uses ``torch.compile``, which takes
+minutes. ``-accelerated`` is the stock peer of mmseg or mmdet after ``mmseg_m2f.accelerate`` and
+nothing else, ``ours-channels-last`` and ``ours-fused`` have one setting each; these run where they
+are named. Before any timing the scores (semantic) or logits (panoptic) are compared; the labels are
+those of the finished maps. Hugging Face forms its masks at 384 x 384 whatever the image, so that
+its labels differ while its logits do not.
 """
 
 import functools
@@ -44,13 +45,14 @@ MIXED = 'bf16-mixed'
 PLAIN, KEPT = 'plain', 'kept'
 # As they were built, and called as they are.
 AS_BUILT = ('', ACCELERATED, PLAIN, KEPT)
-# Of ours alone, what '-tuned' does in one: each by itself.
-SWITCHES = {'channels-last': {'fuse_norms': False}, 'fused': {'channels_last': False}}
+# Of ours alone, each setting by itself.
+SWITCHES = {'channels-last': {'channels_last': True}, 'fused': {'fuse_norms': True}}
 # What prepare_inference is asked for, variant by variant.
 PREPARED: dict[str, dict[str, Any]] = {
     **SWITCHES,
-    **{name: {'dtype': 'bfloat16', 'cast_weights': True} for name in ('bf16', MIXED)},
+    **{key: {'dtype': 'bfloat16'} for key in ('bf16', MIXED)},
     'compiled': {'compile': True},
+    'tuned': {'channels_last': True},
 }
 # Of a peer, where they are named.
 NAMED = (ACCELERATED, KEPT)
@@ -82,10 +84,15 @@ def main() -> None:
                 *SMALL,
                 *(f'{name}-compiled' for name in ('ours', 'hf', 'mmseg', 'mmdet')),
                 *(f'ours-{variant}' for variant in (*SWITCHES, PLAIN)),
-                *(f'{name}-{kind}' for name in ('hf', 'mmseg', 'mmdet') for kind in NAMED),
+                *(f'{name}-{kind}' for name in ('hf', 'mmseg', 'mmdet') for kind in named(name)),
             ],
         )
     )
+
+
+def named(peer: str) -> tuple[str, ...]:
+    """The variants of a peer that run only where they are named."""
+    return (KEPT,) if peer == 'hf' else NAMED
 
 
 def implementations(case: str) -> list[str]:
@@ -94,7 +101,8 @@ def implementations(case: str) -> list[str]:
     names = [f'ours-{MIXED}', *(f'ours-{variant}' for variant in (*SWITCHES, PLAIN))]
     names += [f'ours{variant}' for variant in VARIANTS]
     for peer in CASES[case].peers:
-        names += [*(f'{peer}-{kind}' for kind in NAMED), *(f'{peer}{kind}' for kind in VARIANTS)]
+        names += [f'{peer}-{kind}' for kind in named(peer)]
+        names += [f'{peer}{kind}' for kind in VARIANTS]
     return names
 
 
@@ -118,7 +126,7 @@ def load_variant(case: str, implementation: str) -> tuple[Any, Calling]:
     if variant in AS_BUILT:
         return model, lambda step: step
     if layout == 'ours':
-        mmseg_m2f.prepare_inference(model, **PREPARED.get(variant, {}))
+        mmseg_m2f.prepare_inference(model, **PREPARED[variant])
     else:
         model = tuned(model, fuse=layout != 'hf')
         if variant == 'compiled':

@@ -23,19 +23,18 @@ import torch
 from torch import Tensor, nn
 
 import mmseg_m2f
-from mmseg_m2f import core
 from tools.benchmark import harness, segmentors
 from tools.benchmark.cases import CASES
 from tools.benchmark.images import class_masks
 from tools.benchmark.inference import (
     ACCELERATED,
     KEPT,
-    NAMED,
     PLAIN,
     is_hugging_face,
+    named,
     normalised,
 )
-from tools.benchmark.tuning import in_bfloat16, our_parts, with_best_threads
+from tools.benchmark.tuning import in_bfloat16, with_best_threads
 
 SMALL = ('r50_256', 'r18_64', 'panoptic_64')
 NAMES = ('r50_512', 'panoptic_512', *SMALL)
@@ -58,7 +57,7 @@ def main() -> None:
             optional=[
                 *SMALL,
                 f'ours-{PLAIN}',
-                *(f'{name}-{kind}' for name in ('hf', 'mmseg', 'mmdet') for kind in NAMED),
+                *(f'{name}-{kind}' for name in ('hf', 'mmseg', 'mmdet') for kind in named(name)),
             ],
         )
     )
@@ -68,7 +67,8 @@ def implementations(case: str) -> list[str]:
     """Ours first, the stock peer last: the baseline."""
     names = [f'ours-{PLAIN}', *(f'ours{variant}' for variant in VARIANTS)]
     for peer in CASES[case].peers:
-        names += [*(f'{peer}-{kind}' for kind in NAMED), *(f'{peer}{kind}' for kind in VARIANTS)]
+        names += [f'{peer}-{kind}' for kind in named(peer)]
+        names += [f'{peer}{kind}' for kind in VARIANTS]
     return names
 
 
@@ -122,7 +122,7 @@ def gradients(model: Any, batch: dict[str, Any]) -> None:
 def losses(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
     """The weighted losses of all predictions, by the names mmseg gives them."""
     if is_hugging_face(model):
-        return (_accelerated_hf_losses if our_parts(model) else _hf_losses)(model, batch)
+        return _hf_losses(model, batch)
     found = model(**model.data_preprocessor(batch, training=True), mode='loss')
     # mmdet keeps an axis of length 1 on the mask losses.
     return {name: value.squeeze() for name, value in found.items()}
@@ -140,22 +140,6 @@ def _hf_losses(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
     with mock.patch.object(model, 'get_loss_dict', get_loss_dict):
         _run_hf(model, batch)
     return {_mmseg_name(name): value for name, value in noted.items()}
-
-
-def _accelerated_hf_losses(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """Of ours behind its ``forward``."""
-    noted: list[core.LossTerms] = []
-    note = our_parts(model).criterion.register_forward_hook(
-        lambda _, __, terms: noted.extend(terms)
-    )
-    _run_hf(model, batch)
-    note.remove()
-    prefixes = [*(f'decode.d{layer}.' for layer in range(len(noted) - 1)), 'decode.']
-    return {
-        f'{prefix}loss_{name}': value
-        for prefix, terms in zip(prefixes, noted, strict=True)
-        for name, value in terms._asdict().items()
-    }
 
 
 def _run_hf(model: Any, batch: dict[str, Any]) -> None:

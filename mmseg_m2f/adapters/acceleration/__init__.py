@@ -1,12 +1,10 @@
-"""Our computation inside of built models of others, which keep their modules and parameters.
+"""Our parts behind the methods of built Mask2Formers of MMSegmentation and MMDetection.
 
-A *twin* is one of our modules that computes with the parameters of a stock module: the very same
-``nn.Parameter`` objects. The stock model is left as it stands, down to its state dict; only the
-methods through which others call it lead to the twin. This package needs torch alone; the models of
-OpenMMLab are the affair of ``adapters``.
+The stock model keeps its modules, parameters and state dict. A *twin*, our head on the very same
+``nn.Parameter`` objects, computes in place of the stock head.
 """
 
-from mmseg_m2f.adapters.acceleration.swap import is_accelerated, replace_methods, restore
-from mmseg_m2f.adapters.acceleration.twin import CannotAccelerateError, Twin
+from mmseg_m2f.adapters.acceleration.hook import AccelerateHook
+from mmseg_m2f.adapters.acceleration.swap import CannotAccelerateError, is_accelerated, restore
 
-__all__ = ['CannotAccelerateError', 'Twin', 'is_accelerated', 'replace_methods', 'restore']
+__all__ = ['AccelerateHook', 'CannotAccelerateError', 'is_accelerated', 'restore']

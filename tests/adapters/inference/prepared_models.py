@@ -1,4 +1,4 @@
-"""Small segmentors and detectors that are prepared, and what they find in a real image."""
+"""Small segmentors and detectors, and what they find in a real image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,11 +29,8 @@ def batch(kind: str) -> dict[str, Any]:
     return {'inputs': [torch.from_numpy(pixels).permute(2, 0, 1)], 'data_samples': [sample]}
 
 
-def build(kind: str, mixed_precision: bool = False) -> nn.Module:
-    """In evaluation mode, with weights and statistics that matter.
-
-    ``mixed_precision`` is that of our pixel decoder in a segmentor.
-    """
+def build(kind: str) -> nn.Module:
+    """Build a model in evaluation mode, with weights and statistics that matter."""
     if kind == 'stock':
         pytest.importorskip('mmdet')
         from tests.adapters import stock_models
@@ -46,7 +43,6 @@ def build(kind: str, mixed_precision: bool = False) -> nn.Module:
     else:
         init_default_scope('mmseg')
         config = small_models.segmentor()
-        config['decode_head']['pixel_decoder']['mixed_precision'] = mixed_precision
         if kind == 'fcn':
             channels = small_models.CHANNELS[-1]
             config['decode_head'] = {'type': 'FCNHead', 'in_channels': channels, 'channels': 8}
@@ -59,11 +55,13 @@ def build(kind: str, mixed_precision: bool = False) -> nn.Module:
     return model.eval()
 
 
-def outputs(model: nn.Module, kind: str) -> tuple[Tensor, Tensor]:
-    """Scores of semantic models, instances' of a detector, and the labels of the pixels."""
-    data = batch(kind)
+def outputs(model: Any, kind: str) -> tuple[Tensor, Tensor]:
+    """Return the scores (of pixels, or of a detector's instances) and the labels of the pixels."""
+    inner = getattr(model, 'module', model)
+    data = inner.data_preprocessor(batch(kind), training=False)
+    data['inputs'] = data['inputs'].to(next(model.parameters()).dtype)
     with torch.no_grad():
-        [sample] = model.test_step(data)
+        [sample] = model(**data, mode='predict')
     if kind == 'detector':
         return sample.pred_instances.scores, sample.pred_sem_seg.sem_seg
     return sample.seg_logits.data, sample.pred_sem_seg.data
@@ -72,11 +70,11 @@ def outputs(model: nn.Module, kind: str) -> tuple[Tensor, Tensor]:
 def assert_near(found: Tensor, expected: Tensor, share: float) -> None:
     extent = float(expected.max() - expected.min())
     assert extent > 0
-    assert float((found.float() - expected).abs().max()) <= share * extent
+    assert float((found - expected).abs().max()) <= share * extent
 
 
 def assert_same_labels(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """But for a pixel where two classes are equally likely."""
+    """Compare but for a pixel where two classes are equally likely."""
     assert len(found) == len(expected) > 0
     for one, other in zip(found, expected, strict=True):
         assert float((one == other).float().mean()) >= 0.999
