@@ -14,9 +14,9 @@ FRAMEWORKS = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
 
 # A module of the core may import those of earlier rows only.
 CORE_ORDER = [
-    {'structures', 'config'},
-    {'layers', 'points'},
-    {'deform_attn', 'losses', 'matching'},
+    {'chunks', 'config', 'structures'},
+    {'layers', 'losses', 'points'},
+    {'deform_attn', 'matching'},
     {'pixel_decoder', 'decoder', 'criterion', 'postprocess', 'targets'},
     {'postprocess_instance', 'postprocess_panoptic', 'postprocess_semantic'},
     {'__init__'},

@@ -15,7 +15,7 @@ from mmseg_m2f.core.losses import (
     PointMaskLoss,
     RowLoss,
 )
-from mmseg_m2f.core.points import PointSampler, per_image, sample_logits, sample_masks
+from mmseg_m2f.core.points import PointSampler, sample_logits, sample_masks
 from mmseg_m2f.core.structures import (
     MaskPrediction,
     MaskTarget,
@@ -37,7 +37,7 @@ CountMasks = Callable[[Sequence[MaskTarget], Sequence[Match]], int]
 
 
 def count_targets(targets: Sequence[MaskTarget], matches: Sequence[Match]) -> int:
-    """Every target, also those beyond the number of queries and those with empty masks.
+    """Count every target, also those beyond the number of queries and those with empty masks.
 
     Source: official ``modeling/criterion.py``.
     """
@@ -45,7 +45,7 @@ def count_targets(targets: Sequence[MaskTarget], matches: Sequence[Match]) -> in
 
 
 def count_matched(targets: Sequence[MaskTarget], matches: Sequence[Match]) -> int:
-    """The matched pairs of one prediction; a image without any counts as one.
+    """Count the matched pairs of one prediction; an image without any counts as one.
 
     Source: mmdet ``samplers/mask_sampling_result.py``. All predictions match equally many.
     """
@@ -53,9 +53,9 @@ def count_matched(targets: Sequence[MaskTarget], matches: Sequence[Match]) -> in
 
 
 def global_num_masks(count_here: int, device: torch.device) -> Float[Tensor, '']:
-    """The count, averaged over all processes, at least 1: the mask losses' normaliser.
+    """Average the count over all processes, at least 1: the mask losses are divided by it.
 
-    One all-reduce per step.
+    This is the only all-reduce of a step's losses.
     """
     count = torch.full((), float(count_here), device=device)  # a fill: no copy to wait for
     if dist.is_available() and dist.is_initialized():
@@ -65,10 +65,10 @@ def global_num_masks(count_here: int, device: torch.device) -> Float[Tensor, '']
 
 
 class MaskClassificationLoss(nn.Module):
-    """All terms of all predictions; everything in float32 whatever the autocast.
+    """Compute all loss terms of all predictions, in float32 whatever the autocast.
 
-    Only the masks of matched queries are formed. A mask loss that can work row by row (ours can)
-    gets all predictions in one call, another one call per prediction.
+    Only the masks of matched queries are formed. A ``RowLoss`` (ours are) gets all predictions in
+    one call, another mask loss one call per prediction.
 
     Args:
         class_loss, mask_loss, dice_loss: see the contracts at the top of ``losses.py``.
@@ -100,7 +100,7 @@ class MaskClassificationLoss(nn.Module):
         targets: Sequence[MaskTarget],
         matches: Sequence[Match],
     ) -> list[LossTerms]:
-        """Losses of each prediction, in their order, with their weights.
+        """Return the weighted losses of each prediction, in their order.
 
         With no target at all the mask terms are 0 and still reach every parameter's gradient.
         """
@@ -126,15 +126,9 @@ class MaskClassificationLoss(nn.Module):
         targets: Sequence[MaskTarget],
         matches: Sequence[Match],
     ) -> tuple[Float[Tensor, 'L M P'], Float[Tensor, 'L M P']]:
-        """Matched mask logits and their targets at the sampled points, images side by side."""
-        at_points = [
-            self._image_at_points(mask_embed[:, i], features, target, match)
-            for i, (features, target, match) in enumerate(
-                zip(per_image(mask_features), targets, matches, strict=True)
-            )
-        ]
-        if len(at_points) == 1:  # of which PyTorch would make a copy
-            return at_points[0]
+        """Read matched mask logits and their targets at points, and join those of all images."""
+        images = zip(mask_embed.unbind(1), mask_features, targets, matches, strict=True)
+        at_points = [self._image_at_points(*image) for image in images]
         logits, point_targets = zip(*at_points, strict=True)
         return torch.cat(logits, dim=1), torch.cat(point_targets, dim=1)
 
@@ -158,7 +152,7 @@ def _target_classes(
     targets: Sequence[MaskTarget],
     matches: Sequence[Match],
 ) -> Int[Tensor, 'L B Q']:
-    """The matched target's label for each query, no-object (K) for the others."""
+    """Return the matched target's label for each query, no-object (K) for the others."""
     no_object = class_logits.shape[-1] - 1
     classes = torch.full(class_logits.shape[:-1], no_object, device=class_logits.device)
     for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
@@ -172,6 +166,7 @@ def _per_prediction(
     point_targets: Float[Tensor, 'L M P'],
     num_masks: Float[Tensor, ''],
 ) -> Sequence[Tensor]:
+    """Return ``loss`` of each prediction."""
     if isinstance(loss, RowLoss):
         return loss(point_logits, point_targets, num_masks).unbind()
     return [

@@ -6,12 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-# Numbers of point logits above which the rows of a loss are worked on in pieces of so many, and
-# what lies between is computed again in the backward pass: hundreds of targets in ten predictions
-# have as many points as several masks of the whole image.
-PIECE_NUMBERS = 2**23
+from mmseg_m2f.core.chunks import map_chunks
 
 # (point_logits (M, P), point_targets (M, P), num_masks) -> scalar
 MaskLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -65,9 +61,9 @@ class ClassLoss(nn.Module):
 
 
 class RowLoss(nn.Module):
-    """A mask loss that is a sum over independent rows, so all predictions can share one call.
+    """A mask loss that is a sum over independent masks, so that all predictions share one call.
 
-    A subclass defines ``per_row``.
+    A subclass defines ``per_row``, which must treat each mask by itself.
     """
 
     def __init__(self, weight: float = 5.0) -> None:
@@ -77,7 +73,7 @@ class RowLoss(nn.Module):
     def per_row(
         self, point_logits: Float[Tensor, '*M P'], point_targets: Float[Tensor, '*M P']
     ) -> Float[Tensor, '*M']:
-        """The un-weighted loss of each mask."""
+        """Compute the unweighted loss of each mask."""
         raise NotImplementedError
 
     def forward(
@@ -87,20 +83,11 @@ class RowLoss(nn.Module):
         num_masks: Float[Tensor, ''],
     ) -> Float[Tensor, '...']:
         """Sum over the last axis of masks over ``num_masks``, times the weight."""
-        return self.weight * self._by_rows(point_logits, point_targets).sum(-1) / num_masks
-
-    def _by_rows(
-        self, point_logits: Float[Tensor, '*M P'], point_targets: Float[Tensor, '*M P']
-    ) -> Float[Tensor, '*M']:
-        if point_logits.numel() <= PIECE_NUMBERS:
-            return self.per_row(point_logits, point_targets)
-        rows = max(PIECE_NUMBERS // point_logits.shape[-1], 1)
-        pieces = (x.flatten(end_dim=-2).split(rows) for x in (point_logits, point_targets))
-        losses = [
-            checkpoint(self.per_row, *some, use_reentrant=False, preserve_rng_state=False)
-            for some in zip(*pieces, strict=True)
-        ]
-        return torch.cat(losses).view(point_logits.shape[:-1])
+        num_points = point_logits.shape[-1]
+        rows = point_logits.reshape(-1, num_points), point_targets.reshape(-1, num_points)
+        bytes_per_row = point_logits.element_size() * num_points
+        losses = map_chunks(self.per_row, *rows, bytes_per_row=bytes_per_row)
+        return self.weight * losses.view(point_logits.shape[:-1]).sum(-1) / num_masks
 
 
 class PointMaskLoss(RowLoss):

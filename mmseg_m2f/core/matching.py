@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmseg_m2f.core.config import POINT_MODES
-from mmseg_m2f.core.points import SamplePoints, sample_masks, sample_pixels, uniform_points
+from mmseg_m2f.core.points import SamplePoints, sample_features, sample_masks, uniform_points
 from mmseg_m2f.core.structures import MaskPrediction, MaskTarget, Match, upcast_half
 from mmseg_m2f.ops import linear_sum_assignment
 
@@ -47,7 +47,7 @@ class ClassCost:
         labels: Int[Tensor, 'N'],
         point_targets: Float[Tensor, 'N P'],
     ) -> Float[Tensor, 'Q N']:
-        """Cost of giving each target to each query, in ``[-weight, 0]``."""
+        """Return the cost of giving each target to each query, in ``[-weight, 0]``."""
         return -self.weight * class_logits.softmax(-1)[:, labels]
 
 
@@ -70,7 +70,7 @@ class PointMaskCost:
         labels: Int[Tensor, 'N'],
         point_targets: Float[Tensor, 'N P'],
     ) -> Float[Tensor, 'Q N']:
-        """Non-negative cost of each pair."""
+        """Return the cost of giving each target to each query, at least 0."""
         total = F.softplus(point_logits).sum(-1, keepdim=True) - point_logits @ point_targets.T
         return self.weight / point_logits.shape[-1] * total
 
@@ -90,7 +90,7 @@ class PointDiceCost:
         labels: Int[Tensor, 'N'],
         point_targets: Float[Tensor, 'N P'],
     ) -> Float[Tensor, 'Q N']:
-        """Cost of each pair, in ``[0, weight)``."""
+        """Return the cost of giving each target to each query, in ``[0, weight)``."""
         probs = point_logits.sigmoid()
         total = probs.sum(-1, keepdim=True) + point_targets.sum(-1)
         return self.weight * (1 - (2 * (probs @ point_targets.T) + 1) / (total + 1))
@@ -99,12 +99,10 @@ class PointDiceCost:
 class HungarianMatcher:
     """Cheapest one-to-one assignment of targets to queries, for every prediction of every image.
 
-    Costs that declare ``row_wise = True`` (each query's row depends on that query alone) are
-    evaluated for all predictions at once; one foreign cost sends all costs through a loop over the
-    predictions. All costs reach the host in one transfer.
-
     Args:
-        costs: summed; default the paper's trio with weights 2, 5, 5.
+        costs: summed; default the paper's trio with weights 2, 5, 5. Costs that declare
+            ``row_wise = True`` (each query's row depends on that query alone) see all predictions
+            in one call; with one that does not, all are called per prediction.
         num_points: points per image.
         points: ``'shared'`` draws them once per image; ``'per_prediction'`` anew for each
             prediction, as the official code does.
@@ -142,31 +140,29 @@ class HungarianMatcher:
         mask_features: Float[Tensor, 'B C h w'],
         targets: Sequence[MaskTarget],
     ) -> list[Match]:
-        """Match ``L+1`` predictions with the targets of ``B`` images.
+        """Match ``L`` predictions with the targets of ``B`` images.
 
         Returns:
-            One ``Match`` per image; its indices have shape ``(L+1, min(Q, N))`` and lie on the
+            One ``Match`` per image; its indices have shape ``(L, min(Q, N))`` and lie on the
             device of the predictions.
 
         Raises:
             NonFinitePredictionError: a cost is NaN. Infinite costs are clamped.
         """
         with torch.autocast(mask_features.device.type, enabled=False):
-            class_logits = upcast_half(torch.stack([p.class_logits for p in predictions]))
-            mask_embed = upcast_half(torch.stack([p.mask_embed for p in predictions]))
+            class_logits = upcast_half(torch.stack([p.class_logits for p in predictions], dim=1))
+            mask_embed = upcast_half(torch.stack([p.mask_embed for p in predictions], dim=1))
             features = mask_features.to(mask_embed.dtype)
-            costs = [
-                self._image_cost(class_logits[:, i], mask_embed[:, i], features[i], target)
-                for i, target in enumerate(targets)
-            ]
-        # The only device-to-host copy of the matching: scipy needs the costs on the host.
-        host = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
-        solved, start = [], 0
-        for image, cost in enumerate(costs):
-            end = start + cost.numel()
-            solved.append(_solve(host[start:end].reshape(cost.shape), image))
-            start = end
-        return _to_device(solved, mask_features.device)
+            images = zip(class_logits, mask_embed, features, targets, strict=True)
+            costs = [self._image_cost(*image) for image in images]
+        # SciPy needs the costs on the host: one copy, the only wait for the device.
+        flat = torch.cat([cost.flatten() for cost in costs]).cpu()
+        on_host = flat.split([cost.numel() for cost in costs])
+        matches = []
+        for image, (values, cost) in enumerate(zip(on_host, costs, strict=True)):
+            query_idx, target_idx = _solve(values.view(cost.shape).numpy(), image)
+            matches.append(Match(query_idx.to(cost.device), target_idx.to(cost.device)))
+        return matches
 
     def _image_cost(
         self,
@@ -175,24 +171,25 @@ class HungarianMatcher:
         features: Float[Tensor, 'C h w'],
         target: MaskTarget,
     ) -> Float[Tensor, 'L Q N']:
-        num_predictions = len(class_logits)
-        if len(target.labels) == 0:
-            return class_logits.new_zeros(num_predictions, class_logits.shape[1], 0)
+        num_predictions, num_queries = class_logits.shape[:2]
+        if len(target.labels) == 0:  # nothing to match: no points are drawn
+            return class_logits.new_zeros(num_predictions, num_queries, 0)
         num_draws = 1 if self.points == 'shared' else num_predictions
         points = self.sample_points(num_draws, self.num_points, features.device, features.dtype)
         if num_draws == 1 and self.is_row_wise:
-            point_logits, point_targets = self._at_points(mask_embed, features, target, points)
-            rows = (class_logits.flatten(0, 1), point_logits.flatten(0, 1))
-            cost = self._cost(*rows, target.labels, point_targets)
-            return cost.unflatten(0, (num_predictions, -1))
+            # The queries of all predictions are rows of one long list.
+            rows = class_logits.flatten(0, 1), mask_embed.flatten(0, 1)
+            cost = self._cost(*rows, features, target, points)
+            return cost.unflatten(0, (num_predictions, num_queries))
+        draws = points[:, None].expand(num_predictions, -1, -1, -1)
         return torch.stack(
             [
-                self._one_prediction(class_logits[i], mask_embed[i], features, target, draw)
-                for i, draw in enumerate(points[:, None].expand(num_predictions, -1, -1, -1))
+                self._cost(logits, embed, features, target, draw)
+                for logits, embed, draw in zip(class_logits, mask_embed, draws, strict=True)
             ]
         )
 
-    def _one_prediction(
+    def _cost(
         self,
         class_logits: Float[Tensor, 'Q K1'],
         mask_embed: Float[Tensor, 'Q C'],
@@ -200,40 +197,19 @@ class HungarianMatcher:
         target: MaskTarget,
         points: Float[Tensor, '1 P 2'],
     ) -> Float[Tensor, 'Q N']:
-        point_logits, point_targets = self._at_points(mask_embed, features, target, points)
-        return self._cost(class_logits, point_logits, target.labels, point_targets)
-
-    def _at_points(
-        self,
-        mask_embed: Float[Tensor, '*L Q C'],
-        features: Float[Tensor, 'C h w'],
-        target: MaskTarget,
-        points: Float[Tensor, '1 P 2'],
-    ) -> tuple[Float[Tensor, '*L Q P'], Float[Tensor, 'N P']]:
-        """Mask logits and targets at the points: features are sampled, masks never formed."""
-        point_logits = mask_embed @ sample_pixels(features, points[0]).T
-        all_masks = torch.arange(len(target.masks), device=points.device)
-        return point_logits, sample_masks(target.masks, all_masks, points)
-
-    def _cost(
-        self, class_logits: Tensor, point_logits: Tensor, labels: Tensor, point_targets: Tensor
-    ) -> Tensor:
-        parts = [cost(class_logits, point_logits, labels, point_targets) for cost in self.costs]
+        """Sum all costs at the points: the features are sampled, so that no mask is formed."""
+        point_logits = mask_embed @ sample_features(features[None], points)[0]
+        every_mask = torch.arange(len(target.masks), device=points.device)
+        point_targets = sample_masks(target.masks, every_mask, points)
+        parts = [c(class_logits, point_logits, target.labels, point_targets) for c in self.costs]
         return torch.stack(parts).sum(0)
 
 
-def _solve(cost: np.ndarray, image: int) -> np.ndarray:
-    """Query and target indices, ``(2, L, M)`` int64, of one image's ``(L, Q, N)`` costs."""
+def _solve(cost: np.ndarray, image: int) -> tuple[Int[Tensor, 'L M'], Int[Tensor, 'L M']]:
+    """Return query and target indices of one image's ``(L, Q, N)`` costs, on the host."""
     nan = np.isnan(cost).any(axis=(1, 2))
     if nan.any():
         raise NonFinitePredictionError(int(nan.argmax()), image)
     pairs = [linear_sum_assignment(one) for one in cost.clip(-COST_LIMIT, COST_LIMIT)]
-    return np.stack([np.stack(column) for column in zip(*pairs, strict=True)])
-
-
-def _to_device(solved: Sequence[np.ndarray], device: torch.device) -> list[Match]:
-    """All indices in one host-to-device copy."""
-    flat = torch.from_numpy(np.concatenate([pairs.ravel() for pairs in solved]))
-    flat = flat.to(device, non_blocking=True)
-    parts = flat.split([pairs.size for pairs in solved])
-    return [Match(*part.view(pairs.shape)) for part, pairs in zip(parts, solved, strict=True)]
+    query_idx, target_idx = zip(*pairs, strict=True)
+    return torch.from_numpy(np.stack(query_idx)), torch.from_numpy(np.stack(target_idx))

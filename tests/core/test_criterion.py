@@ -20,7 +20,6 @@ from mmseg_m2f.core.matching import HungarianMatcher
 from mmseg_m2f.core.points import PointSampler
 from mmseg_m2f.core.structures import MaskPrediction, MaskTarget, Match, mask_logits
 from tests.conftest import TinyModel
-from tests.core.watching import gradients_and_saved_bytes
 
 ONE = torch.tensor(1.0)
 DEADLINE_SECONDS = 120
@@ -111,7 +110,7 @@ def test_every_target_counts_also_empty_ones_and_those_without_a_query():
     assert global_num_masks(0, torch.device('cpu')).item() == 1
 
 
-def test_matched_targets_count_and_a_image_without_any_as_one():
+def test_matched_targets_count_and_an_image_without_any_as_one():
     _, _, targets, matches = make_inputs((9, 0, 3, 0), num_queries=5)
     assert count_targets(targets, matches) == 12
     assert count_matched(targets, matches) == 5 + 1 + 3 + 1
@@ -212,22 +211,6 @@ def test_gradients_reach_the_logits_through_the_points_only():
 
     leaves = [*predictions[0], features]
     assert torch.autograd.gradcheck(total, [x.requires_grad_() for x in leaves], fast_mode=True)
-
-
-def test_mask_logits_are_not_kept_for_the_backward_pass():
-    predictions, features, targets, matches = make_inputs((5, 4))
-    features = F.interpolate(features, scale_factor=20)
-    leaves = [features.requires_grad_(), *(p.mask_embed.requires_grad_() for p in predictions)]
-
-    def total():
-        terms = make_criterion()(predictions, features, targets, matches)
-        return torch.stack([value for one in terms for value in one]).sum()
-
-    _, kept = gradients_and_saved_bytes(total, leaves)
-    num_pixels = features[0, 0].numel()
-    of_features = 4 * features.shape[1] * num_pixels * len(targets)
-    of_logits = 4 * num_pixels * sum(match.query_idx.numel() for match in matches)
-    assert kept < of_features + of_logits / 2
 
 
 def test_only_matched_queries_get_mask_gradients():

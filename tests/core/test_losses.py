@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmseg_m2f.core import losses
+from mmseg_m2f.core import chunks
 from mmseg_m2f.core.losses import ClassLoss, PointDiceLoss, PointMaskLoss
 
 ONE = torch.tensor(1.0)
@@ -66,29 +66,14 @@ def test_weights_whose_mean_may_be_undefined_are_refused(weights):
 
 
 @pytest.mark.parametrize('loss', [PointMaskLoss(), PointDiceLoss()], ids=['mask', 'dice'])
-@pytest.mark.parametrize('numbers', [1, 24, 50], ids=lambda numbers: f'pieces of {numbers}')
-def test_rows_in_pieces_have_the_losses_of_all_at_once(loss, numbers, monkeypatch):
+@pytest.mark.parametrize('rows', [1, 3, 7])
+def test_chunks_of_masks_have_the_losses_of_all_together(loss, rows, monkeypatch):
     logits = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
     targets = torch.rand(2, 5, 8, dtype=torch.float64)
-    at_once = loss(logits, targets, ONE)
-    monkeypatch.setattr(losses, 'PIECE_NUMBERS', numbers)
-    in_pieces = loss(logits, targets, ONE)
-    torch.testing.assert_close(in_pieces, at_once, rtol=0, atol=1e-12)
+    together = loss(logits, targets, ONE)
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', rows * 8 * 8)
+    in_chunks = loss(logits, targets, ONE)
+    torch.testing.assert_close(in_chunks, together, rtol=0, atol=1e-12)
     weight = torch.tensor([1.0, -2.0], dtype=torch.float64)
-    one, other = (torch.autograd.grad(x @ weight, logits)[0] for x in (in_pieces, at_once))
+    one, other = (torch.autograd.grad(x @ weight, logits)[0] for x in (in_chunks, together))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-
-
-def test_rows_in_pieces_keep_no_more_than_what_they_were_given(monkeypatch):
-    logits, targets = torch.randn(4, 6, 8, requires_grad=True), torch.rand(4, 6, 8)
-    monkeypatch.setattr(losses, 'PIECE_NUMBERS', 6 * 8)
-    kept = {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        PointDiceLoss()(logits, targets, ONE)
-    given = {logits.untyped_storage().data_ptr(), targets.untyped_storage().data_ptr()}
-    assert all(tensor.numel() <= 1 for place, tensor in kept.items() if place not in given)

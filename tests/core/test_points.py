@@ -2,15 +2,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmseg_m2f.core import points as points_module
+from mmseg_m2f.core import chunks
 from mmseg_m2f.core.config import PointConfig
 from mmseg_m2f.core.points import (
     PointSampler,
-    per_image,
     sample_features,
     sample_logits,
     sample_masks,
-    sample_pixels,
     uniform_points,
 )
 from mmseg_m2f.core.structures import mask_logits
@@ -32,37 +30,6 @@ def test_sample_features_by_hand():
     points = torch.tensor([[[0.25, 0.5], [0.5, 0.5], [0.75, 0.5], [1.0, 0.5], [1.5, 0.5]]])
     values = sample_features(features, points)
     assert values.tolist() == [[[10, 15, 20, 10, 0], [-1, 0, 1, 0.5, 0]]]
-
-
-@pytest.mark.parametrize('order', [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize('size', [(1, 1), (1, 9), (6, 4), (13, 21)])
-def test_sample_pixels_are_the_sampled_features(size, order):
-    features = torch.randn(2, 3, *size, dtype=torch.float64).to(memory_format=order)
-    points = 1.4 * torch.rand(50, 2, dtype=torch.float64) - 0.2  # some lie outside
-    for image in features:
-        [expected] = sample_features(image[None], points[None])
-        got = sample_pixels(image, points)
-        torch.testing.assert_close(got, expected.T, rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize('order', [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize('like_maps', [True, False])
-@pytest.mark.parametrize('batch', [1, 3])
-def test_gradients_of_images_keep_the_order_of_memory(order, like_maps, batch):
-    maps = torch.randn(batch, 4, 5, 6).to(memory_format=order).requires_grad_()
-    images = per_image(maps)
-    assert len(images) == batch
-    assert all(torch.equal(one, maps[i]) for i, one in enumerate(images))
-    weights = torch.randn(batch, 4, 5, 6)
-    given = [
-        torch.empty_like(one).copy_(weight) if like_maps else weight
-        for one, weight in zip(images, weights, strict=True)
-    ]
-    used = slice(None) if batch == 1 else slice(1, None)  # of the first image nothing is asked
-    [gradient] = torch.autograd.grad(images[used], maps, given[used])
-    assert torch.equal(gradient[used], weights[used])
-    assert batch == 1 or not gradient[0].any()
-    assert gradient.is_contiguous(memory_format=order)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 9), (6, 4), (13, 21)])
@@ -161,74 +128,24 @@ def test_points_carry_no_gradient():
     assert not PointSampler(PointConfig(num_points=8))(logits).requires_grad
 
 
-@pytest.fixture(params=[1, 100, 1000], ids=lambda size: f'pieces of {size}')
-def small_pieces(request, monkeypatch):
-    monkeypatch.setattr(points_module, 'PIECE_POINTS', request.param)
-    monkeypatch.setattr(points_module, 'PIECE_PIXELS', request.param)
-
-
-def sampled(num_masks, num_points, dtype):
-    """The points of some logits, and the state in which the generator is left."""
-    logits = torch.randn(num_masks, 6, 8, generator=torch.Generator().manual_seed(1), dtype=dtype)
-    torch.manual_seed(4)
-    return PointSampler(PointConfig(num_points=num_points))(logits), torch.get_rng_state()
-
-
-SAMPLED = [
-    (*size, dtype)
-    for size in [(0, 8), (1, 1), (1, 3), (7, 5), (13, 16), (9, 37)]
-    for dtype in (torch.float32, torch.float64)
-]
-AT_ONCE = {case: sampled(*case) for case in SAMPLED}
-
-
-@pytest.mark.parametrize('case', SAMPLED, ids=str)
-def test_pieces_have_the_points_of_all_rows_at_once(case, small_pieces):
-    for in_pieces, at_once in zip(sampled(*case), AT_ONCE[case], strict=True):
-        assert torch.equal(in_pieces, at_once)
-
-
-def test_points_of_a_user_are_asked_for_once_whatever_the_pieces(small_pieces):
-    recorder = Recorder()
-    PointSampler(PointConfig(num_points=16), recorder)(torch.randn(5, 6, 8))
-    assert [tuple(draw.shape) for draw in recorder.draws] == [(5, 48, 2), (5, 4, 2)]
-
-
-def test_candidates_never_exist_as_a_whole(monkeypatch):
-    monkeypatch.setattr(points_module, 'PIECE_POINTS', 4 * 3 * 64)  # the candidates of four rows
-    with Watch() as watch:
-        points = PointSampler(PointConfig(num_points=64))(torch.randn(40, 4, 4))
-    assert watch.largest == points.numel()
-
-
-@pytest.mark.parametrize('num_rows', [1, 5], ids=['shared', 'own'])
-def test_masks_in_pieces_have_the_values_of_all_at_once(num_rows, small_pieces, monkeypatch):
-    masks, mask_idx = torch.rand(3, 13, 21) < 0.5, torch.tensor([2, 0, 0, 1, 2])
-    points = torch.rand(num_rows, 50, 2)
-    in_pieces = sample_masks(masks, mask_idx, points)
-    monkeypatch.undo()
-    assert torch.equal(in_pieces, sample_masks(masks, mask_idx, points))
-
-
 def logits_problem(num_masks=7):
-    """Embeddings, features and points of masks that overlap the border of the map."""
+    """Embeddings, features and points, some of which lie outside the map."""
     mask_embed = torch.randn(num_masks, 3, dtype=torch.float64, requires_grad=True)
     mask_features = torch.randn(3, 6, 8, dtype=torch.float64, requires_grad=True)
     return mask_embed, mask_features, 1.2 * torch.rand(num_masks, 20, 2, dtype=torch.float64) - 0.1
 
 
 @pytest.mark.parametrize('num_masks', [0, 1, 7])
-@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('masks_per_chunk', [1, 3, 7])
 def test_sampled_logits_and_gradients_are_those_of_formed_masks(
-    num_masks, channels_last, small_pieces
+    num_masks, masks_per_chunk, monkeypatch
 ):
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', masks_per_chunk * 8 * 6 * 8)
     mask_embed, mask_features, points = logits_problem(num_masks)
-    if channels_last:
-        mask_features = mask_features.detach().permute(1, 2, 0).contiguous().permute(2, 0, 1)
-        mask_features.requires_grad_()
     expected = sample_features(mask_logits(mask_embed, mask_features)[:, None], points)[:, 0]
-    got, where = sample_logits(mask_embed, mask_features, lambda _: points)
-    assert where is points
+    parts = iter(points.split(masks_per_chunk))
+    got, where = sample_logits(mask_embed, mask_features, lambda _: next(parts))
+    assert torch.equal(where, points)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
     weight = torch.randn_like(expected)
     leaves = (mask_embed, mask_features)
@@ -240,32 +157,21 @@ def test_sampled_logits_and_gradients_are_those_of_formed_masks(
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize('rows', [1, 3, 7])
-def test_logits_formed_in_pieces_are_those_of_all_at_once(rows, monkeypatch):
+def test_points_are_drawn_from_the_logits_of_their_masks():
     mask_embed, mask_features, points = logits_problem()
-    leaves = (mask_embed, mask_features)
-    at_once, _ = sample_logits(*leaves, lambda _: points)
-    monkeypatch.setattr(points_module, 'PIECE_LOGITS', rows * 6 * 8)
-    pieces, formed = iter(points.split(rows)), []
+    seen = []
 
     def draw(logits):
-        formed.append(len(logits))
-        return next(pieces)
+        seen.append(logits)
+        return points
 
-    in_pieces, where = sample_logits(*leaves, draw)
-    assert max(formed) == rows
-    assert torch.equal(where, points)
-    torch.testing.assert_close(in_pieces, at_once, rtol=0, atol=1e-13)
-    for one, other in zip(
-        torch.autograd.grad(in_pieces.square().sum(), leaves),
-        torch.autograd.grad(at_once.square().sum(), leaves),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    sample_logits(mask_embed, mask_features, draw)
+    assert not seen[0].requires_grad
+    torch.testing.assert_close(seen[0], mask_logits(mask_embed, mask_features))
 
 
 @pytest.mark.parametrize('frozen', [0, 1], ids=['embeddings', 'features'])
-def test_sampled_logits_of_what_is_frozen(frozen):
+def test_sampled_logits_with_a_frozen_input(frozen):
     problem = logits_problem()
     leaves, points = list(problem[:2]), problem[2]
     leaves[frozen] = leaves[frozen].detach()
@@ -275,24 +181,31 @@ def test_sampled_logits_of_what_is_frozen(frozen):
     assert leaves[1 - frozen].grad.abs().max() > 0
 
 
-def test_a_backward_pass_under_autocast_rounds_nothing():
-    mask_embed, mask_features, points = (part.float() for part in logits_problem())
-    leaves = [part.detach().requires_grad_() for part in (mask_embed, mask_features)]
-    total = sample_logits(*leaves, lambda _: points)[0].square().sum()
-    exact = torch.autograd.grad(total, leaves, retain_graph=True)
-    with torch.autocast('cpu', torch.bfloat16):
-        inside = torch.autograd.grad(total, leaves)
-    for one, other in zip(inside, exact, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_the_gradient_of_the_logits_never_exists_as_a_whole(monkeypatch):
-    num_masks, side = 40, 16
-    monkeypatch.setattr(points_module, 'PIECE_PIXELS', 4 * side**2)
-    mask_embed, mask_features = torch.randn(num_masks, 3), torch.randn(3, side, side)
-    points = torch.rand(num_masks, 5, 2)
-    leaves = [mask_embed.requires_grad_(), mask_features.requires_grad_()]
-    total = sample_logits(*leaves, lambda _: points)[0].sum()
+def test_hundreds_of_masks_never_exist_together(monkeypatch):
+    """The largest tensor of forward and backward pass is a chunk's, whatever is sampled."""
+    num_masks, side, num_points = 40, 16, 5
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 4 * 4 * side**2)
+    mask_embed = torch.randn(num_masks, 3, requires_grad=True)
+    mask_features = torch.randn(3, side, side, requires_grad=True)
+    masks, mask_idx = torch.rand(3, side, side) < 0.5, torch.randint(3, (num_masks,))
+    sampler = PointSampler(PointConfig(num_points=num_points))
     with Watch() as watch:
-        total.backward()
+        values, points = sample_logits(mask_embed, mask_features, sampler)
+        (values - sample_masks(masks, mask_idx, points)).square().sum().backward()
     assert watch.largest == 4 * side**2
+
+
+def test_candidates_never_exist_together(monkeypatch):
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 4 * 4 * 2 * 3 * 64)  # the candidates of four masks
+    with Watch() as watch:
+        points = PointSampler(PointConfig(num_points=64))(torch.randn(40, 4, 4))
+    assert watch.largest == points.numel()
+
+
+@pytest.mark.parametrize('num_rows', [1, 5], ids=['shared', 'own'])
+def test_masks_in_chunks_have_the_values_of_all_together(num_rows, monkeypatch):
+    masks, mask_idx = torch.rand(3, 13, 21) < 0.5, torch.tensor([2, 0, 0, 1, 2])
+    points = torch.rand(num_rows, 50, 2)
+    expected = sample_masks(masks, mask_idx, points)
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 2 * 4 * 13 * 21)
+    assert torch.equal(sample_masks(masks, mask_idx, points), expected)
