@@ -1,41 +1,31 @@
-"""From mask logits to full size, in the official order of operations.
+"""From mask logits to full size: what the semantic, instance and panoptic results share.
 
-All of post-processing treats one image and the last prediction. Full size is reached for a few
-queries at a time through a ``MaskRestorer``, or for a few rows of all queries. The order of
-operations is that of the model:
+Post-processing treats one image and its last prediction. The order of operations is the model's:
 
-* semantic-only model: ``resize_masks`` to the network input, the semantic scores, then
-  ``restore_scores`` (or the framework's own resizing) to the original size;
-* any other model: ``restore_masks`` to the original size, then whatever is asked for.
+* a semantic-only model resizes mask logits to the network's input, forms the scores there, and
+  brings the scores to the original size (``to_original``);
+* any other model brings mask logits to the original size (``restore_masks``), then forms whatever
+  is asked for.
+
+Results at full size are formed for a few queries (``query_chunks``) or for a few rows of pixels
+(``row_bands``) at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmseg_m2f.core.structures import ImageGeometry, upcast_half
-
-# Mask logits ``(q, h, w)`` to full size ``(q, H, W)``: a new tensor, which may be overwritten.
-# It must treat each query alone, and take none (q = 0) as well.
-MaskRestorer = Callable[[Tensor], Tensor]
-
-# What exists at full size at a time, in queries and in floats (256 MiB).
-MAX_QUERIES, MAX_FLOATS = 25, 2**26
-# On a CPU what its caches hold (16 MiB): the passes over it take half the time.
-CACHED_FLOATS = 2**22
-# Rows: each band interpolates a row or two beyond its own.
-MIN_BAND = 8
-# Of the mask logits.
-STRIDE = 4
+from mmseg_m2f.core.chunks import rows_per_chunk
+from mmseg_m2f.core.structures import ImageGeometry
 
 
 def resize_masks(
     mask_logits: Float[Tensor, 'q h w'], size: tuple[int, int]
 ) -> Float[Tensor, 'q H W']:
-    """Bilinearly to ``size``, ``align_corners=False``."""
+    """Resize bilinearly to ``size``, ``align_corners=False``."""
     resized = F.interpolate(mask_logits[:, None], size=size, mode='bilinear', align_corners=False)
     return resized[:, 0]
 
@@ -43,116 +33,106 @@ def resize_masks(
 def restore_masks(
     mask_logits: Float[Tensor, 'q h w'], geometry: ImageGeometry
 ) -> Float[Tensor, 'q H W']:
-    """To the network input, crop to the image, to the original size: two bilinear steps.
+    """Resize to the network's input, crop to the image, resize to the original size.
 
-    One step would be cheaper and is not the same.
+    One bilinear step instead of two would be cheaper and gives other numbers.
 
     Source: official ``maskformer_model.py``, detectron2's ``sem_seg_postprocess``.
     """
-    return _uncrop(resize_masks(mask_logits, geometry.padded), geometry)
+    return to_original(resize_masks(mask_logits, geometry.padded), geometry)
 
 
-def restore_rows(
-    mask_logits: Float[Tensor, 'q h w'], geometry: ImageGeometry, rows: range
-) -> Float[Tensor, 'q rows W']:
-    """``restore_masks(mask_logits, geometry)[:, rows]``, without the other rows.
-
-    Up to rounding: the rows are interpolated before the columns, not with them.
-    """
+def to_original(
+    maps: Float[Tensor, 'n Hp Wp'], geometry: ImageGeometry
+) -> Float[Tensor, 'n H W']:
+    """Crop maps of the network's input to the image and resize them to the original size."""
     height, width = geometry.resized
-    every_line = range(mask_logits.shape[1])
-    if geometry.resized == geometry.original:
-        return some_rows(mask_logits, every_line, every_line, geometry.padded, rows)[:, :, :width]
-    read = read_rows(geometry, rows)
-    image = some_rows(mask_logits, every_line, every_line, geometry.padded, read)[:, :, :width]
-    return some_rows(image, read, range(height), geometry.original, rows)
+    maps = maps[:, :height, :width]
+    return maps if geometry.resized == geometry.original else resize_masks(maps, geometry.original)
 
 
-def read_rows(geometry: ImageGeometry, rows: range) -> range:
-    """Of the resized image, what resizing reads for ``rows`` of the original.
+def resize_band(
+    held: Float[Tensor, 'n lines w'], lines: range, height: int, size: tuple[int, int], rows: range
+) -> Float[Tensor, 'n rows W']:
+    """Bilinearly compute output ``rows`` from the input rows ``held``.
 
-    And one more on each side for rounding.
+    Equals ``resize_masks(maps, size)[:, rows]`` up to rounding: the height is interpolated before
+    the width, not with it.
+
+    Args:
+        held: ``maps[:, lines]``, where the maps have ``height`` rows.
+        lines: contains ``rows_read(height, size[0], rows)``.
+        height: of the whole input maps.
+        size: of the whole output maps.
+        rows: of the output maps.
     """
-    height = geometry.resized[0]
-    scale = height / geometry.original[0]
+    if (height, held.shape[2]) == size:
+        return held[:, rows.start - lines.start : rows.stop - lines.start]
+    centre = torch.arange(rows.start, rows.stop, device=held.device, dtype=held.dtype) + 0.5
+    position = (centre * (height / size[0]) - 0.5).clamp(min=0)
+    above = position.long()
+    below = (above + 1).clamp(max=height - 1)
+    share_below = (position - above)[:, None]
+    band = torch.lerp(held[:, above - lines.start], held[:, below - lines.start], share_below)
+    return resize_masks(band, (len(rows), size[1]))  # the height is reached: in width alone
+
+
+def rows_read(height: int, new_height: int, rows: range) -> range:
+    """Return the input rows that ``resize_band`` reads, and one more on each side for rounding."""
+    scale = height / new_height
     first = max(int((rows.start + 0.5) * scale - 0.5) - 1, 0)
     last = min(int((rows.stop - 0.5) * scale - 0.5) + 2, height - 1)
     return range(first, last + 1)
 
 
-def some_rows(
-    maps: Float[Tensor, 'n lines w'], held: range, whole: range, size: tuple[int, int], rows: range
+def input_band(
+    mask_logits: Float[Tensor, 'q h w'], geometry: ImageGeometry, rows: range
+) -> Float[Tensor, 'q rows Wr']:
+    """Compute the pixel rows ``rows`` of the resized image, after the first resizing alone."""
+    height = mask_logits.shape[1]
+    band = resize_band(mask_logits, range(height), height, geometry.padded, rows)
+    return band[:, :, : geometry.resized[1]]
+
+
+def original_band(
+    maps: Float[Tensor, 'n lines Wr'], lines: range, geometry: ImageGeometry, rows: range
 ) -> Float[Tensor, 'n rows W']:
-    """Of maps of the lines ``whole``, of which only ``held`` are given, resized: the ``rows``."""
-    centre = torch.arange(rows.start, rows.stop, device=maps.device, dtype=maps.dtype) + 0.5
-    position = (centre * (len(whole) / size[0]) - 0.5).clamp(min=0)
-    above = position.long()
-    share = (position - above)[:, None]
-    below = (above + 1).clamp(max=whole.stop - 1)
-    lines = torch.lerp(maps[:, above - held.start], maps[:, below - held.start], share)
-    return resize_masks(lines, (len(rows), size[1]))  # in width alone: the height is reached
-
-
-def restore_scores(
-    scores: Float[Tensor, 'K Hp Wp'], geometry: ImageGeometry
-) -> Float[Tensor, 'K H W']:
-    """Semantic scores of the network input to the original size: crop, then bilinear."""
-    return _uncrop(scores, geometry)
-
-
-def _uncrop(maps: Float[Tensor, 'n Hp Wp'], geometry: ImageGeometry) -> Float[Tensor, 'n H W']:
-    height, width = geometry.resized
-    maps = maps[:, :height, :width]
-    if geometry.resized == geometry.original:
-        return maps  # resizing to the same size changes no bit
-    return resize_masks(maps, geometry.original)
-
-
-def restored_size(mask_logits: Float[Tensor, 'q h w'], restore: MaskRestorer) -> tuple[int, int]:
-    """The size ``restore`` leads to, found with no query at all."""
-    height, width = restore(upcast_half(mask_logits[:0])).shape[-2:]
-    return height, width
+    """Compute the pixel rows ``rows`` of the original image from ``lines`` of the resized one."""
+    return resize_band(maps, lines, geometry.resized[0], geometry.original, rows)
 
 
 def query_chunks(
-    mask_logits: Float[Tensor, 'q h w'], size: tuple[int, int], num_copies: int = 1
+    mask_logits: Float[Tensor, 'q h w'], geometry: ImageGeometry
 ) -> Iterator[slice]:
-    """Runs of queries whose logits, in ``num_copies`` copies, may exist at ``size`` together.
+    """Split the queries so that a chunk's logits at full size keep the memory budget.
 
-    Their number depends on the sizes and the device alone, so that results do not depend on how
-    many queries there are. On the way a image has its padded size, which may be the larger one.
+    The chunks follow from the sizes alone, so that no result depends on the other queries.
     """
-    height, width = mask_logits.shape[-2:]
-    pixels = max(size[0] * size[1], STRIDE * height * STRIDE * width)
-    step = min(max(MAX_FLOATS // (num_copies * pixels), 1), MAX_QUERIES)
-    if mask_logits.device.type == 'cpu':
-        step = min(step, max(CACHED_FLOATS // pixels, 1))
+    (height, width), (padded_height, padded_width) = geometry.original, geometry.padded
+    pixels = max(height * width, padded_height * padded_width)
+    step = rows_per_chunk(mask_logits.element_size() * pixels)
     for start in range(0, len(mask_logits), step):
         yield slice(start, start + step)
 
 
 def row_bands(class_logits: Float[Tensor, 'Q K1'], geometry: ImageGeometry) -> Iterator[range]:
-    """Runs of rows of the original image of which a map of each query and class may exist.
+    """Split the rows of the original image so that a band's maps keep the memory budget.
 
-    A few rows at a time, all queries of them stay in a CPU's caches.
+    A band has a map for each query and for each class.
     """
-    num_maps, height = sum(class_logits.shape), geometry.original[0]
-    width = max(geometry.original[1], geometry.padded[1])
-    # Where the result is the smaller one, a row of it reads several.
-    floats = num_maps * width * max(-(-geometry.resized[0] // height), 1)
-    step = max(MAX_FLOATS // floats, 1)
-    if class_logits.device.type == 'cpu':
-        # A band that is resized once interpolates little beyond it: the nearer caches hold it.
-        cached = CACHED_FLOATS // (4 if geometry.resized == geometry.original else 1)
-        step = min(step, max(cached // floats, MIN_BAND))
+    height, width = geometry.original
+    # Where the result is smaller than the input, one row of it reads several.
+    rows_per_row = max(-(-geometry.resized[0] // height), 1)
+    pixels = rows_per_row * max(width, geometry.padded[1])
+    step = rows_per_chunk(class_logits.element_size() * max(class_logits.shape) * pixels)
     for start in range(0, height, step):
         yield range(start, min(start + step, height))
 
 
-def mask_areas(masks: Bool[Tensor, 'q H W'], spare: Float[Tensor, 'q H W']) -> Int[Tensor, 'q']:
-    """Pixels of each mask, counted in ``spare``, which is overwritten.
+def mask_areas(masks: Bool[Tensor, 'q H W']) -> Int[Tensor, 'q']:
+    """Count the pixels of each mask.
 
-    Summing the masks themselves would copy them to eight bytes a pixel. A row's sum is exact in
-    float32, a image's need not be.
+    The sum of a row is exact in float32, that of an image need not be; PyTorch sums booleans as
+    int64, which takes seven times as long.
     """
-    return spare.copy_(masks).sum(2).long().sum(1)
+    return masks.float().sum(2).long().sum(1)

@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmseg_m2f.core.config import PostprocessConfig
-from mmseg_m2f.core.postprocess import MaskRestorer, mask_areas, query_chunks, restored_size
-from mmseg_m2f.core.structures import upcast_half
+from mmseg_m2f.core.postprocess import mask_areas, query_chunks, restore_masks
+from mmseg_m2f.core.structures import ImageGeometry, upcast_half
 
 
 class Panoptic(NamedTuple):
@@ -28,109 +28,105 @@ class Panoptic(NamedTuple):
 class _Pixels(NamedTuple):
     """The leading query of each pixel: the one with the greatest class times mask probability.
 
-    ``value (H, W)`` is that product; ``owner (H, W)`` int32 the query, counted from 1; ``is_mask
-    (H, W)`` whether the pixel lies in the owner's mask (probability at least 1/2).
+    ``owner (H, W)`` int32 is that query, counted from 1; ``is_mask (H, W)`` says whether the pixel
+    lies in the owner's mask (probability at least 1/2). ``areas (q,)`` int64 are those of the
+    queries' whole masks.
     """
 
-    value: Tensor
     owner: Tensor
     is_mask: Tensor
+    areas: Tensor
 
 
 @torch.no_grad()
 def panoptic(
     class_logits: Float[Tensor, 'Q K1'],
     mask_logits: Float[Tensor, 'Q h w'],
-    restore: MaskRestorer,
+    geometry: ImageGeometry,
     is_thing: Bool[Tensor, 'K'],
     config: PostprocessConfig,
     *,
     within_masks: bool = True,
 ) -> Panoptic:
-    """Queries surer than ``object_mask_thr`` compete for each pixel by class times mask score.
+    """Let queries surer than ``object_mask_thr`` compete for each pixel by class times mask score.
 
     A query that wins less than ``overlap_thr`` of its mask's area is dropped, and its pixels are
-    void; so are pixels outside their winner's mask. What it wins is counted outside its mask, too.
-    Stuff of one class is one segment. Equals are decided for the earlier query or class. Unless
-    ``within_masks``, a segment keeps what it wins outside its mask, too.
+    void. The pixels it wins outside its mask count for that, too, but they are void unless
+    ``within_masks`` is False. Stuff of one class is one segment. Ties go to the earlier query or
+    class.
 
-    Source: official ``maskformer_model.py``, ``panoptic_inference``; the other choice is that of
+    Source: official ``maskformer_model.py``, ``panoptic_inference``; ``within_masks=False`` is
     mmdet's ``MaskFormerFusionHead`` without ``filter_low_score``.
     """
     scores, labels = upcast_half(class_logits).softmax(-1).max(-1)
-    is_kept = (labels < len(is_thing)) & (scores > config.object_mask_thr)
-    kept = is_kept.nonzero()[:, 0]  # waits for the device: how many queries to restore
+    is_sure = (labels < len(is_thing)) & (scores > config.object_mask_thr)
+    kept = is_sure.nonzero()[:, 0]  # waits for the device: how many queries to restore
     scores, labels = scores[kept], labels[kept]
+    pixels = _compete(upcast_half(mask_logits[kept]), scores, geometry)
+    won, won_inside = _count_won(pixels)
     is_thing = is_thing[labels]
-    pixels, areas = _compete(mask_logits[kept], scores, restore)
-    won, painted = _won_and_painted(pixels, len(kept))
-    if not within_masks:
-        painted = won * (areas > 0)
-    # In float64 the ratio of two areas compares with a threshold such as 0.8 as in Python.
-    is_segment = (painted > 0) & (won.double() / areas >= config.overlap_thr)
-    ids, is_first = _number(labels, is_thing, is_segment)
-    table = torch.cat([ids.new_zeros(1), ids])
-    segment_map = table.index_select(0, pixels.owner.flatten()).view_as(pixels.owner)
+    ids = _number_segments(
+        labels,
+        is_thing,
+        # A segment needs a pixel to show.
+        has_pixels=(won_inside if within_masks else won * pixels.areas) > 0,
+        has_overlap=won.double() / pixels.areas >= config.overlap_thr,
+    )
+    first_queries = [ids.index(number) for number in range(1, max(ids, default=0) + 1)]
+    id_of_owner = torch.tensor([0, *ids], dtype=torch.int32, device=kept.device)
+    segment_map = id_of_owner[pixels.owner]
     if within_masks:
-        segment_map.mul_(pixels.is_mask)
-    first = is_first.nonzero()[:, 0]  # waits for the device: the result's size
+        segment_map = segment_map * pixels.is_mask
+    first = torch.tensor(first_queries, dtype=torch.int64, device=kept.device)
     return Panoptic(segment_map, labels[first], is_thing[first], scores[first])
 
 
 def _compete(
-    mask_logits: Float[Tensor, 'q h w'], scores: Float[Tensor, 'q'], restore: MaskRestorer
-) -> tuple[_Pixels, Int[Tensor, 'q']]:
-    """The pixels' owners, and the area of each query's mask."""
-    mask_logits = upcast_half(mask_logits)
-    size = restored_size(mask_logits, restore)
-    value = scores.new_full(size, -1)  # less than any product, so that the first query leads
-    owner = torch.zeros_like(value, dtype=torch.int32)
-    pixels = _Pixels(value, owner, torch.zeros_like(value, dtype=torch.bool))
-    areas = torch.empty_like(scores, dtype=torch.int64)
-    # Beside the logits each pixel keeps five numbers, which weigh where few queries are a chunk.
-    for rows in query_chunks(mask_logits, size, num_copies=2):
-        logits = restore(mask_logits[rows])
-        areas[rows] = _challenge(pixels, logits, scores[rows], rows.start + 1)
-        del logits  # before the next are made
-    return pixels, areas
+    mask_logits: Float[Tensor, 'q h w'], scores: Float[Tensor, 'q'], geometry: ImageGeometry
+) -> _Pixels:
+    """Find the leading query of each pixel."""
+    best = scores.new_full(geometry.original, -1)  # below any product: the first query leads
+    owner = torch.zeros_like(best, dtype=torch.int32)
+    is_mask = torch.zeros_like(best, dtype=torch.bool)
+    areas = torch.zeros_like(scores, dtype=torch.int64)
+    for queries in query_chunks(mask_logits, geometry):
+        probs = restore_masks(mask_logits[queries], geometry).sigmoid()
+        is_inside = probs >= 0.5
+        areas[queries] = mask_areas(is_inside)
+        product, index = probs.mul_(scores[queries, None, None]).max(0)
+        leads = product > best  # a tie leaves the pixel to the earlier query
+        best = torch.where(leads, product, best)
+        owner = torch.where(leads, (index + queries.start + 1).int(), owner)
+        is_mask = torch.where(leads, is_inside.gather(0, index[None])[0], is_mask)
+    return _Pixels(owner, is_mask, areas)
 
 
-def _challenge(
-    pixels: _Pixels, logits: Float[Tensor, 'q H W'], scores: Float[Tensor, 'q'], first: int
-) -> Int[Tensor, 'q']:
-    """Let queries ``first, first + 1, ...`` take the pixels they lead; return their masks' areas.
-
-    Overwrites the logits.
-    """
-    probs = logits.sigmoid_()
-    is_mask = probs >= 0.5
-    value, index = probs.mul_(scores[:, None, None]).max(0)
-    leads = value > pixels.value  # an equal product leaves the pixel to the earlier query
-    is_mask_of_winner = is_mask.gather(0, index[None])[0]
-    torch.where(leads, is_mask_of_winner, pixels.is_mask, out=pixels.is_mask)
-    torch.where(leads, index.add_(first).int(), pixels.owner, out=pixels.owner)
-    torch.maximum(value, pixels.value, out=pixels.value)
-    return mask_areas(is_mask, spare=probs)
-
-
-def _won_and_painted(
-    pixels: _Pixels, num_queries: int
-) -> tuple[Int[Tensor, 'q'], Int[Tensor, 'q']]:
-    """Pixels won by each query, and those of them within its mask."""
-    slot = (2 * pixels.owner + pixels.is_mask).flatten().long()
-    one = slot.new_ones(1).expand_as(slot)
-    # Not bincount, which waits for the device to see the greatest slot.
-    counts = slot.new_zeros(2 * (num_queries + 1)).scatter_add_(0, slot, one).view(-1, 2)[1:]
+def _count_won(pixels: _Pixels) -> tuple[Int[Tensor, 'q'], Int[Tensor, 'q']]:
+    """Count the pixels that each query leads, and those of them in its mask."""
+    slot = (2 * pixels.owner + pixels.is_mask).flatten()
+    counts = slot.bincount(minlength=2 * (len(pixels.areas) + 1)).view(-1, 2)[1:]
     return counts.sum(1), counts[:, 1]
 
 
-def _number(
-    labels: Int[Tensor, 'q'], is_thing: Bool[Tensor, 'q'], is_segment: Bool[Tensor, 'q']
-) -> tuple[Int[Tensor, 'q'], Bool[Tensor, 'q']]:
-    """Segment id of each query (0: none), and whether it is the first with its id."""
-    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    together = itself | ((labels[:, None] == labels) & ~is_thing)
-    is_first = is_segment & ~(together & is_segment).tril(-1).any(1)
-    number = is_first.cumsum(0)
-    ids = (number * (together & is_first)).sum(1) * is_segment
-    return ids.int(), is_first
+def _number_segments(
+    labels: Int[Tensor, 'q'],
+    is_thing: Bool[Tensor, 'q'],
+    *,
+    has_pixels: Bool[Tensor, 'q'],
+    has_overlap: Bool[Tensor, 'q'],
+) -> list[int]:
+    """Return the segment id of each query: from 1 in the order of the queries, 0 for none."""
+    ids: list[int] = []
+    id_of_stuff: dict[int, int] = {}
+    is_segment = has_pixels & has_overlap
+    # The only copy to the host.
+    for label, thing, segment in torch.stack([labels, is_thing, is_segment], 1).tolist():
+        if not segment:
+            ids.append(0)
+        elif not thing and label in id_of_stuff:
+            ids.append(id_of_stuff[label])
+        else:
+            ids.append(max(ids, default=0) + 1)
+            if not thing:
+                id_of_stuff[label] = ids[-1]
+    return ids
