@@ -27,16 +27,13 @@ from mmseg_m2f.core.matching import (
 from mmseg_m2f.core.pixel_decoder import MSDeformAttnPixelDecoder
 from mmseg_m2f.core.points import PointSampler
 from mmseg_m2f.core.postprocess import (
-    MaskRestorer,
     resize_masks,
     restore_masks,
-    restore_rows,
-    restore_scores,
+    to_original,
 )
 from mmseg_m2f.core.postprocess_instance import Instances, instances
 from mmseg_m2f.core.postprocess_panoptic import Panoptic, panoptic
 from mmseg_m2f.core.postprocess_semantic import (
-    input_scores,
     semantic_labels,
     semantic_only_labels,
     semantic_scores,
@@ -75,7 +72,6 @@ __all__ = [
     'MSDeformAttnPixelDecoder',
     'MaskClassificationLoss',
     'MaskPrediction',
-    'MaskRestorer',
     'MaskTarget',
     'MaskedAttentionDecoder',
     'Match',
@@ -98,7 +94,6 @@ __all__ = [
     'count_targets',
     'foreground_targets',
     'init_xavier_normal',
-    'input_scores',
     'instance_target',
     'instances',
     'label_map_targets',
@@ -107,12 +102,11 @@ __all__ = [
     'panoptic',
     'resize_masks',
     'restore_masks',
-    'restore_rows',
-    'restore_scores',
     'segment_target',
     'semantic_labels',
     'semantic_only_labels',
     'semantic_scores',
+    'to_original',
     'upcast_half',
     'without_empty',
 ]

@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from mmseg_m2f.core.chunks import rows_per_chunk
 from mmseg_m2f.core.structures import ImageGeometry
 
+FLOAT32_BYTES = 4
+
 
 def resize_masks(
     mask_logits: Float[Tensor, 'q h w'], size: tuple[int, int]
@@ -42,9 +44,7 @@ def restore_masks(
     return to_original(resize_masks(mask_logits, geometry.padded), geometry)
 
 
-def to_original(
-    maps: Float[Tensor, 'n Hp Wp'], geometry: ImageGeometry
-) -> Float[Tensor, 'n H W']:
+def to_original(maps: Float[Tensor, 'n Hp Wp'], geometry: ImageGeometry) -> Float[Tensor, 'n H W']:
     """Crop maps of the network's input to the image and resize them to the original size."""
     height, width = geometry.resized
     maps = maps[:, :height, :width]
@@ -101,16 +101,14 @@ def original_band(
     return resize_band(maps, lines, geometry.resized[0], geometry.original, rows)
 
 
-def query_chunks(
-    mask_logits: Float[Tensor, 'q h w'], geometry: ImageGeometry
-) -> Iterator[slice]:
+def query_chunks(mask_logits: Float[Tensor, 'q h w'], geometry: ImageGeometry) -> Iterator[slice]:
     """Split the queries so that a chunk's logits at full size keep the memory budget.
 
     The chunks follow from the sizes alone, so that no result depends on the other queries.
     """
     (height, width), (padded_height, padded_width) = geometry.original, geometry.padded
     pixels = max(height * width, padded_height * padded_width)
-    step = rows_per_chunk(mask_logits.element_size() * pixels)
+    step = rows_per_chunk(FLOAT32_BYTES * pixels)
     for start in range(0, len(mask_logits), step):
         yield slice(start, start + step)
 
@@ -124,7 +122,7 @@ def row_bands(class_logits: Float[Tensor, 'Q K1'], geometry: ImageGeometry) -> I
     # Where the result is smaller than the input, one row of it reads several.
     rows_per_row = max(-(-geometry.resized[0] // height), 1)
     pixels = rows_per_row * max(width, geometry.padded[1])
-    step = rows_per_chunk(class_logits.element_size() * max(class_logits.shape) * pixels)
+    step = rows_per_chunk(FLOAT32_BYTES * max(class_logits.shape) * pixels)
     for start in range(0, height, step):
         yield range(start, min(start + step, height))
 

@@ -68,9 +68,8 @@ def instances(
     masks = _bitmaps(selected, geometry)
     if config.non_overlap:
         _remove_overlap(masks)
-        kept = mask_areas(masks).nonzero()[:, 0]  # waits for the device: the result's size again
-        labels, scores, masks = labels[kept], scores[kept], masks[kept]
-    return Instances(labels, scores, masks, _boxes(masks))
+    found = Instances(labels, scores, masks, _boxes(masks))
+    return _without_empty(found) if config.non_overlap else found
 
 
 def _best_pairs(
@@ -100,9 +99,7 @@ def _mean_probability_inside(
     return means
 
 
-def _bitmaps(
-    mask_logits: Float[Tensor, 'N h w'], geometry: ImageGeometry
-) -> Bool[Tensor, 'N H W']:
+def _bitmaps(mask_logits: Float[Tensor, 'N h w'], geometry: ImageGeometry) -> Bool[Tensor, 'N H W']:
     masks = mask_logits.new_empty(len(mask_logits), *geometry.original, dtype=torch.bool)
     for rows in query_chunks(mask_logits, geometry):
         masks[rows] = restore_masks(mask_logits[rows], geometry) > 0
@@ -124,10 +121,17 @@ def _encoded(
 
 def _remove_overlap(masks: Bool[Tensor, 'N H W']) -> None:
     """Leave each pixel to the first mask that holds it, in place."""
-    is_taken = torch.zeros_like(masks[:1])[0] if len(masks) else masks
+    is_taken = masks.new_zeros(masks.shape[1:])
     for mask in masks:
         mask &= ~is_taken
         is_taken |= mask
+
+
+def _without_empty(found: Instances) -> Instances:
+    """Drop instances that have lost all their pixels."""
+    right = found.boxes[:, 2]
+    kept = right.nonzero()[:, 0]  # waits for the device: the result's size again
+    return Instances(*(part[kept] for part in found))
 
 
 def _boxes(masks: Bool[Tensor, 'N H W']) -> Float[Tensor, 'N 4']:

@@ -1,5 +1,6 @@
 """The panoptic result of one image: every pixel in at most one segment."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -64,19 +65,15 @@ def panoptic(
     scores, labels = scores[kept], labels[kept]
     pixels = _compete(upcast_half(mask_logits[kept]), scores, geometry)
     won, won_inside = _count_won(pixels)
+    shown = won_inside if within_masks else won
     is_thing = is_thing[labels]
-    ids = _number_segments(
-        labels,
-        is_thing,
-        # A segment needs a pixel to show.
-        has_pixels=(won_inside if within_masks else won * pixels.areas) > 0,
-        has_overlap=won.double() / pixels.areas >= config.overlap_thr,
-    )
-    first_queries = [ids.index(number) for number in range(1, max(ids, default=0) + 1)]
+    # One copy to the host, where the segments are numbered.
+    queries = torch.stack([labels, is_thing, pixels.areas, won, shown], dim=1).tolist()
+    ids, first_queries = _number_segments(queries, config.overlap_thr)
     id_of_owner = torch.tensor([0, *ids], dtype=torch.int32, device=kept.device)
     segment_map = id_of_owner[pixels.owner]
     if within_masks:
-        segment_map = segment_map * pixels.is_mask
+        segment_map *= pixels.is_mask
     first = torch.tensor(first_queries, dtype=torch.int64, device=kept.device)
     return Panoptic(segment_map, labels[first], is_thing[first], scores[first])
 
@@ -109,24 +106,25 @@ def _count_won(pixels: _Pixels) -> tuple[Int[Tensor, 'q'], Int[Tensor, 'q']]:
 
 
 def _number_segments(
-    labels: Int[Tensor, 'q'],
-    is_thing: Bool[Tensor, 'q'],
-    *,
-    has_pixels: Bool[Tensor, 'q'],
-    has_overlap: Bool[Tensor, 'q'],
-) -> list[int]:
-    """Return the segment id of each query: from 1 in the order of the queries, 0 for none."""
+    queries: Sequence[Sequence[int]], overlap_thr: float
+) -> tuple[list[int], list[int]]:
+    """Number the segments from 1 in the order of the queries.
+
+    ``queries`` holds ``(label, is_thing, area, won, shown)`` of each: the pixels of its mask, those
+    it leads, and those of them that the segment would show. Returns the id of each query (0: none)
+    and the first query of each segment.
+    """
     ids: list[int] = []
+    first_queries: list[int] = []
     id_of_stuff: dict[int, int] = {}
-    is_segment = has_pixels & has_overlap
-    # The only copy to the host.
-    for label, thing, segment in torch.stack([labels, is_thing, is_segment], 1).tolist():
-        if not segment:
+    for query, (label, is_thing, area, won, shown) in enumerate(queries):
+        if area == 0 or shown == 0 or won / area < overlap_thr:
             ids.append(0)
-        elif not thing and label in id_of_stuff:
+        elif not is_thing and label in id_of_stuff:
             ids.append(id_of_stuff[label])
         else:
-            ids.append(max(ids, default=0) + 1)
-            if not thing:
+            first_queries.append(query)
+            ids.append(len(first_queries))
+            if not is_thing:
                 id_of_stuff[label] = ids[-1]
-    return ids
+    return ids, first_queries

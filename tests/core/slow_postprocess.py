@@ -1,6 +1,6 @@
 """Post-processing once more, query by query and pixel map by pixel map, from the definition.
 
-It shares no code with the package: the stack of all masks at full size, then NumPy loops. Random
+It shares no rule with the package: the stack of all masks at full size, then NumPy loops. Random
 scenes that look like a trained model's output go with it.
 """
 
@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional as F
+
+from mmseg_m2f.core.structures import ImageGeometry
 
 
 def resized(maps, size):
@@ -103,6 +105,10 @@ class Scene(NamedTuple):
     padded: tuple[int, int]
     cropped: tuple[int, int]
     original: tuple[int, int]
+
+    @property
+    def geometry(self):
+        return ImageGeometry(self.padded, self.cropped, self.original)
 
     @property
     def full_logits(self):

@@ -1,27 +1,26 @@
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from mmseg_m2f.core import chunks
 from mmseg_m2f.core.postprocess import (
+    input_band,
     mask_areas,
+    original_band,
     query_chunks,
+    resize_band,
     resize_masks,
     restore_masks,
-    restore_rows,
-    restore_scores,
-    restored_size,
+    row_bands,
+    rows_read,
+    to_original,
 )
 from mmseg_m2f.core.structures import ImageGeometry
 from tests.core import slow_postprocess as slow
-
-
-def at(*size):
-    return partial(resize_masks, size=size)
 
 
 def test_restoring_by_hand():
@@ -32,16 +31,15 @@ def test_restoring_by_hand():
     original = [0, 0.25, 0.75, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7]
     geometry = ImageGeometry((1, 8), (1, 5), (1, 10))
     assert restore_masks(ramp, geometry).tolist() == [[original]]
-    assert restore_scores(torch.tensor([[padded]]).float(), geometry).tolist() == [[original]]
+    assert to_original(torch.tensor([[padded]]).float(), geometry).tolist() == [[original]]
 
 
 def test_each_query_is_restored_alone():
     # Bit for bit: neither the other queries nor the chunks may decide whether a logit is above 0.
     for seed in range(12):
         scene = slow.random_scene(seed)
-        geometry = ImageGeometry(scene.padded, scene.cropped, scene.original)
-        stack = restore_masks(scene.mask_logits, geometry)
-        alone = [restore_masks(logits[None], geometry)[0] for logits in scene.mask_logits]
+        stack = restore_masks(scene.mask_logits, scene.geometry)
+        alone = [restore_masks(logits[None], scene.geometry)[0] for logits in scene.mask_logits]
         assert torch.equal(stack, torch.stack(alone))
         assert torch.equal(stack, scene.full_logits)
 
@@ -54,33 +52,38 @@ def test_restoring_to_the_same_size_changes_no_bit():
     assert torch.equal(restored, resize_masks(padded[:, :23, :21], (23, 21)))
 
 
-def test_no_query_has_a_size_too():
-    geometry = ImageGeometry((24, 28), (23, 21), (50, 31))
-    restore = partial(restore_masks, geometry=geometry)
-    assert restored_size(torch.randn(4, 6, 7), restore) == (50, 31)
-    assert restored_size(torch.randn(0, 6, 7).half(), restore) == (50, 31)
+@pytest.mark.parametrize(
+    ('padded', 'original', 'step'),
+    [
+        ((800, 1088), (480, 640), 2),  # the padded image is the larger one
+        ((64, 64), (100, 200), 3),
+        ((64, 64), (1000, 1000), 1),  # one query exceeds the budget
+    ],
+)
+@pytest.mark.parametrize('num_queries', [0, 1, 100])
+def test_query_chunks_keep_the_budget(padded, original, step, num_queries, monkeypatch):
+    largest = max(padded[0] * padded[1], original[0] * original[1])
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 4 * step * largest if step > 1 else 100)
+    geometry = ImageGeometry(padded, padded, original)
+    found = list(query_chunks(torch.zeros(num_queries, 4, 4), geometry))
+    assert [chunk.start for chunk in found] == list(range(0, num_queries, step))
+    covered = [query for chunk in found for query in range(num_queries)[chunk]]
+    assert covered == list(range(num_queries))
 
 
 @pytest.mark.parametrize(
-    ('stride_4', 'size', 'step', 'on_cpu'),
+    ('resized', 'original', 'step'),
     [
-        ((200, 272), (480, 640), 25, 4),  # 2^22 floats hold 4 times 800 x 1088
-        ((256, 512), (1024, 2048), 25, 2),
-        ((200, 256), (4000, 5000), 3, 1),
-        ((512, 1024), (600, 1200), 8, 1),  # the padded image is the larger one
-        ((200, 256), (10000, 10000), 1, 1),
-        ((16, 16), (64, 64), 25, 25),
+        ((40, 50), (80, 100), 7),  # 20 queries, 100 pixels wide
+        ((40, 50), (20, 25), 5),  # a row reads two rows, padded to 64 pixels
     ],
 )
-@pytest.mark.parametrize('device', ['cpu', 'meta'])
-@pytest.mark.parametrize('num_queries', [0, 1, 100])
-def test_queries_at_a_time_follow_from_the_sizes(stride_4, size, step, on_cpu, device, num_queries):
-    step = on_cpu if device == 'cpu' else step
-    mask_logits = torch.zeros(1, 1, 1, device=device).expand(num_queries, *stride_4)
-    chunks = list(query_chunks(mask_logits, size))
-    assert [chunk.start for chunk in chunks] == list(range(0, num_queries, step))
-    covered = [query for chunk in chunks for query in range(num_queries)[chunk]]
-    assert covered == list(range(num_queries))
+def test_row_bands_keep_the_budget_and_cover_the_image(resized, original, step, monkeypatch):
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', {7: 4 * 20 * 100 * 7, 5: 4 * 20 * 2 * 64 * 5}[step])
+    geometry = ImageGeometry((64, 64), resized, original)
+    bands = list(row_bands(torch.zeros(20, 4), geometry))
+    assert len(bands[0]) == step
+    assert [row for band in bands for row in band] == list(range(original[0]))
 
 
 def test_areas_are_exact_beyond_what_float32_counts():
@@ -88,12 +91,11 @@ def test_areas_are_exact_beyond_what_float32_counts():
     masks[0, 0, :2] = False
     area = 4099**2 - 2
     assert int(np.float32(area)) != area
-    assert mask_areas(masks, torch.empty(1, 4099, 4099)).tolist() == [area]
+    assert mask_areas(masks).tolist() == [area]
 
 
 HUGE_IMAGE = """
 import resource, sys, torch
-from functools import partial
 from mmseg_m2f import core
 
 def form(task, geometry):
@@ -101,7 +103,7 @@ def form(task, geometry):
     class_logits[:, 2] = 9
     class_logits[::8, 0] = 18
     mask_logits = torch.randn(100, 200, 256)
-    prediction = class_logits, mask_logits, partial(core.restore_masks, geometry=geometry)
+    prediction = class_logits, mask_logits, geometry
     things = torch.tensor([True, False]), core.PostprocessConfig(score_thr=0.3)
     if task == 'semantic':
         return [core.semantic_scores(*prediction)]
@@ -137,12 +139,35 @@ GEOMETRIES = [
 
 
 @pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
-def test_any_rows_equal_those_of_the_whole(geometry):
+def test_any_band_equals_those_rows_of_the_whole(geometry):
     mask_logits = torch.randn(5, geometry.padded[0] // 4, geometry.padded[1] // 4).double()
     whole = restore_masks(mask_logits, geometry)
     height = geometry.original[0]
     for start in range(0, height, 5):
         for stop in (start + 1, min(start + 7, height), height):
             rows = range(start, stop)
-            got = restore_rows(mask_logits, geometry, rows)
+            lines = rows_read(geometry.resized[0], height, rows)
+            got = original_band(input_band(mask_logits, geometry, lines), lines, geometry, rows)
             torch.testing.assert_close(got, whole[:, start:stop], rtol=0, atol=1e-10)
+
+
+def test_a_band_by_hand():
+    # A column of four rows, resized to eight: rows 2 to 4 lie a quarter below row 0 and so on.
+    held, lines = torch.tensor([[[0.0], [4.0], [8.0]]]), range(3)
+    assert resize_band(held, lines, 4, (8, 1), range(2, 5)).tolist() == [[[3.0], [5.0], [7.0]]]
+    # The last output row repeats the last input row.
+    assert resize_band(torch.tensor([[[8.0], [12.0]]]), range(2, 4), 4, (8, 1), range(7, 8)) == 12
+
+
+@pytest.mark.parametrize('sizes', [(1, 5), (5, 1), (7, 7), (30, 97), (97, 30), (9, 10)], ids=str)
+def test_a_band_needs_no_other_rows_than_rows_read(sizes):
+    height, new_height = sizes
+    maps = torch.randn(2, height, 6, dtype=torch.float64)
+    whole = resize_masks(maps, (new_height, 11))
+    for start in range(new_height):
+        rows = range(start, min(start + 3, new_height))
+        lines = rows_read(height, new_height, rows)
+        assert 0 <= lines.start < lines.stop <= height
+        held = maps[:, lines.start : lines.stop]
+        got = resize_band(held, lines, height, (new_height, 11), rows)
+        torch.testing.assert_close(got, whole[:, start : rows.stop], rtol=0, atol=1e-12)

@@ -1,12 +1,10 @@
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 
-from mmseg_m2f.core import postprocess, postprocess_instance
+from mmseg_m2f.core import chunks, postprocess_instance
 from mmseg_m2f.core.config import PostprocessConfig
-from mmseg_m2f.core.postprocess import resize_masks, restore_masks
+from mmseg_m2f.core.postprocess import restore_masks
 from mmseg_m2f.core.postprocess_instance import instances
 from mmseg_m2f.core.structures import ImageGeometry
 from tests.core import slow_postprocess as slow
@@ -15,9 +13,11 @@ from tests.core.watching import Watch
 SIGMOID_1, SIGMOID_2 = 0.7310586, 0.8807971
 
 
-def same(mask_logits):
-    """Full size is the size of the mask logits."""
-    return mask_logits.clone()
+def at_full_size(class_logits, mask_logits, *settings, **keys):
+    """The result of mask logits that have the size of the image already."""
+    size = mask_logits.shape[1], mask_logits.shape[2]
+    geometry = ImageGeometry(size, size, size)
+    return instances(class_logits, mask_logits, geometry, *settings, **keys)
 
 
 def settings(seed):
@@ -29,10 +29,9 @@ def settings(seed):
 
 
 def result_of(scene, config, is_thing=None, encode=None):
-    geometry = ImageGeometry(scene.padded, scene.cropped, scene.original)
     is_thing = scene.is_thing if is_thing is None else is_thing
-    restore = partial(restore_masks, geometry=geometry)
-    return instances(scene.class_logits, scene.mask_logits, restore, is_thing, config, encode)
+    prediction = scene.class_logits, scene.mask_logits, scene.geometry
+    return instances(*prediction, is_thing, config, encode)
 
 
 def assert_equals_the_definition(scene, config, is_thing):
@@ -59,8 +58,7 @@ def test_random_scenes_equal_the_definition():
 def test_results_do_not_depend_on_the_chunks(monkeypatch):
     scenes = [slow.random_scene(seed) for seed in range(0, 90, 3)]
     before = [result_of(scene, settings(seed)) for seed, scene in enumerate(scenes)]
-    monkeypatch.setattr(postprocess, 'MAX_QUERIES', 2)
-    monkeypatch.setattr(postprocess_instance, 'MAX_FLOATS', 500)
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 4 * 2 * 500)
     for seed, (scene, wanted) in enumerate(zip(scenes, before, strict=True)):
         got = result_of(scene, settings(seed))
         assert torch.equal(got.labels, wanted.labels)
@@ -71,7 +69,7 @@ def test_results_do_not_depend_on_the_chunks(monkeypatch):
 
 @pytest.mark.parametrize('score_thr', [0.0, 0.2, 1.0])
 def test_encoded_masks_are_the_codes_of_the_masks(monkeypatch, score_thr):
-    monkeypatch.setattr(postprocess, 'MAX_QUERIES', 7)
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 4 * 7 * 500)
 
     def encode(masks):
         return [mask.flatten().nonzero()[:, 0].tolist() for mask in masks]
@@ -89,7 +87,7 @@ def test_one_query_with_two_labels_by_hand():
     # Class probabilities (0.6, 0.3) and no-object 0.1; the mean mask probability is inside only.
     class_logits = torch.tensor([[0.6, 0.3, 0.1]]).log()
     mask_logits = torch.tensor([[[1.0, 2.0, -5.0], [0.0, -1.0, -1.0]]])
-    got = instances(class_logits, mask_logits, same, torch.tensor([True, True]), config(2))
+    got = at_full_size(class_logits, mask_logits, torch.tensor([True, True]), config(2))
     quality = (SIGMOID_1 + SIGMOID_2) / 2
     assert got.labels.tolist() == [0, 1]
     torch.testing.assert_close(got.scores, torch.tensor([0.6 * quality, 0.3 * quality]))
@@ -107,7 +105,7 @@ def test_stuff_counts_for_the_limit_and_is_dropped_after_it():
     is_thing = torch.tensor([False, True])
     mask_logits = torch.ones(4, 2, 2)
     for number, things in ((1, 0), (2, 0), (3, 1), (4, 2)):
-        got = instances(class_logits, mask_logits, same, is_thing, config(number))
+        got = at_full_size(class_logits, mask_logits, is_thing, config(number))
         assert got.labels.tolist() == things * [1]
 
 
@@ -124,7 +122,7 @@ def test_fewer_pairs_than_asked_for(num_classes, num_queries):
 def test_equal_scores_keep_the_order_of_queries_and_classes():
     class_logits, mask_logits = torch.zeros(4, 4), torch.ones(4, 2, 2)
     mask_logits[0::2, 0, 0] = mask_logits[1::2, 1, 1] = -1
-    got = instances(class_logits, mask_logits, same, torch.ones(3, dtype=torch.bool), config(7))
+    got = at_full_size(class_logits, mask_logits, torch.ones(3, dtype=torch.bool), config(7))
     assert got.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert got.masks[:, 0, 0].tolist() == 3 * [False] + 3 * [True] + [False]
 
@@ -136,11 +134,11 @@ def test_a_score_at_the_threshold_is_kept():
     is_thing = torch.tensor([True])
 
     def number(score_thr):
-        found = instances(class_logits, mask_logits, same, is_thing, config(score_thr=score_thr))
+        found = at_full_size(class_logits, mask_logits, is_thing, config(score_thr=score_thr))
         assert (found.scores >= score_thr).all()
         return len(found.labels)
 
-    exact = instances(class_logits, mask_logits, same, is_thing, config()).scores.tolist()
+    exact = at_full_size(class_logits, mask_logits, is_thing, config()).scores.tolist()
     assert [number(threshold) for threshold in (0.0, exact[1], exact[0])] == [2, 2, 1]
     assert number(np.nextafter(np.float32(exact[1]), np.float32(1)).item()) == 1
     assert number(0.51) == 0
@@ -150,13 +148,11 @@ def test_an_empty_mask_scores_zero_and_has_no_box():
     class_logits = torch.tensor([[9.0, 0.0], [8.0, 0.0]])
     mask_logits = torch.stack([torch.full((3, 4), -2.0), torch.full((3, 4), 2.0)])
     is_thing = torch.tensor([True])
-    got = instances(class_logits, mask_logits, same, is_thing, config())
+    got = at_full_size(class_logits, mask_logits, is_thing, config())
     assert got.scores[1] == 0
     assert got.boxes.tolist() == [[0, 0, 4, 3], [0, 0, 0, 0]]
-    assert len(instances(class_logits, mask_logits, same, is_thing, config(score_thr=0.1))[0]) == 1
-    assert (
-        len(instances(class_logits, mask_logits, same, is_thing, config(non_overlap=True))[0]) == 1
-    )
+    assert len(at_full_size(class_logits, mask_logits, is_thing, config(score_thr=0.1))[0]) == 1
+    assert len(at_full_size(class_logits, mask_logits, is_thing, config(non_overlap=True))[0]) == 1
 
 
 def test_nothing_is_found():
@@ -172,13 +168,16 @@ def test_pixels_go_to_the_best_instance():
     class_logits = torch.tensor([[0.4, 0.6], [0.9, 0.1], [0.5, 0.5]]).log()
     mask_logits = torch.tensor([[1, 1, 1, 1.0], [1, 1, -1, -1], [1, -1, 1, -1]])[:, None] * 50
     is_thing = torch.tensor([True])
-    got = instances(class_logits, mask_logits, same, is_thing, config(non_overlap=True))
+    got = at_full_size(class_logits, mask_logits, is_thing, config(non_overlap=True))
     torch.testing.assert_close(got.scores, torch.tensor([0.9, 0.5, 0.4]))
     assert got.masks[:, 0].int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     assert got.boxes.tolist() == [[0, 0, 2, 1], [2, 0, 3, 1], [3, 0, 4, 1]]
     # Of two equal masks only the better one is left.
-    got = instances(
-        class_logits[:2], mask_logits[:1].repeat(2, 1, 1), same, is_thing, config(non_overlap=True)
+    got = at_full_size(
+        class_logits[:2],
+        mask_logits[:1].repeat(2, 1, 1),
+        is_thing,
+        config(non_overlap=True),
     )
     torch.testing.assert_close(got.scores, torch.tensor([0.9]))
 
@@ -199,23 +198,26 @@ def test_boxes_enclose_the_masks():
             assert box == wanted
 
 
-def test_a_query_is_restored_once_whatever_its_labels():
+def test_a_query_is_scored_once_whatever_its_labels(monkeypatch):
     restored = []
 
-    def restore(mask_logits):
+    def restore(mask_logits, geometry):
         restored.append(len(mask_logits))
-        return resize_masks(mask_logits, (16, 20))
+        return restore_masks(mask_logits, geometry)
 
+    monkeypatch.setattr(postprocess_instance, 'restore_masks', restore)
     class_logits = torch.full((30, 6), -9.0)
     class_logits[:, 5] = 9
     class_logits[torch.tensor([4, 17, 20])] = torch.tensor([1.0, 2, 3, 4, 5, -9])
     is_thing = torch.tensor([True, True, True, True, False])
-    got = instances(class_logits, torch.randn(30, 4, 5), restore, is_thing, config(15))
+    scene = class_logits, torch.randn(30, 4, 5)
+    got = at_full_size(*scene, is_thing, config(15))
+    # Three queries are scored; each of twelve instances gets its mask.
     assert len(got.labels) == 12
-    assert sum(restored) == 3
-    # What cannot reach score_thr is not restored either.
+    assert restored == [3, 12]
+    # What cannot reach score_thr is not restored at all.
     restored.clear()
-    instances(class_logits, torch.randn(30, 4, 5), restore, is_thing, config(15, score_thr=0.99))
+    at_full_size(*scene, is_thing, config(15, score_thr=0.99))
     assert sum(restored) == 0
 
 
@@ -225,17 +227,16 @@ def test_waits_for_the_device_do_not_grow_with_the_instances():
     for keys, waits in (({}, 3), ({'non_overlap': True}, 4)):
         for number in (1, 10, 100):
             with Watch() as watch:
-                instances(*scene, same, is_thing, config(number, **keys))
+                at_full_size(*scene, is_thing, config(number, **keys))
             assert len(watch.waits) == waits
 
 
 def test_only_a_chunk_exists_at_full_size(monkeypatch):
-    monkeypatch.setattr(postprocess, 'MAX_FLOATS', 5 * 64 * 80)
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 4 * 5 * 64 * 80)
     scene = torch.randn(100, 4), torch.randn(100, 8, 10)
     geometry = ImageGeometry((32, 40), (30, 40), (64, 80))
-    restore = partial(restore_masks, geometry=geometry)
     with Watch() as watch:
-        got = instances(*scene, restore, torch.ones(3, dtype=torch.bool), config(100))
+        got = instances(*scene, geometry, torch.ones(3, dtype=torch.bool), config(100))
     assert len(got.masks) == 100
     assert watch.largest == 5 * 64 * 80
 
@@ -243,17 +244,9 @@ def test_only_a_chunk_exists_at_full_size(monkeypatch):
 def test_inputs_are_not_changed_and_half_types_work():
     scene = torch.randn(9, 4).half(), torch.randn(9, 8, 10).half()
     before = [part.clone() for part in scene]
-    size = (8, 10)
-    restore = partial(restore_masks, geometry=ImageGeometry(size, size, size))
-    got = instances(*scene, restore, torch.ones(3, dtype=torch.bool), config())
+    got = at_full_size(*scene, torch.ones(3, dtype=torch.bool), config())
     assert all(torch.equal(part, kept) for part, kept in zip(scene, before, strict=True))
-    in_float = instances(*(part.float() for part in scene), restore, torch.ones(3).bool(), config())
+    in_float = [part.float() for part in scene]
+    in_float = at_full_size(*in_float, torch.ones(3).bool(), config())
     assert all(torch.equal(part, other) for part, other in zip(got, in_float, strict=True))
     assert got.scores.dtype == torch.float32
-
-
-@pytest.mark.parametrize(('number', 'rows'), [(3, 3), (2, 3), (1, 1), (0, 0)])
-def test_a_few_instances_do_not_hold_the_memory_of_many(number, rows):
-    masks = torch.zeros(3, 4, 5, dtype=torch.bool)
-    kept = postprocess_instance._take(masks, torch.arange(number))
-    assert kept.untyped_storage().nbytes() == rows * 20

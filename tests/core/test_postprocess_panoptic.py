@@ -1,21 +1,21 @@
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 
-from mmseg_m2f.core import postprocess
+from mmseg_m2f.core import chunks, postprocess_panoptic
 from mmseg_m2f.core.config import PostprocessConfig
-from mmseg_m2f.core.postprocess import resize_masks, restore_masks
+from mmseg_m2f.core.postprocess import restore_masks
 from mmseg_m2f.core.postprocess_panoptic import panoptic
 from mmseg_m2f.core.structures import ImageGeometry
 from tests.core import slow_postprocess as slow
 from tests.core.watching import Watch
 
 
-def same(mask_logits):
-    """Full size is the size of the mask logits."""
-    return mask_logits.clone()
+def at_full_size(class_logits, mask_logits, *settings, **keys):
+    """The result of mask logits that have the size of the image already."""
+    size = mask_logits.shape[1], mask_logits.shape[2]
+    geometry = ImageGeometry(size, size, size)
+    return panoptic(class_logits, mask_logits, geometry, *settings, **keys)
 
 
 def config(object_mask_thr=0.5, overlap_thr=0.8):
@@ -27,9 +27,7 @@ def settings(seed):
 
 
 def result_of(scene, config):
-    geometry = ImageGeometry(scene.padded, scene.cropped, scene.original)
-    restore = partial(restore_masks, geometry=geometry)
-    return panoptic(scene.class_logits, scene.mask_logits, restore, scene.is_thing, config)
+    return panoptic(scene.class_logits, scene.mask_logits, scene.geometry, scene.is_thing, config)
 
 
 def logits_of(*rows):
@@ -62,7 +60,7 @@ def test_results_do_not_depend_on_the_chunks(monkeypatch):
     scenes = [slow.random_scene(seed) for seed in range(0, 120, 3)]
     before = [result_of(scene, settings(seed)) for seed, scene in enumerate(scenes)]
     for max_queries in (1, 3):
-        monkeypatch.setattr(postprocess, 'MAX_QUERIES', max_queries)
+        monkeypatch.setattr(chunks, 'CHUNK_BYTES', max_queries * 4 * 1000)
         for seed, (scene, wanted) in enumerate(zip(scenes, before, strict=True)):
             got = result_of(scene, settings(seed))
             assert all(torch.equal(part, other) for part, other in zip(got, wanted, strict=True))
@@ -82,7 +80,7 @@ def test_segments_by_hand():
             [[-1, -1, -1, -1, -1, 1, -1]],
         ]
     )
-    got = panoptic(class_logits, mask_logits, same, torch.tensor([True, False]), config())
+    got = at_full_size(class_logits, mask_logits, torch.tensor([True, False]), config())
     assert got.segment_map.tolist() == [[1, 1, 2, 3, 3, 2, 0]]
     assert got.segment_map.dtype == torch.int32
     assert got.labels.tolist() == [0, 1, 0]
@@ -101,9 +99,14 @@ def test_without_the_intersection_a_segment_keeps_all_it_leads():
         ]
     )
     things = torch.tensor([True])
-    official = panoptic(class_logits, probs.logit(), same, things, config(overlap_thr=0.5))
+    official = at_full_size(class_logits, probs.logit(), things, config(overlap_thr=0.5))
     theirs = panoptic(
-        class_logits, probs.logit(), same, things, config(overlap_thr=0.5), within_masks=False
+        class_logits,
+        probs.logit(),
+        same(probs),
+        things,
+        config(overlap_thr=0.5),
+        within_masks=False,
     )
     assert official.segment_map.tolist() == [[1, 1, 0, 0, 2, 0]]
     assert theirs.segment_map.tolist() == [[1, 1, 1, 2, 2, 0]]
@@ -113,8 +116,8 @@ def test_without_the_intersection_a_segment_keeps_all_it_leads():
 def test_things_and_stuff_follow_the_table_and_not_the_order_of_classes():
     class_logits = logits_of(*4 * [[0.9, 0.05, 0.05]])
     mask_logits = 9 * (2 * torch.eye(4)[:, None] - 1)
-    things = panoptic(class_logits, mask_logits, same, torch.tensor([True, False]), config())
-    stuff = panoptic(class_logits, mask_logits, same, torch.tensor([False, True]), config())
+    things = at_full_size(class_logits, mask_logits, torch.tensor([True, False]), config())
+    stuff = at_full_size(class_logits, mask_logits, torch.tensor([False, True]), config())
     assert things.segment_map.tolist() == [[1, 2, 3, 4]]
     assert stuff.segment_map.tolist() == [[1, 1, 1, 1]]
     assert stuff.labels.tolist() == [0]
@@ -124,7 +127,7 @@ def test_a_dropped_stuff_query_does_not_hide_the_next_of_its_class():
     # The first loses all of its mask to a surer thing; the second becomes segment 2.
     class_logits = logits_of([0.2, 0.6, 0.2], [0.9, 0.05, 0.05], [0.2, 0.7, 0.1])
     mask_logits = 9 * torch.tensor([[[1.0, -1]], [[1, -1]], [[-1, 1]]])
-    got = panoptic(class_logits, mask_logits, same, torch.tensor([True, False]), config())
+    got = at_full_size(class_logits, mask_logits, torch.tensor([True, False]), config())
     assert got.segment_map.tolist() == [[1, 2]]
     assert got.labels.tolist() == [0, 1]
     torch.testing.assert_close(got.scores, torch.tensor([0.9, 0.7]))
@@ -136,7 +139,7 @@ def test_a_class_probability_at_the_threshold_is_dropped():
     is_thing = torch.tensor([True])
 
     def number(threshold):
-        return len(panoptic(class_logits, mask_logits, same, is_thing, config(threshold)).labels)
+        return len(at_full_size(class_logits, mask_logits, is_thing, config(threshold)).labels)
 
     below = np.nextafter(np.float32(exact), np.float32(0)).item()
     assert [number(threshold) for threshold in (0.0, below, exact)] == [1, 1, 0]
@@ -148,7 +151,11 @@ def test_an_overlap_at_the_threshold_is_kept(threshold, kept):
     class_logits = logits_of([0.95, 0.05], [0.9, 0.1])
     mask_logits = 9 * torch.tensor([[[1.0, -1, -1, -1, -1]], [[1, 1, 1, 1, 1]]])
     got = panoptic(
-        class_logits, mask_logits, same, torch.tensor([True]), config(overlap_thr=threshold)
+        class_logits,
+        mask_logits,
+        same(mask_logits),
+        torch.tensor([True]),
+        config(overlap_thr=threshold),
     )
     assert got.segment_map.tolist() == [[1, 2, 2, 2, 2] if kept else [1, 0, 0, 0, 0]]
 
@@ -157,14 +164,14 @@ def test_pixels_won_outside_the_mask_count_for_the_overlap_but_stay_void():
     # Query 1 has two mask pixels and loses one; it wins two more with probabilities below 1/2.
     class_logits = logits_of([0.95, 0.05], [0.9, 0.1])
     mask_logits = torch.tensor([[[9.0, -9, -9, -9]], [[8, 8, -1, -1]]])
-    got = panoptic(class_logits, mask_logits, same, torch.tensor([True]), config(overlap_thr=1.0))
+    got = at_full_size(class_logits, mask_logits, torch.tensor([True]), config(overlap_thr=1.0))
     assert got.segment_map.tolist() == [[1, 2, 0, 0]]
 
 
 def test_a_probability_of_one_half_is_inside():
     class_logits = logits_of([0.95, 0.05])
     mask_logits = torch.tensor([[[0.0, -1e-3, 1e-3]]])
-    got = panoptic(class_logits, mask_logits, same, torch.tensor([True]), config())
+    got = at_full_size(class_logits, mask_logits, torch.tensor([True]), config())
     assert got.segment_map.tolist() == [[1, 0, 1]]
 
 
@@ -172,17 +179,17 @@ def test_a_query_that_wins_only_outside_its_mask_is_no_segment():
     # Query 1 wins pixels 1 to 3, none of them in its mask; its only mask pixel goes to query 0.
     class_logits = logits_of([0.95, 0.05], [0.9, 0.1])
     mask_logits = torch.tensor([[[9.0, -9, -9, -9]], [[1, -1, -1, -1]]])
-    got = panoptic(class_logits, mask_logits, same, torch.tensor([True]), config(overlap_thr=0.0))
+    got = at_full_size(class_logits, mask_logits, torch.tensor([True]), config(overlap_thr=0.0))
     assert got.segment_map.tolist() == [[1, 0, 0, 0]]
     assert len(got.labels) == 1
 
 
-@pytest.mark.parametrize('max_queries', [1, 2, 25])
-def test_equals_go_to_the_earlier_query(monkeypatch, max_queries):
-    monkeypatch.setattr(postprocess, 'MAX_QUERIES', max_queries)
+@pytest.mark.parametrize('chunk', [1, 2, 25])
+def test_equals_go_to_the_earlier_query(monkeypatch, chunk):
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', chunk * 4 * 2 * 2)
     class_logits = logits_of([0.05, 0.9, 0.05], [0.9, 0.05, 0.05], [0.9, 0.05, 0.05])
     mask_logits = torch.full((3, 2, 2), 3.0)
-    got = panoptic(class_logits, mask_logits, same, torch.tensor([True, True]), config())
+    got = at_full_size(class_logits, mask_logits, torch.tensor([True, True]), config())
     assert got.segment_map.tolist() == [[1, 1], [1, 1]]
     assert got.labels.tolist() == [1]
 
@@ -217,19 +224,19 @@ def test_ids_are_consecutive_and_all_of_them_are_seen():
         assert len(stuff) == len(set(stuff))
 
 
-def test_only_kept_queries_are_restored():
+def test_only_kept_queries_are_restored(monkeypatch):
     restored = []
 
-    def restore(mask_logits):
+    def restore(mask_logits, geometry):
         restored.append(len(mask_logits))
-        return resize_masks(mask_logits, (16, 20))
+        return restore_masks(mask_logits, geometry)
 
+    monkeypatch.setattr(postprocess_panoptic, 'restore_masks', restore)
     class_logits = torch.tensor([0.0, 0, 9]).repeat(100, 1)
     class_logits[[3, 50, 51, 99]] = torch.tensor([0.0, 9, 0])
     class_logits[60] = torch.tensor([1.0, 0, 0])  # unsure
-    panoptic(
-        class_logits, torch.randn(100, 4, 5), restore, torch.tensor([True, False]), config(0.8)
-    )
+    mask_logits = torch.randn(100, 4, 5)
+    at_full_size(class_logits, mask_logits, torch.tensor([True, False]), config(0.8))
     assert sum(restored) == 4
 
 
@@ -239,28 +246,26 @@ def test_waits_for_the_device_do_not_grow_with_the_segments():
         class_logits = torch.tensor([0.0, 0, 9]).repeat(100, 1)
         class_logits[:number] = torch.tensor([9.0, 0, 0])
         with Watch() as watch:
-            panoptic(class_logits, mask_logits, same, is_thing, config(0.8, 0.0))
-        assert watch.waits == ['aten::nonzero', 'aten::nonzero']
+            at_full_size(class_logits, mask_logits, is_thing, config(0.8, 0.0))
+        assert watch.waits == ['aten::nonzero', 'aten::bincount']
 
 
 def test_only_a_chunk_exists_at_full_size(monkeypatch):
-    monkeypatch.setattr(postprocess, 'MAX_FLOATS', 2 * 5 * 64 * 80)
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 4 * 5 * 64 * 80)
     geometry = ImageGeometry((32, 40), (30, 40), (64, 80))
-    restore = partial(restore_masks, geometry=geometry)
     class_logits = torch.tensor([9.0, 0]).repeat(100, 1)
     with Watch() as watch:
-        panoptic(class_logits, torch.randn(100, 8, 10), restore, torch.tensor([True]), config())
+        panoptic(class_logits, torch.randn(100, 8, 10), geometry, torch.tensor([True]), config())
     assert watch.largest == 5 * 64 * 80
 
 
 def test_inputs_are_not_changed_and_half_types_work():
     scene = 3 * torch.randn(9, 4).half(), torch.randn(9, 8, 10).half()
     before = [part.clone() for part in scene]
-    size = (8, 10)
-    restore = partial(restore_masks, geometry=ImageGeometry(size, size, size))
     is_thing = torch.tensor([True, False, True])
-    got = panoptic(*scene, restore, is_thing, config(overlap_thr=0.0))
+    got = at_full_size(*scene, is_thing, config(overlap_thr=0.0))
     assert all(torch.equal(part, kept) for part, kept in zip(scene, before, strict=True))
-    in_float = panoptic(*(part.float() for part in scene), restore, is_thing, config(0.5, 0.0))
+    in_float = [part.float() for part in scene]
+    in_float = at_full_size(*in_float, is_thing, config(0.5, 0.0))
     assert all(torch.equal(part, other) for part, other in zip(got, in_float, strict=True))
     assert len(got.labels) > 0

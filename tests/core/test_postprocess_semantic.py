@@ -1,13 +1,10 @@
-from functools import partial
-
 import pytest
 import torch
 from torch.nn import functional as F
 
-from mmseg_m2f.core import postprocess
-from mmseg_m2f.core.postprocess import resize_masks, restore_masks, restore_scores
+from mmseg_m2f.core import chunks
+from mmseg_m2f.core.postprocess import to_original
 from mmseg_m2f.core.postprocess_semantic import (
-    input_scores,
     semantic_labels,
     semantic_only_labels,
     semantic_scores,
@@ -19,7 +16,8 @@ from tests.core.watching import Watch
 
 
 def at(*size):
-    return partial(resize_masks, size=size)
+    """The geometry of an image that is resized once."""
+    return ImageGeometry(size, size, size)
 
 
 def naive_scores(class_logits, mask_logits, size):
@@ -41,10 +39,10 @@ def test_scores_by_hand():
     torch.testing.assert_close(scores, torch.tensor([[[0.25, 0.5]], [[0.125, 0.5]]]))
 
 
-@pytest.mark.parametrize('num_queries', [1, 24, 25, 26, 60])
-@pytest.mark.parametrize('max_queries', [1, 7, 25])
-def test_chunks_of_queries_do_not_change_the_scores(monkeypatch, num_queries, max_queries):
-    monkeypatch.setattr(postprocess, 'MAX_QUERIES', max_queries)
+@pytest.mark.parametrize('num_queries', [1, 24, 25, 60])
+@pytest.mark.parametrize('chunk', [1, 7, 25])
+def test_chunks_of_queries_do_not_change_the_scores(monkeypatch, num_queries, chunk):
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', chunk * 4 * 29 * 35)
     class_logits = torch.randn(num_queries, 5, dtype=torch.float64)
     mask_logits = 3 * torch.randn(num_queries, 7, 9, dtype=torch.float64)
     got = semantic_scores(class_logits, mask_logits, at(29, 35))
@@ -65,14 +63,10 @@ def test_scores_lie_between_zero_and_the_number_of_queries():
 
 @pytest.mark.parametrize('size', [(6, 8), (24, 32)])
 def test_inputs_are_not_changed(size):
-    # Resizing to the same size must not hand back the input itself: the sigmoid works in place.
     class_logits, mask_logits = torch.randn(3, 4), torch.randn(3, 6, 8)
     before = class_logits.clone(), mask_logits.clone()
     semantic_scores(class_logits, mask_logits, at(*size))
     assert torch.equal(class_logits, before[0])
-    assert torch.equal(mask_logits, before[1])
-    same = ImageGeometry(size, size, size)
-    semantic_scores(class_logits, mask_logits, partial(restore_masks, geometry=same))
     assert torch.equal(mask_logits, before[1])
 
 
@@ -97,13 +91,13 @@ def test_both_orders_of_resizing_equal_the_definition():
     for seed in range(240):
         scene = slow.random_scene(seed)
         prediction = scene.class_logits, scene.mask_logits
-        geometry = ImageGeometry(scene.padded, scene.cropped, scene.original)
-        before = semantic_scores(*prediction, partial(restore_masks, geometry=geometry))
+        geometry = scene.geometry
+        before = semantic_scores(*prediction, geometry)
         expected = torch.from_numpy(slow.semantic(scene.class_logits, scene.full_logits))
         torch.testing.assert_close(before, expected.float(), rtol=1e-5, atol=1e-5)
         assert_best(semantic_labels(*prediction, geometry), expected)
 
-        after = restore_scores(semantic_scores(*prediction, at(*scene.padded)), geometry)
+        after = to_original(semantic_scores(*prediction, at(*scene.padded)), geometry)
         padded = slow.resized(scene.mask_logits, scene.padded)
         expected = torch.from_numpy(slow.semantic(scene.class_logits, padded)).float()
         height, width = scene.cropped
@@ -115,31 +109,22 @@ def test_both_orders_of_resizing_equal_the_definition():
 
 
 def test_semantic_scores_hold_only_a_chunk_at_full_size(monkeypatch):
-    monkeypatch.setattr(postprocess, 'MAX_FLOATS', 6 * 40 * 50)
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 4 * 6 * 40 * 50)
     scene = torch.randn(100, 4), torch.randn(100, 8, 10)
     geometry = ImageGeometry((32, 40), (30, 40), (40, 50))
     with Watch() as watch:
-        semantic_scores(*scene, partial(restore_masks, geometry=geometry))
+        semantic_scores(*scene, geometry)
     assert watch.largest == 6 * 40 * 50
     assert not watch.waits
 
 
-@pytest.mark.parametrize('size', [(16, 24), (61, 33), (7, 5)], ids=str)
-def test_scores_by_rows_are_those_of_the_whole(monkeypatch, size):
-    monkeypatch.setattr(postprocess, 'MAX_FLOATS', 2000)  # bands of a few rows
-    prediction = torch.randn(30, 6), 5 * torch.randn(30, 16, 24)
-    got = input_scores(*prediction, size)
-    torch.testing.assert_close(got, semantic_scores(*prediction, at(*size)), rtol=0, atol=1e-4)
-
-
 @pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
 def test_labels_are_those_of_the_highest_scores(monkeypatch, geometry):
-    monkeypatch.setattr(postprocess, 'MAX_FLOATS', 6000)  # bands of a few rows
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 24_000)  # bands of a few rows
     class_logits = torch.randn(30, 6)
     mask_logits = 5 * torch.randn(30, geometry.padded[0] // 4, geometry.padded[1] // 4)
     labels = semantic_labels(class_logits, mask_logits, geometry)
-    restore = partial(restore_masks, geometry=geometry)
-    scores = semantic_scores(class_logits, mask_logits, restore)
+    scores = semantic_scores(class_logits, mask_logits, geometry)
     assert_best(labels, scores)
 
 
@@ -149,35 +134,26 @@ def test_no_autocast_reaches_the_semantic_result(dtype):
     generator = torch.Generator().manual_seed(0)
     prediction = [torch.randn(size, generator=generator) for size in ((50, 21), (50, 16, 24))]
     geometry = ImageGeometry((64, 96), (60, 90), (75, 110))
-    functions = [
-        partial(semantic_scores, restore=at(64, 96)),
-        partial(input_scores, size=(64, 96)),
-        partial(semantic_labels, geometry=geometry),
-        partial(semantic_only_labels, geometry=geometry),
-    ]
-    for function in functions:
-        expected = function(*prediction)
+    for function in (semantic_scores, semantic_labels, semantic_only_labels):
+        expected = function(*prediction, geometry)
         with torch.autocast('cpu', dtype=dtype):
-            assert torch.equal(function(*prediction), expected)
+            assert torch.equal(function(*prediction, geometry), expected)
 
 
 @pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
 def test_labels_of_a_semantic_only_model_are_those_of_its_scores(monkeypatch, geometry):
-    monkeypatch.setattr(postprocess, 'MAX_FLOATS', 6000)  # bands of a few rows
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 24_000)  # bands of a few rows
     class_logits = torch.randn(30, 6)
     mask_logits = 5 * torch.randn(30, geometry.padded[0] // 4, geometry.padded[1] // 4)
     labels = semantic_only_labels(class_logits, mask_logits, geometry)
     scores = semantic_scores(class_logits, mask_logits, at(*geometry.padded))
-    scores = restore_scores(scores, geometry)
-    assert labels.shape == geometry.original
-    chosen = scores.gather(0, labels[None])[0]
-    torch.testing.assert_close(chosen, scores.amax(0), rtol=0, atol=1e-4)
+    assert_best(labels, to_original(scores, geometry))
 
 
 @pytest.mark.parametrize('of', [semantic_labels, semantic_only_labels])
 @pytest.mark.parametrize('original', [(300, 300), (16, 16)], ids=str)
 def test_labels_hold_only_a_band_at_full_size(monkeypatch, of, original):
-    monkeypatch.setattr(postprocess, 'MAX_FLOATS', 20_000)
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 80_000)
     geometry = ImageGeometry((64, 64), (64, 64), original)
     with Watch() as watch:
         of(torch.randn(20, 11), torch.randn(20, 16, 16), geometry)

@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings('ignore:The arguments `dropout` in MultiheadAttention'),
 ]
 NUM_THINGS, NUM_STUFF = 3, 2
+SAME_SIZE = core.ImageGeometry((24, 32), (24, 32), (24, 32))
 IS_THING = torch.arange(NUM_THINGS + NUM_STUFF) < NUM_THINGS
 
 
@@ -48,7 +49,7 @@ def test_panoptic_segments_with_and_without_the_intersection(within_masks):
         coarse = 2 * torch.randn(12, 1, 3, 4) - 1
         logits = F.interpolate(coarse, (24, 32), mode='bilinear')[:, 0]
         panoptic = core.panoptic(
-            class_logits, logits, torch.clone, IS_THING, config, within_masks=within_masks
+            class_logits, logits, SAME_SIZE, IS_THING, config, within_masks=within_masks
         )
         ours = segments(encode_panoptic(panoptic, len(IS_THING)).sem_seg)
         assert ours == segments(theirs.panoptic_postprocess(class_logits, logits).sem_seg)

@@ -221,10 +221,12 @@ def _hf_outputs(model: Any, batch: dict[str, Any], calling: Calling) -> Outputs:
     """The scores are those of its logits by the official rule."""
     with torch.no_grad():
         out = calling(model)(normalised(batch))
-        resize = functools.partial(core.resize_masks, size=batch['inputs'][0].shape[-2:])
+        size = tuple(batch['inputs'][0].shape[-2:])
         masks, classes = out.masks_queries_logits[0], out.class_queries_logits[0]
         [labels] = calling(functools.partial(run, model, batch))()
-        return Outputs(core.semantic_scores(classes, masks, resize), labels)
+        return Outputs(
+            core.semantic_scores(classes, masks, core.ImageGeometry(size, size, size)), labels
+        )
 
 
 def _panoptic_outputs(model: Any, batch: dict[str, Any], calling: Calling) -> Outputs:

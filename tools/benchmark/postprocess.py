@@ -12,7 +12,6 @@ head must form first, and ours keep freed memory, as their configs have it.
 import functools
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -143,8 +142,7 @@ def _is_thing() -> Tensor:
 def _ours(form: Callable[..., Any], prediction: Prediction, *settings: Any) -> Any:
     class_logits, mask_logits, size = prediction
     geometry = core.ImageGeometry(size, size, size)
-    restore = partial(core.restore_masks, geometry=geometry)
-    return form(class_logits, mask_logits, restore, *settings)
+    return form(class_logits, mask_logits, geometry, *settings)
 
 
 def our_semantic(prediction: Prediction) -> list[Tensor]:

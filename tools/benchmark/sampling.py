@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmseg_m2f.core.points import sample_features, sample_logits, sample_pixels
+from mmseg_m2f.core.points import sample_features, sample_logits
 from mmseg_m2f.core.structures import mask_logits
 from tools.benchmark import harness
 
@@ -81,7 +81,7 @@ def draw(case: str) -> Problem:
 def matching_features(problem: Problem) -> Tensor:
     """As the matcher does it."""
     embed, features, points = problem
-    return embed @ sample_pixels(features, points[0]).T
+    return embed @ sample_features(features[None], points)[0]
 
 
 @torch.no_grad()
@@ -102,9 +102,10 @@ def loss_features(problem: Problem) -> Tensor:
 
 def _one_piece(embed: Tensor, features: Tensor, points: Tensor) -> Tensor:
     """As the matcher reads them, but with gradient."""
-    with_gradient: Callable[..., Tensor] = sample_pixels.__wrapped__  # type: ignore[attr-defined]
-    rows = with_gradient(features, points.flatten(0, 1)).unflatten(0, points.shape[:2])
-    return torch.einsum('mc,mpc->mp', embed, rows)
+    rows = sample_features(features[None], points.flatten(0, 1)[None])[0].unflatten(
+        1, points.shape[:2]
+    )
+    return torch.einsum('mc,cmp->mp', embed, rows)
 
 
 def loss_masks(problem: Problem) -> Tensor:

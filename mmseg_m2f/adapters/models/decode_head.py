@@ -5,7 +5,6 @@ The head follows mmseg's protocol without inheriting from mmseg or mmdet: the se
 ``align_corners`` and ``threshold``.
 """
 
-import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -78,9 +77,10 @@ class Mask2FormerHead(MaskHead):
         The scores are sums of probabilities in ``[0, Q]``, not logits: do not take a softmax.
         """
         size = _input_size(batch_img_metas[0], test_cfg)
+        geometry = core.ImageGeometry(padded=size, resized=size, original=size)
         class_logits, mask_logits = self(inputs)
         scores = [
-            _scores(logits, masks, size)
+            core.semantic_scores(logits, masks, geometry)
             for logits, masks in zip(class_logits, mask_logits, strict=True)
         ]
         # Stacking a single image would copy it.
@@ -96,13 +96,6 @@ class Mask2FormerHead(MaskHead):
             metainfo = samples[error.image].metainfo
             source = metainfo.get('seg_map_path', 'an annotation without seg_map_path')
             raise ValueError(f'{source}: {error}') from None
-
-
-def _scores(class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
-    if torch.is_grad_enabled():  # attribution or distillation, for example
-        resize = functools.partial(core.resize_masks, size=size)
-        return core.semantic_scores(class_logits, mask_logits, resize)
-    return core.input_scores(class_logits, mask_logits, size)
 
 
 def _warn_of_ignored(compat: core.CompatConfig) -> None:

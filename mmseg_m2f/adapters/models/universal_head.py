@@ -1,7 +1,6 @@
 """The head of `Mask2Former`: instance, panoptic and semantic results from one model."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -105,7 +104,7 @@ class Mask2FormerUniversalHead(MaskHead):
     ) -> Results:
         # Mask logits are resized before the sigmoid even if only the semantic result is on, which
         # is thus the same whichever others are on.
-        prediction = class_logits, mask_logits, partial(core.restore_masks, geometry=geometry)
+        prediction = class_logits, mask_logits, geometry
         results: Results = {}
         if config.instance_on:
             encode = encode_rle if config.mask_format == 'rle' else None
@@ -120,6 +119,6 @@ class Mask2FormerUniversalHead(MaskHead):
             )
             results['pred_panoptic_seg'] = encode_panoptic(panoptic, self.num_classes)
         if config.semantic_on:
-            labels = core.semantic_labels(class_logits, mask_logits, geometry)
+            labels = core.semantic_labels(*prediction)
             results['pred_sem_seg'] = PixelData(sem_seg=labels[None])
         return results

@@ -11,7 +11,7 @@ pytest.importorskip('mmseg')
 from mmseg.registry import MODELS
 
 from mmseg_m2f.adapters.models import lazy
-from mmseg_m2f.core import postprocess
+from mmseg_m2f.core import chunks
 from tests.adapters.models.test_decode_head import SMALL, batch, build_segmentor
 from tests.core.watching import Watch
 
@@ -120,7 +120,7 @@ def test_images_without_samples_are_predicted():
 
 def test_no_score_map_exists_for_a_large_image(monkeypatch):
     """It would have 3 x 2000 x 2000 floats."""
-    monkeypatch.setattr(postprocess, 'MAX_FLOATS', 100_000)
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 400_000)
     ours = of_ours(spread_scores(build_segmentor()))
     data = batch(num_images=1)
     data['data_samples'][0].set_metainfo({'ori_shape': (2000, 2000)})
