@@ -100,13 +100,8 @@ def test_without_the_intersection_a_segment_keeps_all_it_leads():
     )
     things = torch.tensor([True])
     official = at_full_size(class_logits, probs.logit(), things, config(overlap_thr=0.5))
-    theirs = panoptic(
-        class_logits,
-        probs.logit(),
-        same(probs),
-        things,
-        config(overlap_thr=0.5),
-        within_masks=False,
+    theirs = at_full_size(
+        class_logits, probs.logit(), things, config(overlap_thr=0.5), within_masks=False
     )
     assert official.segment_map.tolist() == [[1, 1, 0, 0, 2, 0]]
     assert theirs.segment_map.tolist() == [[1, 1, 1, 2, 2, 0]]
@@ -150,13 +145,8 @@ def test_an_overlap_at_the_threshold_is_kept(threshold, kept):
     # The weaker mask has five pixels and wins four: 4 / 5 is 0.8 exactly.
     class_logits = logits_of([0.95, 0.05], [0.9, 0.1])
     mask_logits = 9 * torch.tensor([[[1.0, -1, -1, -1, -1]], [[1, 1, 1, 1, 1]]])
-    got = panoptic(
-        class_logits,
-        mask_logits,
-        same(mask_logits),
-        torch.tensor([True]),
-        config(overlap_thr=threshold),
-    )
+    is_thing = torch.tensor([True])
+    got = at_full_size(class_logits, mask_logits, is_thing, config(overlap_thr=threshold))
     assert got.segment_map.tolist() == [[1, 2, 2, 2, 2] if kept else [1, 0, 0, 0, 0]]
 
 

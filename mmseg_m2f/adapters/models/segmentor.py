@@ -96,9 +96,10 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def _geometry(meta: Mapping[str, Any], padded: tuple[int, int]) -> core.ImageGeometry | None:
-    """None for a image that is flipped or does not lie at the top left."""
+    """None for an image that is flipped or does not lie at the top left."""
     left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
     if left or top or meta.get('flip'):
         return None
-    height, width = meta['ori_shape']
-    return core.ImageGeometry(padded, (padded[0] - bottom, padded[1] - right), (height, width))
+    height, width = map(int, meta['ori_shape'][:2])
+    resized = (int(padded[0] - bottom), int(padded[1] - right))
+    return core.ImageGeometry(padded, resized, (height, width))
