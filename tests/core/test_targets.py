@@ -61,6 +61,12 @@ def test_labels_out_of_range_are_named_with_what_is_allowed():
         label_map_target(torch.tensor([[255, 0]]), num_classes=4, ignore_index=254)
 
 
+@pytest.mark.parametrize('wrong', [-2, -1, 4, 5])
+def test_a_single_label_out_of_range_is_refused(wrong):
+    with pytest.raises(ValueError, match=rf'label map holds \[{wrong}\]'):
+        label_map_target(torch.tensor([[0, 3], [wrong, 255]]), num_classes=4)
+
+
 @pytest.mark.parametrize('dtype', [torch.int16, torch.int64], ids=str)
 def test_many_maps_are_waited_for_once(dtype):
     maps = [torch.randint(0, 5, size).to(dtype) for size in ((4, 6), (7, 3), (1, 1))]

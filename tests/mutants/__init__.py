@@ -1,0 +1,1 @@
+"""Small wrong changes to the package, each with the test files that must notice it."""
