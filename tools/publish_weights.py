@@ -17,15 +17,12 @@ def publish(source: str, target: str) -> int:
     Raises:
         CheckpointError: ``source`` is no checkpoint or asks for more than plain values.
     """
-    from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
     from mmseg_m2f.adapters.checkpoints.formats import weights_of
     from mmseg_m2f.adapters.checkpoints.loader import read_checkpoint
     from mmseg_m2f.adapters.checkpoints.write import save_weights
 
     checkpoint = read_checkpoint(source, 'cpu')
-    weights = weights_of(checkpoint)
-    if weights is None:
-        raise CheckpointError(f'{source} holds no weights: neither state_dict nor model')
+    weights = weights_of(checkpoint, source)
     meta = checkpoint.get('meta', {})
     save_weights(weights, target, {key: meta[key] for key in KEPT_META if key in meta})
     return len(weights)

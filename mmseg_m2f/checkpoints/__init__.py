@@ -1,4 +1,4 @@
-"""Other implementations' checkpoints in our layout, and back: names and tensors, no files."""
+"""Convert checkpoints of other implementations to our layout and back: names and tensors."""
 
 from mmseg_m2f.checkpoints.huggingface import from_huggingface, to_huggingface
 from mmseg_m2f.checkpoints.huggingface_config import huggingface_config

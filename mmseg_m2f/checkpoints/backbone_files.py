@@ -1,4 +1,4 @@
-"""Files of a classifier that initialise a backbone: torchvision, timm, Microsoft's Swin."""
+"""Convert the files of classifiers that initialize a backbone: torchvision, timm, Swin."""
 
 import re
 
@@ -9,12 +9,12 @@ from mmseg_m2f.checkpoints.resnet import torchvision_rules
 from mmseg_m2f.checkpoints.rules import KeyMap, StateDict, respelled
 from mmseg_m2f.checkpoints.swin import merging_rule, official_block_rules
 
-# timm's names where a model was built for its features only.
+# timm's names of a model that was built for its features only.
 _FLAT_STAGE = re.compile(r'layers_(\d)\.')
 
 
 def _swin(first_merging: int) -> KeyMap:
-    """``first_merging`` is the stage that has the first one: 0 at its end, or 1 at its start."""
+    """Build the rules of Swin; their stage ``first_merging`` holds the first patch merging."""
     mergings = [
         merging_rule(
             f'backbone.stages.{i}.downsample.*', f'layers.{i + first_merging}.downsample.*'
@@ -37,9 +37,9 @@ _MERGING_AT_THE_END, _MERGING_AT_THE_START = _swin(0), _swin(1)
 
 
 def merges_at_the_end(state_dict: StateDict) -> bool:
-    """Whether a Swin's first stage ends in patch merging, as Microsoft's and timm's until 0.6 do.
+    """Whether a stage of Swin ends with patch merging, as Microsoft's and timm's until 0.6.
 
-    timm's later ones merge at the start of the second stage.
+    Later releases of timm begin the next stage with it.
     """
     return any(
         key.startswith(('layers.0.downsample.', 'layers_0.downsample.')) for key in state_dict
@@ -47,7 +47,7 @@ def merges_at_the_end(state_dict: StateDict) -> bool:
 
 
 def from_resnet_file(state_dict: StateDict) -> dict[str, Tensor]:
-    """``backbone.*`` from a ResNet of torchvision or timm, whose classifier is left out.
+    """Convert a ResNet of torchvision or timm to ``backbone.*``, without its classifier.
 
     Raises:
         ValueError: a key is unknown.
@@ -56,7 +56,7 @@ def from_resnet_file(state_dict: StateDict) -> dict[str, Tensor]:
 
 
 def from_swin_file(state_dict: StateDict) -> dict[str, Tensor]:
-    """``backbone.*`` from Microsoft's Swin, without its classifier and last norm.
+    """Convert Microsoft's Swin to ``backbone.*``, without its classifier and last norm.
 
     Raises:
         ValueError: a key is unknown.
@@ -65,7 +65,7 @@ def from_swin_file(state_dict: StateDict) -> dict[str, Tensor]:
 
 
 def from_timm_file(state_dict: StateDict) -> dict[str, Tensor]:
-    """``backbone.*`` from a ResNet or a Swin of any release of timm, without its classifier.
+    """Convert a ResNet or Swin of any release of timm to ``backbone.*``, without its classifier.
 
     Raises:
         ValueError: a key is unknown.

@@ -1,4 +1,4 @@
-"""Buffers of our models that other implementations compute anew and do not save."""
+"""Fill in buffers that our models save and other implementations compute anew."""
 
 import math
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def with_buffers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``ours`` with Swin's index buffers and, where they are absent, batch norms' counters.
+    """Add Swin's index buffers and, if they are missing, the counters of batch norms.
 
     Raises:
-        ValueError: a table of relative positions has an impossible length.
+        ValueError: A table of relative positions has an impossible length.
     """
     filled = dict(ours)
     for key, value in ours.items():
@@ -23,10 +23,10 @@ def with_buffers(ours: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def relative_position_index(table: Tensor) -> Tensor:
-    """Swin's lookup ``(M * M, M * M)`` int64 into a bias ``table ((2M - 1)^2, heads)``.
+    """Compute Swin's lookup ``(M * M, M * M)`` int64 into a bias ``table ((2M - 1)^2, heads)``.
 
     Raises:
-        ValueError: no window has a table of that length.
+        ValueError: No window has a table of that length.
     """
     width = window_width(len(table))
     side = (width + 1) // 2
@@ -36,10 +36,10 @@ def relative_position_index(table: Tensor) -> Tensor:
 
 
 def window_width(rows: int) -> int:
-    """``2M - 1``: how many offsets a window of side M has along an axis, of ``rows`` in all.
+    """Return ``2M - 1``, the offsets along one axis of a window with ``rows`` offsets in all.
 
     Raises:
-        ValueError: no window has so many.
+        ValueError: No window has this many.
     """
     width = math.isqrt(rows)
     if width * width != rows or width % 2 == 0:

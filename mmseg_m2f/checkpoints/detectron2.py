@@ -1,4 +1,4 @@
-"""Names of the official code, a Detectron2 model."""
+"""Convert the names of the official code, a Detectron2 model."""
 
 import functools
 import re
@@ -48,7 +48,8 @@ _DECODER = (
     ('layers.{i}.ffn_norm.*', 'transformer_ffn_layers.{i}.norm.*'),
 )
 
-# Older spellings, and what loading by a version number that a file has lost makes of the names.
+# Older spellings. The pixel decoder's prefix is doubled if a file without a version number was
+# loaded and saved again.
 _SPELLINGS = (
     (re.compile(r'sem_seg_head\.(?!predictor\.|pixel_decoder\.)'), f'{_HEAD}pixel_decoder.'),
     (re.compile(r'sem_seg_head\.(pixel_decoder\.){2,}'), f'{_HEAD}pixel_decoder.'),
@@ -84,14 +85,14 @@ def _keymap(head: str) -> KeyMap:
 
 
 def from_detectron2(state_dict: StateDict, head: str = 'decode_head') -> dict[str, Tensor]:
-    """Our state dict from an official one; ``head`` is what our model calls its head.
+    """Convert an official state dict to ours; ``head`` is our model's name for its head.
 
-    Takes the older spellings too: ``static_query`` for ``query_feat``, the pixel decoder without
-    its prefix, or with the prefix doubled. Losses' class weights, the images' mean and deviation
-    and Swin's index buffers are left out; our own buffers are filled in.
+    Older spellings work too: ``static_query`` for ``query_feat``, the pixel decoder without its
+    prefix or with the prefix doubled. The class weights of the losses, the mean and deviation of
+    the images and Swin's index buffers are left out; our own buffers are filled in.
 
     Raises:
-        ValueError: a key is unknown or doubled, or the backbone is seen to be a ResNet of Caffe.
+        ValueError: A key is unknown or doubled, or the backbone is a ResNet of Caffe.
     """
     refuse_caffe(state_dict)
     renamed = respelled(_without_counters(state_dict), _spelled_as_today)
@@ -99,10 +100,10 @@ def from_detectron2(state_dict: StateDict, head: str = 'decode_head') -> dict[st
 
 
 def to_detectron2(state_dict: StateDict, head: str = 'decode_head') -> dict[str, Tensor]:
-    """Inverse of ``from_detectron2``, in today's spelling; a ResNet's batch counters are left out.
+    """Invert ``from_detectron2``, in today's spelling; a ResNet's batch counters are left out.
 
     Raises:
-        ValueError: a key is not of our layout.
+        ValueError: A key is not of our layout.
     """
     return _keymap(head).to_theirs(_without_counters(state_dict))
 

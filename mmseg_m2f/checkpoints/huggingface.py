@@ -1,4 +1,4 @@
-"""Names of Hugging Face's ``Mask2FormerForUniversalSegmentation``."""
+"""Convert the names of Hugging Face's ``Mask2FormerForUniversalSegmentation``."""
 
 import functools
 
@@ -119,7 +119,7 @@ def _keymap(head: str) -> KeyMap:
             *_head_rules(head),
             *same(_RESNET, 'backbone.', _BACKBONE),
             *_swin_rules(),
-            # For reading only: a backbone out of timm, and the first releases' norms.
+            # Only for reading: a backbone of timm, and the norms of the first releases.
             *torchvision_rules(_BACKBONE),
             *(
                 Rule(f'backbone.norm{i}.*', (f'{_BACKBONE}hidden_states_norms.{i}.*',))
@@ -128,7 +128,7 @@ def _keymap(head: str) -> KeyMap:
         ],
         ours_only=[INDEX],
         theirs_only=[
-            # The losses' class weights, and the norm of a Swin classifier that no segmentor uses.
+            # The class weights of the losses, and a classifier's norm that is not used.
             'criterion.empty_weight',
             f'{_BACKBONE}layernorm.*',
             f'{_BLOCK}attention.self.relative_position_index',
@@ -136,9 +136,9 @@ def _keymap(head: str) -> KeyMap:
     )
 
 
-# Files keep the names on the right. On the left are, in this order, those of a backbone out of
-# timm, of the first releases, and of a live model of transformers 5, which renames Swin's modules
-# while it loads and back while it saves.
+# Files have the names on the right. On the left stand the names of a backbone of timm, of the first
+# releases, and of a live model of transformers 5, which renames Swin's modules when it loads, and
+# back when it saves.
 _SPELLINGS = (
     ('.encoder._backbone.', '.encoder.'),
     ('.encoder.model.', '.encoder.'),
@@ -154,30 +154,30 @@ _SPELLINGS = (
 
 
 def from_huggingface(state_dict: StateDict, head: str = 'decode_head') -> dict[str, Tensor]:
-    """Our state dict from that of a ``Mask2FormerForUniversalSegmentation``.
+    """Convert the state dict of a ``Mask2FormerForUniversalSegmentation`` to ours.
 
-    Takes the names of published files, old and new, and those of a live model of transformers 5;
-    backbone ResNet (Hugging Face's own, or timm's) or Swin. Buffers that files lack are filled in
-    so that strict loading works. ``head`` is what our model calls its head.
+    The names may be those of published files, old or new, or of a live model of transformers 5. The
+    backbone is a ResNet (Hugging Face's or timm's) or a Swin. Missing buffers are filled in, so
+    that strict loading works. ``head`` is our model's name for its head.
 
     Raises:
-        ValueError: a key belongs to neither layout, or part of a split tensor is absent.
+        ValueError: A key is unknown, or a part of a split tensor is missing.
     """
     return with_buffers(_keymap(head).to_ours(respelled(state_dict, _published)))
 
 
 def to_huggingface(state_dict: StateDict, head: str = 'decode_head') -> dict[str, Tensor]:
-    """Our state dict under the names of Hugging Face's published files, for ``from_pretrained``.
+    """Convert our state dict to the names of Hugging Face's files, for ``from_pretrained``.
 
     Raises:
-        ValueError: a key is not of our layout, or its backbone is neither ResNet nor Swin.
+        ValueError: A key is not of our layout, or its backbone is neither ResNet nor Swin.
     """
     return _keymap(head).to_theirs(state_dict)
 
 
 def _published(key: str) -> str:
     if key.startswith(('pixel_level_module.', 'transformer_module.')):
-        key = f'model.{key}'  # taken off by hand, or a model without the class layer
+        key = f'model.{key}'  # the model without its class layer has no such prefix
     if not key.startswith(_BACKBONE):
         return key
     for spelling, published in _SPELLINGS:

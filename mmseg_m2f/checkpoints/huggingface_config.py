@@ -1,4 +1,4 @@
-"""The ``config.json`` that belongs to weights under Hugging Face's names."""
+"""Build the ``config.json`` that belongs to weights under Hugging Face's names."""
 
 import re
 from collections.abc import Sequence
@@ -10,25 +10,25 @@ _ENCODER = 'model.pixel_level_module.encoder.'
 _PIXEL_DECODER = 'model.pixel_level_module.decoder.'
 _DECODER = 'model.transformer_module.'
 _OUTPUTS = ['stage1', 'stage2', 'stage3', 'stage4']
-# Their pixel decoder has these and no setting for them.
+# These are fixed in their pixel decoder.
 _NUM_LEVELS, _NUM_POINTS = 3, 4
 
 
 def huggingface_config(
     state_dict: StateDict, classes: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Settings of ``Mask2FormerConfig``, read off the shapes of weights of its layout.
+    """Read the settings of ``Mask2FormerConfig`` off the shapes of the weights.
 
-    The heads of the decoder's attention leave no trace in a shape: they are taken to be as many as
-    those of the pixel decoder, as in every published model.
+    No shape tells the number of attention heads in the decoder. It is taken to be that of the pixel
+    decoder, as in every published model.
 
     Args:
-        state_dict: under Hugging Face's names, as ``to_huggingface`` gives it.
-        classes: their names in order; without them they are called ``LABEL_0`` and so on.
+        state_dict: Weights under Hugging Face's names, as ``to_huggingface`` returns them.
+        classes: The names of the classes in order; ``LABEL_0`` and so on by default.
 
     Raises:
-        ValueError: Hugging Face's model cannot be of these shapes, or ``classes`` are not as many
-            as the model has.
+        ValueError: Hugging Face's model cannot have these shapes, or ``classes`` has another number
+            of names than the model has classes.
     """
     _check_decoder(state_dict)
     num_queries, channels = _shape(state_dict, f'{_DECODER}queries_features.weight')
@@ -47,7 +47,7 @@ def huggingface_config(
         'mask_feature_size': _shape(state_dict, f'{_PIXEL_DECODER}mask_projection.weight')[0],
         'hidden_dim': channels,
         'encoder_layers': _count(state_dict, f'{_PIXEL_DECODER}encoder.layers.'),
-        # Counts the prediction of the queries before the first layer.
+        # They count the prediction before the first layer too.
         'decoder_layers': _count(state_dict, f'{_DECODER}decoder.layers.') + 1,
         'num_attention_heads': offsets[0] // (_NUM_LEVELS * _NUM_POINTS * 2),
         'encoder_feedforward_dim': _shape(state_dict, f'{_PIXEL_DECODER}encoder.layers.0.fc1.bias')[
@@ -72,7 +72,7 @@ def _check_decoder(state_dict: StateDict) -> None:
         (f'{_DECODER}decoder.', 'decoder'),
     ):
         if not _count(state_dict, f'{prefix}layers.'):
-            raise ValueError(f'a {what} without layers leaves no trace of its settings')
+            raise ValueError(f'the {what} has no layers to read its settings from')
 
 
 def _backbone(state_dict: StateDict) -> dict[str, Any]:
@@ -120,6 +120,6 @@ def _shape(state_dict: StateDict, key: str) -> tuple[int, ...]:
 
 
 def _count(state_dict: StateDict, prefix: str) -> int:
-    """How many numbers follow ``prefix`` in the names."""
+    """Count the different numbers that follow ``prefix`` in the names."""
     number = re.compile(re.escape(prefix) + r'(\d+)\.')
     return len({hit.group(1) for key in state_dict if (hit := number.match(key))})

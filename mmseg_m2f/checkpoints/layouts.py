@@ -1,4 +1,4 @@
-"""Whose names a state dict has, and the way from there to ours and back."""
+"""Recognize the layout of a state dict, and convert it to ours and back."""
 
 import re
 
@@ -33,7 +33,7 @@ _MODELS = {
     'mmseg': 'decode_head' + _MM,
     'hf': r'(model\.)?(pixel_level_module|transformer_module)\.|class_predictor\.',
 }
-# Of a backbone alone; the names of mmseg's and mmdet's are ours.
+# The first names of a backbone alone; mmseg's and mmdet's are ours.
 _BACKBONES = {
     'mmseg_m2f': r'backbone\.(conv1|layer1\.0|stages\.0)\.',
     'detectron2': r'backbone\.(stem|res2\.0|layers\.0)\.',
@@ -43,7 +43,7 @@ _BACKBONES = {
 
 
 class UnknownLayoutError(ValueError):
-    """A state dict whose names are of no layout that is known, or of several."""
+    """Raised when the names of a state dict belong to no known layout, or to several."""
 
 
 _FROM_BACKBONE = {
@@ -54,16 +54,15 @@ _FROM_BACKBONE = {
 
 
 def detect_layout(state_dict: StateDict) -> str:
-    """Whose names these are: one of ``LAYOUTS`` or ``BACKBONE_LAYOUTS``.
+    """Recognize the layout by its names: one of ``LAYOUTS`` or ``BACKBONE_LAYOUTS``.
 
-    A model's head decides; without one the backbone's names do. A ResNet of timm has the names of
-    torchvision's, an older Swin of timm those of Microsoft's, and count as such. A ``backbone.*``
-    of mmseg or mmdet alone counts as ours.
+    The head decides; if there is none, the backbone does. timm's ResNets have the names of
+    torchvision and its older Swins those of Microsoft, and count as such. A ``backbone.*`` of mmseg
+    or mmdet alone counts as ours.
 
     Raises:
-        UnknownLayoutError: no names, or those of several layouts; the message tells what was looked
-            for.
-        ValueError: a ResNet of Caffe2.
+        UnknownLayoutError: The names belong to no layout or to several.
+        ValueError: The weights are a ResNet of Caffe2.
     """
     refuse_caffe(state_dict)
     models = _matching(_MODELS, state_dict)
@@ -72,14 +71,14 @@ def detect_layout(state_dict: StateDict) -> str:
     if models:
         return models[0]
     backbones = _matching(_BACKBONES, state_dict)
-    # All keys or none: another model's backbone has company.
+    # With other names beside ``backbone.`` it is the backbone of another model.
     kinds = {key.startswith('backbone.') for key in state_dict}
     if len(backbones) != 1 or len(kinds) != 1:
         raise UnknownLayoutError(
-            f'these {len(state_dict)} names are of no Mask2Former and no backbone that is known '
-            f'({", ".join((*LAYOUTS, *BACKBONE_LAYOUTS))}): a head is looked for below '
-            'decode_head., panoptic_head., sem_seg_head. or model.transformer_module., a backbone '
-            f'as layer1. or layers.; the first names are {list(state_dict)[:5]}'
+            f'these {len(state_dict)} names are of no Mask2Former and of no known backbone '
+            f'({", ".join((*LAYOUTS, *BACKBONE_LAYOUTS))}). The names of a head begin with '
+            'decode_head., panoptic_head., sem_seg_head. or model.transformer_module., those of a '
+            f'backbone with layer1. or layers.; the first names here are {list(state_dict)[:5]}'
         )
     if backbones == ['resnet']:
         return 'torchvision'
@@ -89,20 +88,19 @@ def detect_layout(state_dict: StateDict) -> str:
 
 
 def to_ours(state_dict: StateDict, layout: str, head: str = 'decode_head') -> dict[str, Tensor]:
-    """A state dict of that layout under our names; a backbone's file gives ``backbone.*`` only.
+    """Convert a state dict of another layout to ours; a backbone's file gives ``backbone.*``.
 
-    Buffers that their files lack and ours have are filled in: Swin's relative position index and
-    the batch counters of batch norms. Nothing marks a converted state dict but its names, and those
-    belong to no other layout, so that nothing can be converted twice.
+    Swin's relative position index and the counters of batch norms are filled in. A state dict
+    cannot be converted twice, because our names belong to no other layout.
 
     Args:
-        state_dict: of the layout; its tensors are shared where their content stays.
-        layout: one of ``LAYOUTS`` or ``BACKBONE_LAYOUTS``.
-        head: what our model calls its head, one of ``HEADS``.
+        state_dict: Of the layout; tensors whose content stays are shared, not copied.
+        layout: One of ``LAYOUTS`` or ``BACKBONE_LAYOUTS``.
+        head: Our model's name for its head, one of ``HEADS``.
 
     Raises:
-        ValueError: the layout or head is not known, a key does not belong to the layout, part of a
-            tensor is absent, or a shape does not allow what the name asks for.
+        ValueError: The layout or head is unknown, a key does not belong to the layout, a part of a
+            tensor is missing, or a shape does not fit its name.
     """
     _check('layout', layout, (*LAYOUTS, *BACKBONE_LAYOUTS))
     _check('head', head, HEADS)
@@ -116,12 +114,12 @@ def to_ours(state_dict: StateDict, layout: str, head: str = 'decode_head') -> di
 
 
 def to_theirs(state_dict: StateDict, layout: str) -> dict[str, Tensor]:
-    """Inverse of ``to_ours`` for whole models; the head may have either of its names.
+    """Invert ``to_ours`` for whole models; the head may have either of its names.
 
     Buffers and counters that the layout does not have are left out.
 
     Raises:
-        ValueError: the layout is not one of ``LAYOUTS``, or a key is not of ours.
+        ValueError: The layout is not one of ``LAYOUTS``, or a key is not of our layout.
     """
     _check('layout', layout, LAYOUTS)
     if layout == 'mmseg_m2f':
@@ -133,10 +131,10 @@ def to_theirs(state_dict: StateDict, layout: str) -> dict[str, Tensor]:
 
 
 def head_prefix(state_dict: StateDict) -> str:
-    """What a state dict of our layout calls its head, one of ``HEADS``.
+    """Return the name of the head in a state dict of our layout, one of ``HEADS``.
 
     Raises:
-        ValueError: it has none or both.
+        ValueError: It has none or both.
     """
     found = [head for head in HEADS if any(key.startswith(f'{head}.') for key in state_dict)]
     if len(found) != 1:

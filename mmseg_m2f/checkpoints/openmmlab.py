@@ -1,4 +1,4 @@
-"""Names of mmdet's Mask2Former head, which mmseg wraps under another first name."""
+"""Convert the names of mmdet's Mask2Former head, which mmseg wraps under another first name."""
 
 import functools
 import re
@@ -29,7 +29,7 @@ _DECODER = (
     ('level_embed.*', 'level_embed.*'),
     ('norm.*', 'transformer_decoder.post_norm.*'),
     ('class_embed.*', 'cls_embed.*'),
-    # Their MLP is a Sequential in which the activations are counted.
+    # Their MLP is a Sequential that counts the activations too.
     *((f'mask_embed.{i}.*', f'mask_embed.{2 * i}.*') for i in range(3)),
 )
 
@@ -43,7 +43,7 @@ _DECODER_LAYER = (
     ('ffn_norm.*', 'norms.2.*'),
 )
 
-# Layers of before their rewrite of the transformers, of the encoder and of the decoder.
+# The names of encoder and decoder layers before mmdet 3.0.
 _SPELLINGS = (
     (re.compile(r'(pixel_decoder\.encoder\.layers\.\d+\.)attentions\.0\.'), r'\1self_attn.'),
     (re.compile(r'(transformer_decoder\.layers\.\d+\.)attentions\.0\.'), r'\1cross_attn.'),
@@ -68,18 +68,18 @@ def _keymap(ours: str, theirs: str) -> KeyMap:
 
 
 def from_openmmlab(state_dict: StateDict, theirs: str, head: str) -> dict[str, Tensor]:
-    """Our state dict from that of a model of mmdet or mmseg with its own Mask2Former head.
+    """Convert the state dict of mmdet's or mmseg's own Mask2Former to ours.
 
-    Everything outside the head (the backbone, say) is the same in both and passes. Layers may have
-    the names of before mmdet 3.0 (``attentions.0``, ``ffns.0``).
+    Names outside the head, such as the backbone's, are the same in both. Layers may have the names
+    of the time before mmdet 3.0 (``attentions.0``, ``ffns.0``).
 
     Args:
-        state_dict: of their model.
-        theirs: the first name of their head, ``decode_head`` or ``panoptic_head``.
-        head: the same of ours.
+        state_dict: Of their model.
+        theirs: Their model's name for its head, ``decode_head`` or ``panoptic_head``.
+        head: Our model's name for its head.
 
     Raises:
-        ValueError: a key of the head is unknown or doubled, or there is no head.
+        ValueError: A key of the head is unknown or doubled, or there is no head.
     """
     mine, others = _split(state_dict, theirs)
     if not mine:
@@ -88,7 +88,7 @@ def from_openmmlab(state_dict: StateDict, theirs: str, head: str) -> dict[str, T
 
 
 def to_openmmlab(state_dict: StateDict, theirs: str, head: str) -> dict[str, Tensor]:
-    """Inverse of ``from_openmmlab``, in today's spelling."""
+    """Invert ``from_openmmlab``, in today's spelling."""
     mine, others = _split(state_dict, head)
     return others | _keymap(head, theirs).to_theirs(mine)
 

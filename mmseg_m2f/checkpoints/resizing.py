@@ -1,4 +1,4 @@
-"""A checkpoint of our layout for another order or number of classes, or number of queries."""
+"""Change the order or number of classes, the number of queries, or Swin's windows."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from mmseg_m2f.checkpoints.rules import StateDict
 
 
 def things_first(thing_ids: Sequence[int], num_classes: int) -> list[int]:
-    """The order of mmdet's panoptic data sets: all things, then all stuff, each in rising order.
+    """Return the class order of mmdet's panoptic data sets: all things, then all stuff.
 
     Raises:
         ValueError: ``thing_ids`` are not different class indices.
@@ -25,7 +25,7 @@ def things_first(thing_ids: Sequence[int], num_classes: int) -> list[int]:
 
 
 def reorder_classes(state_dict: StateDict, order: Sequence[int]) -> dict[str, Tensor]:
-    """Row ``i`` of the class layer becomes the old row ``order[i]``; no-object stays last.
+    """Reorder the class layer: its row ``i`` is the old row ``order[i]``; no-object stays last.
 
     Raises:
         ValueError: ``order`` does not name every class once.
@@ -43,11 +43,11 @@ def reorder_classes(state_dict: StateDict, order: Sequence[int]) -> dict[str, Te
 
 
 def resize_queries(state_dict: StateDict, number: int, noise: float = 0.1) -> dict[str, Tensor]:
-    """For a model with ``number`` queries: the first of them, or all and noisy copies of them.
+    """Keep the first ``number`` queries, or add noisy copies up to that number.
 
-    Kept rows are kept exactly. Copies are in the order of the originals, again and again, with
-    normal noise of ``noise`` times the table's standard deviation from the global generator,
-    because equal queries would stay equal for ever.
+    Kept rows do not change. Copies follow the order of the originals, several times if needed.
+    Equal queries would stay equal in training, so copies get normal noise of ``noise`` times the
+    table's standard deviation, drawn from the global generator.
 
     Raises:
         ValueError: ``number`` is not positive, or there is no query.
@@ -61,10 +61,9 @@ def resize_queries(state_dict: StateDict, number: int, noise: float = 0.1) -> di
 
 
 def resize_classes(state_dict: StateDict, number: int, noise: float = 0.1) -> dict[str, Tensor]:
-    """For a model with ``number`` classes; no-object's row stays the last.
+    """Keep the first ``number`` classes, or add noisy copies, as ``resize_queries`` does.
 
-    The first classes are kept exactly, new ones are copies as in ``resize_queries``: what a row
-    stands for only training or the caller knows.
+    The row of no-object stays the last. What a new row stands for, only a training decides.
 
     Raises:
         ValueError: ``number`` is not positive, or there is no class.
@@ -77,12 +76,12 @@ def resize_classes(state_dict: StateDict, number: int, noise: float = 0.1) -> di
 
 
 def resize_window(table: Tensor, rows: int) -> Tensor:
-    """Swin's bias ``table ((2M - 1)^2, heads)`` for a window with ``rows`` offsets, bicubic.
+    """Resize Swin's bias ``table ((2M - 1)^2, heads)`` to a window with ``rows`` offsets, bicubic.
 
-    Source: the original Swin's own loading of other windows (Microsoft, ``utils.py``).
+    Source: Microsoft's Swin, ``utils.py``, which loads other windows this way.
 
     Raises:
-        ValueError: either number of offsets is not an odd square.
+        ValueError: A number of offsets is not an odd square.
     """
     old, new = window_width(len(table)), window_width(rows)
     maps = table.float().T.unflatten(1, (old, old))[None]  # (1, heads, 2M - 1, 2M - 1)

@@ -1,10 +1,10 @@
-"""A ResNet's names: ours are torchvision's, which timm shares; Detectron2 has its own."""
+"""Rules for the names of a ResNet: ours are torchvision's and timm's; Detectron2 has others."""
 
 import re
 
 from mmseg_m2f.checkpoints.rules import Rule, StateDict, same
 
-# Of each pair ours stands on the left.
+# Ours stand on the left.
 _TORCHVISION = (
     ('conv1.*', 'conv1.*'),
     ('bn1.*', 'bn1.*'),
@@ -31,29 +31,29 @@ _DETECTRON2 = (
     ),
 )
 
-# As in the files that Caffe2's model zoo and Detectron2's ImageNetPretrained/MSRA offer.
+# The names in Caffe2's model zoo and in Detectron2's ImageNetPretrained/MSRA.
 _CAFFE2_BLOCK = re.compile(r'res[2-5]_\d+_branch[12][abc]?_(w|b|bn_[sb])')
 
 
 def torchvision_rules(prefix: str) -> list[Rule]:
-    """``prefix`` is theirs in front of ``conv1`` and ``layer1``."""
+    """Return the rules; ``prefix`` is theirs before ``conv1`` and ``layer1``."""
     return same(_TORCHVISION, 'backbone.', prefix)
 
 
 def detectron2_rules(prefix: str) -> list[Rule]:
-    """``prefix`` is theirs in front of ``stem`` and ``res2``."""
+    """Return the rules; ``prefix`` is theirs before ``stem`` and ``res2``."""
     return same(_DETECTRON2, 'backbone.', prefix)
 
 
 def refuse_caffe(state_dict: StateDict) -> None:
-    """Stops at a ResNet that was trained the way of Caffe: BGR, variance not normalised.
+    """Refuse a ResNet that was trained as in Caffe: BGR images, variance not normalized.
 
-    Such a network strides in the first convolution of a block, with the same names and shapes: it
-    would load and be wrong. Only what can be seen is refused: Caffe2's names, or a
-    whole Detectron2 model's ``pixel_std`` of one.
+    It strides in the first convolution of a block. Names and shapes are the same, so it would load
+    and be wrong. It can be recognized only by Caffe2's names, or in a whole Detectron2 model by a
+    ``pixel_std`` of one.
 
     Raises:
-        ValueError: one of both is there.
+        ValueError: It is one.
     """
     std = state_dict.get('pixel_std')
     is_resnet = any(key.startswith('backbone.res2.') for key in state_dict)
@@ -61,6 +61,6 @@ def refuse_caffe(state_dict: StateDict) -> None:
         is_resnet and std is not None and bool((std == 1).all())
     ):
         raise ValueError(
-            'a ResNet of Caffe (MSRA): BGR images and another stride than the official '
-            "Mask2Former's, which is torchvision's; its weights would load and be wrong"
+            'a ResNet of Caffe (MSRA) has other strides than ours and expects BGR images: its '
+            "weights would load and be wrong. Take torchvision's ResNet"
         )

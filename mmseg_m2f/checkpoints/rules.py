@@ -1,7 +1,7 @@
-"""Renaming rules that read in both directions, applied to whole state dicts.
+"""Rename the tensors of a state dict by rules that work in both directions.
 
-In a template ``{i}`` and ``{j}`` stand for a number and ``*`` for the rest of a name as long
-as no number is in it, such as ``weight`` or ``out_proj.bias``.
+In a template ``{i}`` and ``{j}`` stand for a number, and ``*`` for the rest of a name without
+numbers, such as ``weight`` or ``out_proj.bias``.
 """
 
 import re
@@ -19,7 +19,7 @@ def _unchanged(value: Tensor) -> Tensor:
 
 
 class Rule(NamedTuple):
-    """One of our names and its counterparts; of several, ours is the concatenation in order."""
+    """One of our names and its counterpart; if there are several, ours is their concatenation."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -28,15 +28,15 @@ class Rule(NamedTuple):
 
 
 def same(pairs: Iterable[tuple[str, str]], ours: str, theirs: str) -> list[Rule]:
-    """One-to-one rules from a table of names below the prefixes ``ours`` and ``theirs``."""
+    """Make one-to-one rules from pairs of names below the prefixes ``ours`` and ``theirs``."""
     return [Rule(ours + left, (theirs + right,)) for left, right in pairs]
 
 
 def respelled(state_dict: StateDict, spell: Callable[[str], str]) -> dict[str, Tensor]:
-    """The same tensors with ``spell`` of their keys.
+    """Apply ``spell`` to every key.
 
     Raises:
-        ValueError: two keys come out as one.
+        ValueError: Two keys become the same.
     """
     renamed: dict[str, Tensor] = {}
     for key, value in state_dict.items():
@@ -48,7 +48,7 @@ def respelled(state_dict: StateDict, spell: Callable[[str], str]) -> dict[str, T
 
 
 class _Found(NamedTuple):
-    """What the checkpoint has of one of our tensors: by part, its key and its value."""
+    """The parts found for one of our tensors: key and value by the index of the part."""
 
     rule: Rule
     hit: re.Match[str]
@@ -56,12 +56,13 @@ class _Found(NamedTuple):
 
 
 class KeyMap:
-    """Translates whole state dicts; tensors are shared, not copied, where their content stays.
+    """Translate whole state dicts; tensors whose content stays are shared, not copied.
 
     Args:
-        rules: of several with the same name of ours the first is for writing, all are for reading;
-            no key of theirs may match two.
-        ours_only, theirs_only: templates of keys without counterpart, left out when converting.
+        rules: All are used for reading. If several have the same name of ours, the first is used
+            for writing. No key of theirs may match two rules.
+        ours_only: Templates of our keys without counterpart, which are left out.
+        theirs_only: The same of their keys.
     """
 
     def __init__(
@@ -77,11 +78,11 @@ class KeyMap:
         self._theirs_only = [_pattern(template) for template in theirs_only]
 
     def to_ours(self, state_dict: StateDict) -> dict[str, Tensor]:
-        """``state_dict`` under our names.
+        """Translate ``state_dict`` to our names.
 
         Raises:
-            ValueError: a key is unknown, two keys are one of ours, one of several tensors that form
-                one of ours is absent, or a tensor's shape does not allow what its name asks for.
+            ValueError: A key is unknown, two keys have the same name of ours, a part of one of our
+                tensors is missing, or a shape does not fit its name.
         """
         found: dict[str, _Found] = {}
         unknown = []
@@ -100,10 +101,10 @@ class KeyMap:
         return {name: _joined(name, entry) for name, entry in found.items()}
 
     def to_theirs(self, state_dict: StateDict) -> dict[str, Tensor]:
-        """Inverse of ``to_ours``.
+        """Invert ``to_ours``.
 
         Raises:
-            ValueError: a key is unknown, or a tensor's shape does not allow what its name asks for.
+            ValueError: A key is unknown, or a shape does not fit its name.
         """
         converted: dict[str, Tensor] = {}
         unknown = []
@@ -147,7 +148,7 @@ def _parts(key: str, rule: Rule, value: Tensor) -> Sequence[Tensor]:
     count = len(rule.theirs)
     try:
         value = rule.to_theirs(value)
-        # A scalar (a batch counter) cannot be split, and one part needs no view.
+        # A scalar, such as a batch counter, cannot be split.
         return [value] if count == 1 else value.unflatten(0, (count, -1)).unbind()
     except RuntimeError as error:
         raise ValueError(

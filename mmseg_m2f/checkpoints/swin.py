@@ -1,4 +1,4 @@
-"""The names of the original Swin, and the order of channels in its patch merging."""
+"""Rules for the names of the original Swin, and the channel order of its patch merging."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from mmseg_m2f.checkpoints.rules import Rule, same
 _BLOCK = 'backbone.stages.{i}.blocks.{j}.'
 INDEX = f'{_BLOCK}attn.w_msa.relative_position_index'
 
-# The names of the original code, which the official Mask2Former and timm kept.
+# The official Mask2Former and timm have kept the names of the original code.
 _OFFICIAL_BLOCK = (
     ('norm1.*', 'norm1.*'),
     ('attn.w_msa.qkv.*', 'attn.qkv.*'),
@@ -20,9 +20,9 @@ _OFFICIAL_BLOCK = (
 
 
 def official_block_rules(prefix: str) -> list[Rule]:
-    """Everything but patch merging and the norms of the output, for original names.
+    """Return the rules for everything but patch merging and the norms of the outputs.
 
-    ``prefix`` is theirs in front of ``patch_embed`` and ``layers``.
+    ``prefix`` is theirs before ``patch_embed`` and ``layers``.
     """
     return [
         Rule('backbone.patch_embed.projection.*', (f'{prefix}patch_embed.proj.*',)),
@@ -32,20 +32,21 @@ def official_block_rules(prefix: str) -> list[Rule]:
 
 
 def merging_rule(ours: str, theirs: str) -> Rule:
-    """A patch merging layer, theirs in the original order of channels."""
+    """Return the rule for a patch merging layer; theirs has the original order of channels."""
     return Rule(ours, (theirs,), to_unfold_order, from_unfold_order)
 
 
 def to_unfold_order(value: Tensor) -> Tensor:
-    """Input channels of Swin's patch merging, from blocks of pixels to ``nn.Unfold``'s order.
+    """Reorder the input channels of Swin's patch merging to the order of ``nn.Unfold``.
 
-    The original code concatenates whole pixels, parity (row, column) = (0,0), (1,0), (0,1), (1,1);
-    mmseg's and mmdet's unfold is channel-major with the parities row by row. Shapes are equal, so
-    nothing but provenance tells which order a tensor has. The last axis has length ``4 * C``.
+    The original code concatenates the pixels of a 2 x 2 block, (row, column) = (0,0), (1,0), (0,1),
+    (1,1), each with all channels. mmseg and mmdet unfold: the four pixels of the first channel, row
+    by row, then of the next. The shapes are equal, so only the source of a tensor tells its order.
+    The last axis has length ``4 * C``.
     """
     return value.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
 
 
 def from_unfold_order(value: Tensor) -> Tensor:
-    """Inverse of ``to_unfold_order``."""
+    """Invert ``to_unfold_order``."""
     return value.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2)

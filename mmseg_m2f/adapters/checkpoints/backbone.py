@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from mmseg_m2f import checkpoints
-from mmseg_m2f.adapters.checkpoints import report
 from mmseg_m2f.adapters.checkpoints.convert_on_load import (
     LOWER_BOUND,
     Note,
     Plan,
     convert,
+    judge,
     unwrap,
 )
 from mmseg_m2f.adapters.checkpoints.resize_on_load import fit_windows, without_other_shapes
@@ -51,31 +51,22 @@ def plan_backbone(state: Mapping[str, Tensor], backbone: nn.Module, rules: LoadR
 def plan_named(
     what: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], rules: LoadRules
 ) -> Plan:
-    """Plan the load of weights that are under our names already.
+    """Plan the load of weights that are under our names already, as ``expected`` is.
 
-    The norms of the outputs may be missing; a classifier's layers are left out.
-
-    Args:
-        what: What to call the file in messages.
-        weights: Tensors under ``backbone.``.
-        expected: The backbone's state dict under ``backbone.``.
-        rules: What the load must fulfil.
+    The norms of the outputs may be missing; a classifier's layers are left out. ``what`` names the
+    file in messages.
     """
     fitted, warnings = fit_windows(expected, weights)
     wanted = {k: v for k, v in expected.items() if k in fitted or not k.startswith(_MAY_BE_MISSING)}
     used = {k: v for k, v in fitted.items() if k in expected or not k.startswith(_MAY_BE_LEFT_OVER)}
     changed = {key for key, value in used.items() if value is not weights.get(key)}
-    matches = report.compare(wanted, used, changed)
-    notes = [Note(text, logging.WARNING) for text in warnings]
-    notes.append(Note(f'loading the backbone: {report.table(matches)}', report.level(matches)))
-    problem = None
-    if wrong := report.misfits(matches, rules.min_matched):
-        problem = (
-            f'{what} is not of this backbone (less than {rules.min_matched:.0%} match). '
-            f'{report.description(wrong[0], wanted, used)}. Take the file that belongs to the '
-            f'backbone. {LOWER_BOUND}'
-        )
-    return Plan(without_other_shapes(expected, used), notes, problem)
+    fit, misfits = judge('backbone', wanted, used, changed, rules.min_matched)
+    notes = [*(Note(text, logging.WARNING) for text in warnings), fit]
+    problem = (
+        f'{what} is not of this backbone (less than {rules.min_matched:.0%} match). {misfits}. '
+        f'Take the file that belongs to the backbone. {LOWER_BOUND}'
+    )
+    return Plan(without_other_shapes(expected, used), notes, problem if misfits else None)
 
 
 def file_of(backbone: nn.Module) -> str:

@@ -12,11 +12,8 @@ _LITERALS = (ast.Constant, ast.Dict, ast.List, ast.Tuple, ast.Set, ast.UnaryOp, 
 def leave_out_programs(checkpoint: Any, name: str) -> None:
     """Remove config text that does more than assign plain values; a warning says so.
 
-    ``Runner.resume`` and inferencers without a config run such text.
-
-    Args:
-        checkpoint: Changed in place.
-        name: What to call the file in the warning.
+    ``Runner.resume`` and inferencers without a config run such text. ``checkpoint`` is changed in
+    place; ``name`` names the file in the warning.
     """
     if not isinstance(checkpoint, dict):
         return

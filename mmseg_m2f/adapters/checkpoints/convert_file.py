@@ -17,6 +17,7 @@ from mmseg_m2f.adapters.checkpoints.backbone import plan_named
 from mmseg_m2f.adapters.checkpoints.class_names import class_names
 from mmseg_m2f.adapters.checkpoints.convert_on_load import ORDER_OF_MMDET, head_name, plan
 from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
+from mmseg_m2f.adapters.checkpoints.formats import weights_of
 from mmseg_m2f.adapters.checkpoints.rules import LoadRules
 from mmseg_m2f.adapters.checkpoints.write import write_weights
 from mmseg_m2f.adapters.things import has_things_first
@@ -113,18 +114,7 @@ def _check_arguments(dst: str | Path, source: str, target: str, reorder: Any, co
 
 
 def _weights_of(checkpoint: Any, src: str | Path) -> Mapping[str, Tensor]:
-    weights = None
-    if isinstance(checkpoint, dict):
-        weights = checkpoint.get('state_dict') or checkpoint.get('model') or checkpoint
-    if not isinstance(weights, dict) or not weights:
-        raise CheckpointError(f'{src} holds no weights: neither state_dict nor model')
-    for key, value in weights.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f'{src} holds no weights: under {key!r} it has a {type(value).__name__}, where '
-                'the names of tensors and tensors are wanted'
-            )
-    prefix, bare = checkpoints.without_wrapper(weights)
+    prefix, bare = checkpoints.without_wrapper(weights_of(checkpoint, str(src)))
     if prefix:
         print_log(f'all names of {src} begin with {prefix}, which was taken off', logger='current')
     return bare

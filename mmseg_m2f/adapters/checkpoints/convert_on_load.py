@@ -102,11 +102,17 @@ def plan(state: Mapping[str, Tensor], model: nn.Module, rules: LoadRules) -> Pla
     windows = fit_windows(expected, rows.weights)
     notes += [Note(text, logging.WARNING) for text in (*rows.warnings, *windows.warnings)]
     changed = {key for key, value in windows.weights.items() if value is not weights.get(key)}
-    fit, problem = _fit(expected, windows.weights, changed, rules.min_matched)
+    fit, misfits = judge('checkpoint', expected, windows.weights, changed, rules.min_matched)
     notes.append(fit)
     if layout == 'mmdet' and not has_things_first(getattr(model, head)):
         notes.append(Note(f'the checkpoint {ORDER_OF_MMDET}', logging.WARNING))
-    return Plan(without_other_shapes(expected, windows.weights), notes, problem)
+    problem = (
+        f'the checkpoint is of another architecture than the model (less than '
+        f'{rules.min_matched:.0%} match). {misfits}. Take the config that belongs to the '
+        f'checkpoint. {LOWER_BOUND}'
+    )
+    weights = without_other_shapes(expected, windows.weights)
+    return Plan(weights, notes, problem if misfits else None)
 
 
 def head_name(model: nn.Module) -> str:
@@ -134,10 +140,7 @@ def convert(
 ) -> tuple[str, dict[str, Tensor], Note]:
     """Recognize the layout of ``state`` and rename its tensors to ours.
 
-    Args:
-        what: What to call the checkpoint in messages.
-        state: Its tensors.
-        part: What the weights are for: a head's name, or ``backbone``.
+    ``what`` names the checkpoint in messages; ``part`` is a head's name or ``backbone``.
 
     Returns:
         The layout, the weights under our names, and a line that says so.
@@ -209,32 +212,26 @@ def _without_head(weights: Mapping[str, Tensor], layout: str, head: str) -> str:
     )
 
 
-def _fit(
+def judge(
+    what: str,
     expected: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     changed: Collection[str],
     min_matched: float,
-) -> tuple[Note, str | None]:
-    """Describe how weights fit a model, and the problem if they do not fit well enough."""
+) -> tuple[Note, str]:
+    """Describe how weights fit, as a table for the log, and the modules that do not fit.
+
+    ``what`` is loaded; ``changed`` are the names that were resized. The second is empty if each
+    module has at least ``min_matched``.
+    """
     matches = report.compare(expected, weights, changed)
-    note = Note(f'loading the checkpoint: {report.table(matches)}', report.level(matches))
     wrong = report.misfits(matches, min_matched)
-    if not wrong:
-        return note, None
-    described = '. '.join(report.description(match, expected, weights) for match in wrong)
-    return note, (
-        f'the checkpoint is of another architecture than the model (less than {min_matched:.0%} '
-        f'match). {described}. Take the config that belongs to the checkpoint. {LOWER_BOUND}'
-    )
+    note = Note(f'loading the {what}: {report.table(matches)}', report.level(matches))
+    return note, '. '.join(report.description(match, expected, weights) for match in wrong)
 
 
 def check_resumable(model: nn.Module, checkpoint: Mapping[str, Any], file: str) -> None:
-    """Check that a run of MMEngine with such a model left ``checkpoint``.
-
-    Args:
-        model: The model to go on with.
-        checkpoint: What was read from ``file``.
-        file: Its name, for the message.
+    """Check that ``checkpoint``, read from ``file``, was left by a run with such a model.
 
     Raises:
         CheckpointError: The state of a run is not there. Or the names are not the model's: then

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
 from mmseg_m2f.adapters.checkpoints.safe_pickle import File, MapLocation, load_pickle, load_torch
 from mmseg_m2f.metadata.colors import voc_colors
 
@@ -71,24 +72,30 @@ def read_file(file: File, name: str, map_location: MapLocation = None) -> Any:
     return content
 
 
-def weights_of(checkpoint: Any) -> Mapping[str, Tensor] | None:
+def weights_of(checkpoint: Any, name: str) -> Mapping[str, Tensor]:
     """Return the weights in ``state_dict`` or ``model``, or the checkpoint itself if it is weights.
 
-    None if there are no weights in any of the three.
+    Raises:
+        CheckpointError: None of the three is a dict of tensors. ``name`` begins the message.
     """
-    if not isinstance(checkpoint, Mapping):
-        return None
-    places = (checkpoint.get('state_dict'), checkpoint.get('model'), checkpoint)
-    return next((place for place in places if is_weights(place)), None)
+    held = type(checkpoint).__name__
+    if isinstance(checkpoint, Mapping):
+        places: tuple[Any, ...] = (checkpoint.get('state_dict'), checkpoint.get('model'))
+        for place in (*places, checkpoint):
+            if is_weights(place):
+                return place
+        held = f'dict with {list(checkpoint)[:5]}'
+    raise CheckpointError(
+        f'{name} holds no weights: it is a {held}. Wanted is a dict of names and tensors, alone or '
+        'under state_dict or model'
+    )
 
 
 def is_weights(value: Any) -> bool:
-    """Whether ``value`` is a dict of tensors, and not an empty one."""
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(item, Tensor) for item in value.values())
-    )
+    """Whether ``value`` is a dict of names and tensors, and not an empty one."""
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(key, str) and isinstance(item, Tensor) for key, item in value.items())
 
 
 def begins_as_torch(file: File) -> bool:
@@ -180,10 +187,7 @@ def _read_folder(folder: Path, map_location: MapLocation) -> Checkpoint:
     weights: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         content = read_file(path, path.name, map_location)
-        part = weights_of(content)
-        if part is None:
-            raise ValueError(f'{path.name} holds no weights')
-        weights.update(part)
+        weights.update(weights_of(content, path.name))
     return {'state_dict': weights, 'meta': _meta_of(_read_json(config))}
 
 

@@ -15,8 +15,7 @@ from torch.nn.modules import module as torch_module
 
 from mmseg_m2f.adapters.checkpoints.backbone import file_of, plan_backbone
 from mmseg_m2f.adapters.checkpoints.convert_on_load import plan
-from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
-from mmseg_m2f.adapters.checkpoints.formats import is_weights
+from mmseg_m2f.adapters.checkpoints.formats import is_weights, weights_of
 from mmseg_m2f.adapters.checkpoints.rules import current_rules
 from mmseg_m2f.adapters.models.head import MaskHead
 from mmseg_m2f.checkpoints import HEADS
@@ -70,14 +69,10 @@ def _before_backbone_loads(
 
 def _weights(what: str, content: Mapping[str, Any]) -> Mapping[str, Tensor]:
     """Return the tensors of a state dict; MMEngine gives a file without ``state_dict`` whole."""
-    if is_weights(content.get('model')):
-        return content['model']
-    if not any(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(
-            f'{what} holds no weights: it has {sorted(map(str, content))[:5]}. Wanted is a dict of '
-            'tensors, or one under state_dict or model'
-        )
-    return content
+    has_tensors = any(isinstance(value, Tensor) for value in content.values())
+    if has_tensors and not is_weights(content.get('model')):
+        return content
+    return weights_of(content, what)
 
 
 def _let_mmengine_read(backbone: Any) -> None:

@@ -133,7 +133,7 @@ def load_from_openmmlab(filename: str, map_location: MapLocation = None) -> Chec
 
 def load_from_mmcls(filename: str, map_location: MapLocation = None) -> Checkpoint:
     """Read ``mmcls://`` names; only the backbone of the classifier is kept."""
-    weights = weights_of(_load_named(filename, get_mmcls_models(), map_location)) or {}
+    weights = weights_of(_load_named(filename, get_mmcls_models(), map_location), filename)
     prefix = 'backbone.'
     kept = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     return {'state_dict': kept}

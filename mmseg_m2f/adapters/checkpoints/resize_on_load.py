@@ -10,6 +10,10 @@ from mmseg_m2f import checkpoints
 from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
 
 _INDEX, _TABLE = '.relative_position_index', '.relative_position_bias_table'
+_OTHER_WINDOWS = (
+    'the checkpoint has other windows in its Swin than the model: the relative position biases '
+    'were resized, so the predictions differ from those of the checkpoint'
+)
 
 
 class Resized(NamedTuple):
@@ -25,16 +29,11 @@ def fit_queries_and_classes(
     """Give the queries and the class layer the model's numbers of rows.
 
     New rows are noisy copies. They are the same in every process, whatever its random state,
-    because each process of a training loads for itself.
-
-    Args:
-        model: The state dict of the model.
-        weights: The checkpoint's tensors under the model's names.
-        head: The model's name for its head.
-        other_classes: Whether another number of classes is allowed.
+    because each process of a training loads for itself. ``model`` is the state dict of the model,
+    ``weights`` has its names, ``head`` is its name for its head.
 
     Raises:
-        CheckpointError: The number of classes differs, and that is not allowed.
+        CheckpointError: The number of classes differs, and ``other_classes`` is False.
     """
     fitted, warnings = dict(weights), []
     with torch.random.fork_rng(devices=[]):
@@ -59,12 +58,7 @@ def fit_queries_and_classes(
 
 
 def fit_windows(model: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Resized:
-    """Resize Swin's position biases to the model's windows; the position index is the model's.
-
-    Args:
-        model: The state dict of the model.
-        weights: The checkpoint's tensors under the model's names.
-    """
+    """Resize Swin's position biases to the model's windows; the position index is the model's."""
     tables = {
         key: checkpoints.resize_window(table, len(model[key]))
         for key, table in weights.items()
@@ -75,14 +69,8 @@ def fit_windows(model: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> R
     }
     indices = {key: model[key] for key in weights if key.endswith(_INDEX) and key in model}
     # mmseg's Swin has resized the biases by now and left the index as it was.
-    if tables or any(weights[key].shape != indices[key].shape for key in indices):
-        warnings = [
-            'the checkpoint has other windows in its Swin than the model: the relative position '
-            'biases were resized, so the predictions differ from those of the checkpoint'
-        ]
-    else:
-        warnings = []
-    return Resized({**weights, **tables, **indices}, warnings)
+    is_other = tables or any(weights[key].shape != indices[key].shape for key in indices)
+    return Resized({**weights, **tables, **indices}, [_OTHER_WINDOWS] if is_other else [])
 
 
 def without_other_shapes(

@@ -1,8 +1,6 @@
 """A backbone of our models is initialised by any known file, whole, or by none."""
 
-import logging
 import pickle
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -105,21 +103,6 @@ def different(got: State, wanted: State, leave_out: tuple[str, ...] = ()) -> lis
 
 
 NORMS = tuple(f'norm{i}.' for i in range(4))
-
-
-@pytest.fixture
-def warned() -> Iterator[list[str]]:
-    """What was logged as a warning, but for that of another scope before this test."""
-    from mmengine.logging import MMLogger
-
-    messages: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.addFilter(lambda record: 'default scope' not in record.getMessage())
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize('wrapped', [False, True])

@@ -1,7 +1,6 @@
 """Checkpoint files become other projects' and come back; nothing is left of what fails."""
 
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -9,53 +8,37 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
-from mmseg.registry import MODELS
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 import mmseg_m2f.adapters  # noqa: F401 - the loader
 from mmseg_m2f.adapters.checkpoints.convert_file import SUFFIXES, convert_checkpoint
 from mmseg_m2f.adapters.checkpoints.errors import CheckpointError, UnsafeCheckpointError
 from mmseg_m2f.adapters.checkpoints.loader import read_checkpoint
+from tests.adapters.checkpoints.hostile import touch
+from tests.adapters.small_models import build, detector, segmentor
 
 CLASSES = ('wall', 'sky', 'car')
 # Drawing needs colors: classes without any get those of Pascal VOC, black left out.
 NAMED = {'classes': CLASSES, 'palette': [[128, 0, 0], [0, 128, 0], [128, 128, 0]]}
 
 
-def head(**changes: object) -> dict:
-    return {
-        'num_classes': 3,
-        'num_queries': 6,
-        'in_channels': [8, 16, 32, 64],
-        'pixel_decoder': {'channels': 32, 'num_layers': 1, 'ffn_dim': 16},
-        'decoder': {'num_layers': 1, 'ffn_dim': 16},
-        **changes,
-    }
-
-
-def segmentor(**changes: object) -> dict:
-    return {
-        'type': 'mmseg.EncoderDecoder',
-        'backbone': {'type': 'ResNet', 'depth': 18, 'stem_channels': 8, 'base_channels': 8},
-        'decode_head': {'type': 'mmseg_m2f.Mask2FormerHead', **head(**changes)},
-    }
-
-
-def build(model: dict) -> nn.Module:
-    init_default_scope('mmseg')
-    return MODELS.build(model)
-
-
-def config(**changes: object) -> Config:
+def config(**changes: int) -> Config:
     return Config({'model': segmentor(**changes), 'default_scope': 'mmseg'})
+
+
+def detector_config(things: list[int]) -> Config:
+    pytest.importorskip('mmdet')
+    model = detector()
+    model['panoptic_head']['thing_ids'] = things
+    return Config({'model': model, 'default_scope': 'mmdet'})
 
 
 @pytest.fixture
 def state() -> dict[str, Tensor]:
-    return build(segmentor()).state_dict()
+    return build().state_dict()
 
 
 @pytest.fixture
@@ -97,7 +80,7 @@ def test_detectron2_file_is_what_detectron2_reads(source: Path, out: Path) -> No
     assert content['matching_heuristics'] is True
     weights = content['model']
     assert {type(value).__name__ for value in weights.values()} == {'ndarray'}
-    assert weights['sem_seg_head.predictor.query_feat.weight'].shape == (6, 32)
+    assert weights['sem_seg_head.predictor.query_feat.weight'].shape == (10, 32)
     assert weights['backbone.stem.conv1.norm.running_var'].dtype == 'float32'
 
 
@@ -133,36 +116,11 @@ def test_heads_of_mmdet_and_mmseg(source: Path, state: dict[str, Tensor], out: P
     convert_checkpoint(source, out.with_suffix('.pth'), config(), min_matched=1)
 
 
-def test_detectors_head(source: Path, out: Path) -> None:
-    pytest.importorskip('mmdet')
-    model = {
-        'type': 'mmseg_m2f.Mask2Former',
-        'backbone': segmentor()['backbone'],
-        'panoptic_head': {
-            'type': 'mmseg_m2f.Mask2FormerUniversalHead',
-            **head(thing_ids=[0, 2]),
-        },
-    }
-    cfg = Config({'model': model, 'default_scope': 'mmdet'})
-    file = out.with_suffix('.pth')
-    convert_checkpoint(source, file, cfg, reorder='things-first', min_matched=1)
-    weights, old = (read_checkpoint(path)['state_dict'] for path in (file, source))
-    rows = weights['panoptic_head.decoder.class_embed.weight']
-    assert torch.equal(rows, old['decode_head.decoder.class_embed.weight'][[0, 2, 1, 3]])
-
-
-def detector(things: list[int]) -> Config:
-    pytest.importorskip('mmdet')
-    universal = {'type': 'mmseg_m2f.Mask2FormerUniversalHead', **head(thing_ids=things)}
-    model = {'type': 'mmseg_m2f.Mask2Former', 'backbone': segmentor()['backbone']}
-    return Config({'model': {**model, 'panoptic_head': universal}, 'default_scope': 'mmdet'})
-
-
 @pytest.mark.parametrize('things', [[0, 2], [1, 2]])
 def test_the_order_of_mmdet_and_back(
     source: Path, out: Path, said: list[str], things: list[int]
 ) -> None:
-    cfg = detector(things)
+    cfg = detector_config(things)
     convert_checkpoint(source, out / 'mmdet.pth', cfg, target='mmdet', reorder='things-first')
     convert_checkpoint(out / 'mmdet.pth', out / 'ours.pth', cfg, reorder='official')
     theirs, back, old = (
@@ -179,11 +137,13 @@ def test_the_order_of_mmdet_and_back(
 
 def test_the_order_of_mmdet_is_not_taken_for_ours(source: Path, out: Path, said: list[str]) -> None:
     """A file of MMDetection counts the things first, and nothing in it says what they are."""
-    mixed, sorted_ones, theirs = detector([0, 2]), detector([0, 1]), out / 'mmdet.pth'
+    mixed, sorted_ones = detector_config([0, 2]), detector_config([0, 1])
+    theirs = out / 'mmdet.pth'
     convert_checkpoint(source, theirs, sorted_ones, target='mmdet')
+    init_default_scope('mmdet')
     loads = [
         lambda cfg: convert_checkpoint(theirs, out / 'ours.pth', cfg),
-        lambda cfg: load_checkpoint(build(cfg.model), str(theirs)),
+        lambda cfg: load_checkpoint(MODELS.build(cfg.model), str(theirs)),
     ]
     for load in loads:
         load(sorted_ones)
@@ -200,7 +160,7 @@ def test_the_order_of_mmdet_is_not_taken_for_ours(source: Path, out: Path, said:
 def test_an_export_for_mmdet_in_our_order_is_a_warning(
     source: Path, out: Path, said: list[str]
 ) -> None:
-    convert_checkpoint(source, out / 'mmdet.pth', detector([0, 2]), target='mmdet')
+    convert_checkpoint(source, out / 'mmdet.pth', detector_config([0, 2]), target='mmdet')
     assert any('--reorder things-first' in line for line in said)
 
 
@@ -229,7 +189,7 @@ def test_a_backbone_alone(state: dict[str, Tensor], tmp_path: Path, out: Path) -
         'checkpoint': str(file),
         'prefix': 'backbone.',
     }
-    built = build(model)
+    built = MODELS.build(model)
     built.init_weights()
     for key, value in backbone.items():
         assert torch.equal(built.backbone.state_dict()[key], value), key
@@ -239,19 +199,9 @@ def test_a_backbone_alone(state: dict[str, Tensor], tmp_path: Path, out: Path) -
             convert_checkpoint(path, other, target=target)
 
 
-class Hostile:
-    """Unpickling it calls ``os.system``."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f'touch {self.marker}',)
-
-
-def test_a_hostile_file(tmp_path: Path, out: Path) -> None:
+def test_a_hostile_file_writes_nothing(tmp_path: Path, out: Path) -> None:
     marker, path = tmp_path / 'run', tmp_path / 'hostile.pkl'
-    path.write_bytes(pickle.dumps({'model': {'a': Hostile(marker)}, '__author__': 'x'}))
+    path.write_bytes(pickle.dumps({'model': {'a': touch(marker)}, '__author__': 'x'}))
     with pytest.raises(UnsafeCheckpointError, match=r'hostile\.pkl was refused.*posix\.system'):
         convert_checkpoint(path, out.with_suffix('.pth'))
     assert not marker.exists()
@@ -269,7 +219,7 @@ def test_a_truncated_file(source: Path, tmp_path: Path, out: Path, kind: str) ->
 
 
 def test_another_architecture(source: Path, out: Path) -> None:
-    deeper = config(decoder={'num_layers': 3, 'ffn_dim': 16})
+    deeper = config(num_layers=4)
     for target in SUFFIXES:
         file = out.with_suffix(SUFFIXES[target])
         with pytest.raises(CheckpointError, match='another architecture'):
@@ -288,15 +238,28 @@ def test_another_number_of_queries_keeps_those_of_the_file(source: Path, out: Pa
     file = out.with_suffix('.pth')
     convert_checkpoint(source, file, config(num_queries=9))
     weights = read_checkpoint(file)['state_dict']
-    assert len(weights['decode_head.decoder.query_feat.weight']) == 6
+    assert len(weights['decode_head.decoder.query_feat.weight']) == 10
 
 
-def test_another_model(tmp_path: Path, out: Path) -> None:
-    path = tmp_path / 'other.pth'
-    for content in ({'state_dict': {'conv_seg.weight': torch.ones(1)}}, {'state_dict': {}}, 5):
-        torch.save(content, path)
-        with pytest.raises(CheckpointError, match=r'other\.pth (cannot be|holds no weights)'):
-            convert_checkpoint(path, out.with_suffix('.pth'))
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ({'state_dict': {'conv_seg.weight': torch.ones(1)}}, 'cannot be converted: .* no Mask2Fo'),
+        ({'state_dict': {}}, r"holds no weights: it is a dict with \['state_dict'\]"),
+        ({'state_dict': {1: torch.ones(1)}}, 'holds no weights'),
+        (
+            {'model': {'backbone.conv1.weight': 3}},
+            r"holds no weights: .*with \['model'\]\. W",
+        ),
+        (5, 'holds no weights: it is a int'),
+    ],
+)
+def test_a_file_without_our_weights(
+    tmp_path: Path, out: Path, content: object, message: str
+) -> None:
+    torch.save(content, tmp_path / 'other.pth')
+    with pytest.raises(CheckpointError, match=rf'other\.pth {message}'):
+        convert_checkpoint(tmp_path / 'other.pth', out.with_suffix('.pth'))
     assert not out.parent.exists()
 
 
@@ -330,14 +293,8 @@ def test_wrong_arguments(source: Path, out: Path, options: dict, message: str) -
 
 
 def test_a_config_without_our_head(source: Path, out: Path) -> None:
-    model = segmentor()
-    model['decode_head'] = {
-        'type': 'FCNHead',
-        'in_channels': 64,
-        'channels': 8,
-        'num_classes': 3,
-        'norm_cfg': {'type': 'BN'},
-    }
+    sizes = {'in_channels': 64, 'channels': 8, 'num_classes': 3, 'norm_cfg': {'type': 'BN'}}
+    model = {**segmentor(), 'decode_head': {'type': 'FCNHead', **sizes}}
     with pytest.raises(ValueError, match='EncoderDecoder has no head of mmseg_m2f'):
         convert_checkpoint(
             source, out.with_suffix('.pth'), Config({'model': model, 'default_scope': 'mmseg'})
@@ -351,21 +308,13 @@ def test_the_layout_of_the_source_cannot_be_claimed(source: Path, out: Path) -> 
     assert [path.name for path in out.iterdir()] == ['theirs.pth']
 
 
-@pytest.mark.parametrize('content', [{1: torch.ones(1)}, {'backbone.conv1.weight': 3}])
-def test_what_is_no_weight_is_named(tmp_path: Path, out: Path, content: dict) -> None:
-    torch.save({'state_dict': content}, tmp_path / 'bad.pth')
-    with pytest.raises(CheckpointError, match=r'holds no weights: under .* it has a'):
-        convert_checkpoint(tmp_path / 'bad.pth', out / 'ours.pth')
-    assert not out.exists()
-
-
 def test_a_config_without_a_model(source: Path, out: Path) -> None:
     with pytest.raises(ValueError, match='has no model'):
         convert_checkpoint(source, out / 'ours.pth', config=Config({'train_cfg': {}}))
 
 
 def test_a_lowered_bound_does_not_end_in_torch(source: Path, out: Path) -> None:
-    wide = config(decoder={'num_layers': 1, 'ffn_dim': 24})
+    wide = config(ffn_dim=24)
     with pytest.raises(CheckpointError, match='another architecture'):
         convert_checkpoint(source, out / 'ours.pth', config=wide)
     convert_checkpoint(source, out / 'ours.pth', config=wide, min_matched=0)

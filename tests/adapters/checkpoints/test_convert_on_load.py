@@ -1,7 +1,6 @@
 """Checkpoints of any known layout load into our models, and wrong ones say what is wrong."""
 
 import copy
-import logging
 import pickle
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 import mmseg_m2f.adapters  # noqa: F401 - the hook
 from mmseg_m2f.adapters.checkpoints import report as load_report
 from mmseg_m2f.adapters.checkpoints.convert_file import convert_checkpoint
-from mmseg_m2f.adapters.checkpoints.convert_on_load import check_resumable
+from mmseg_m2f.adapters.checkpoints.convert_on_load import check_resumable, plan
 from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
 from mmseg_m2f.adapters.checkpoints.rules import LoadRules, load_rules
 from mmseg_m2f.checkpoints import resize_window, to_theirs
@@ -386,21 +385,28 @@ def test_another_kind_of_model_is_named(source: nn.Module) -> None:
         source.load_state_dict({**state, 'rpn_head.conv.weight': torch.ones(1)})
 
 
-def test_what_is_missing_is_a_warning(source: nn.Module) -> None:
-    from mmengine.logging import MMLogger
-
+def test_what_is_missing_is_a_warning(source: nn.Module, warned: list[str]) -> None:
     state = source.state_dict()
     del state['decode_head.decoder.query_feat.weight']
-    logger = MMLogger.get_current_instance()
-    levels: list[int] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: levels.append(record.levelno)  # type: ignore[method-assign]
-    logger.addHandler(handler)
-    try:
-        source.load_state_dict(state, strict=False)
-    finally:
-        logger.removeHandler(handler)
-    assert levels == [logging.WARNING]
+    source.load_state_dict(state, strict=False)
+    assert len(warned) == 1
+
+
+def test_a_plan_changes_nothing(source: nn.Module, said: list[str]) -> None:
+    model = build(num_queries=4, num_layers=4)
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    state = to_theirs(source.state_dict(), 'mmseg')
+    keys = list(state)
+    planned = plan(state, model, LoadRules())
+    assert_same(model, before)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert list(state) == keys
+    assert not said
+    assert 'another architecture' in planned.problem
+    with pytest.raises(CheckpointError, match='another architecture'):
+        planned.apply()
+    assert said == [note.text for note in planned.notes]
+    assert len(said) == 3
 
 
 def test_only_a_run_of_such_a_model_is_resumed(source: nn.Module) -> None:

@@ -2,13 +2,12 @@
 
 import builtins
 import collections
-import os
 import pickle
-import runpy
-import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -23,102 +22,8 @@ from torch import nn
 from mmseg_m2f.adapters.checkpoints.errors import CheckpointError, UnsafeCheckpointError
 from mmseg_m2f.adapters.checkpoints.loader import install_safe_loader, read_checkpoint
 from mmseg_m2f.adapters.checkpoints.write import save_weights
+from tests.adapters.checkpoints.hostile import PICKLES, TORCH_FILES, pickled, saved, with_state
 from tests.adapters.toy_runner import Toy, toy_runner
-
-
-class Call:
-    """Pickles as a call of ``function(*args)``."""
-
-    def __init__(self, function: Callable, *args: object) -> None:
-        self.call = function, args
-
-    def __reduce__(self) -> tuple:
-        return self.call
-
-
-def name(path: str) -> bytes:
-    module, _, attribute = path.rpartition('.')
-    return f'c{module}\n{attribute}\n'.encode()
-
-
-def text(value: str) -> bytes:
-    return b'X' + struct.pack('<I', len(value.encode())) + value.encode()
-
-
-def call(function: bytes, *args: bytes) -> bytes:
-    return function + b'(' + b''.join(args) + b'tR'
-
-
-def torch_file(body: bytes) -> bytes:
-    """A file of torch's older format whose pickle is ``body``."""
-    info = {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {}}
-    head = (torch.serialization.MAGIC_NUMBER, 1001, info)
-    return b''.join(
-        [*(pickle.dumps(part, 2) for part in head), b'\x80\x02', body, b'.', pickle.dumps([], 2)]
-    )
-
-
-def getattr_chain(code: str) -> bytes:
-    """From a history's ``getattr`` to ``eval``; runs under MMEngine's allow-list."""
-    history = name('mmengine.logging.history_buffer.HistoryBuffer')
-
-    def attribute(owner: bytes, key: str) -> bytes:
-        return call(name('builtins.getattr'), owner, text(key))
-
-    def result(function: bytes, kind: bytes, *args: bytes) -> bytes:
-        rebuild = name('torch._tensor._rebuild_from_type_v2')
-        return call(rebuild, function, kind, b'(' + b''.join(args) + b't', b'}')
-
-    scope = attribute(attribute(history, '__init__'), '__globals__')
-    a_dict = attribute(scope, '__class__')
-    known = result(attribute(scope, 'get'), a_dict, text('__builtins__'))
-    look_up = attribute(known, 'get')
-    evaluate = result(look_up, attribute(look_up, '__class__'), text('eval'))
-    a_float = result(look_up, attribute(a_dict, '__class__'), text('float'))
-    return torch_file(result(evaluate, a_float, text(f'{code} or 0.0')))
-
-
-def pointer_array() -> bytes:
-    """Eight bytes declared to be an object pointer, by a dtype with its flags taken away."""
-    minus_one = b'J' + struct.pack('<i', -1)
-    plain = call(name('numpy.dtype'), text('O8'), b'\x89', b'\x88')
-    dtype = plain + b'(K\x03' + text('|') + b'NNN' + minus_one + minus_one + b'K\x00tb'
-    raw = call(name('_codecs.encode'), text('AAAAAAAA'), text('latin1'))
-    array = call(
-        name('numpy._core.multiarray._reconstruct'), name('numpy.ndarray'), b'(K\x00t', text('b')
-    )
-    return torch_file(array + b'(K\x01(K\x01t' + dtype + b'\x89' + raw + b'tb')
-
-
-def saved(value: object, **options: object) -> bytes:
-    file = BytesIO()
-    torch.save(value, file, **options)
-    return file.getvalue()
-
-
-HOSTILE: dict[str, Callable[[str], bytes]] = {
-    'os.system': lambda m: saved({'state_dict': {}, 'meta': Call(os.system, f'touch {m}')}),
-    'old format': lambda m: saved(
-        Call(os.system, f'touch {m}'), _use_new_zipfile_serialization=False
-    ),
-    'plain pickle': lambda m: pickle.dumps(Call(os.system, f'touch {m}')),
-    'exec': lambda m: saved(Call(builtins.exec, f'open({m!r}, "w")')),
-    'eval': lambda m: saved(Call(builtins.eval, f'open({m!r}, "w")')),
-    'open': lambda m: saved(Call(builtins.open, m, 'w')),
-    'subprocess': lambda m: saved(Call(subprocess.Popen, ['touch', m])),
-    'runpy': lambda m: saved(Call(runpy._run_code, f'open({m!r}, "w")', {})),
-    'torch.load': lambda m: saved(
-        Call(torch.storage._load_from_bytes, saved(Call(os.system, f'touch {m}')))
-    ),
-    'getattr': lambda m: torch_file(
-        call(name('builtins.getattr'), name('torch.Size'), text('__new__'))
-    ),
-    'getattr chain': lambda m: getattr_chain(f'open({m!r}, "w").close()'),
-    'array of objects': lambda m: saved(
-        np.array([Call(os.system, f'touch {m}')], dtype=object), pickle_protocol=2
-    ),
-    'array of pointers': lambda m: pointer_array(),
-}
 
 
 @pytest.fixture
@@ -127,42 +32,85 @@ def marker(tmp_path: Path) -> Path:
     return tmp_path / 'run'
 
 
+@pytest.fixture
+def hostile(tmp_path: Path, marker: Path) -> Path:
+    path = tmp_path / 'hostile.pth'
+    path.write_bytes(TORCH_FILES['os.system'](str(marker)))
+    return path
+
+
 @pytest.fixture(autouse=True)
 def installed() -> None:
     install_safe_loader()
 
 
+FILES = [
+    *((f'{kind}.pth', TORCH_FILES[kind]) for kind in TORCH_FILES),
+    *(
+        # A pickle of protocol 0 has no mark, so its suffix has to tell.
+        (f'{kind}, protocol {n}.{"pkl" if n == 0 else "pth"}', partial(pickled, kind, n))
+        for kind in PICKLES
+        for n in (0, 2, 4)
+    ),
+]
+
+
 @pytest.mark.filterwarnings('ignore:Detected pickle protocol')
-@pytest.mark.parametrize('kind', HOSTILE)
-def test_hostile_files_run_nothing(kind: str, tmp_path: Path, marker: Path) -> None:
-    path = tmp_path / 'hostile.pth'
-    path.write_bytes(HOSTILE[kind](str(marker)))
+@pytest.mark.parametrize(('name', 'content'), FILES, ids=[name for name, _ in FILES])
+def test_hostile_files_run_nothing(
+    name: str, content: Callable[[str], bytes], tmp_path: Path, marker: Path
+) -> None:
+    path = tmp_path / f'hostile {name}'
+    path.write_bytes(content(str(marker)))
     for address in (str(path), f'file://{path}'):
-        with pytest.raises(UnsafeCheckpointError, match=r'hostile\.pth was refused.*re-save'):
+        with pytest.raises(UnsafeCheckpointError, match=rf'hostile {name} was refused.*re-save'):
             CheckpointLoader.load_checkpoint(address)
         assert not marker.exists()
 
 
 def test_the_hostile_files_are_hostile(tmp_path: Path, marker: Path) -> None:
-    torch.load(BytesIO(HOSTILE['os.system'](str(marker))), weights_only=False)
+    torch.load(BytesIO(TORCH_FILES['os.system'](str(marker))), weights_only=False)
     assert marker.exists()
     marker.unlink()
     # What MMEngine allows for the sake of its histories is enough to run anything.
     with torch.serialization.safe_globals([HistoryBuffer, (getattr, 'builtins.getattr')]):
-        torch.load(BytesIO(HOSTILE['getattr chain'](str(marker))), weights_only=True)
+        torch.load(BytesIO(TORCH_FILES['getattr chain'](str(marker))), weights_only=True)
     assert marker.exists()
+    for kind in ('os.system', 'array of objects', 'torch.load'):
+        marker.unlink()
+        pickle.loads(pickled(kind, 2, str(marker)))
+        assert marker.exists(), kind
 
 
-def test_the_refusal_says_what_was_asked_for(tmp_path: Path) -> None:
-    path = tmp_path / 'some.pth'
-    path.write_bytes(HOSTILE['os.system']('x'))
-    with pytest.raises(UnsafeCheckpointError, match=r'some\.pth .* the name posix\.system'):
+def test_the_refusal_says_what_was_asked_for(hostile: Path) -> None:
+    with pytest.raises(UnsafeCheckpointError, match=r'hostile\.pth .* the name posix\.system'):
+        read_checkpoint(hostile)
+
+
+@pytest.mark.parametrize(
+    'name', ['numpy.dtype', 'numpy.ndarray', '_codecs.encode', 'collections.OrderedDict']
+)
+def test_a_pickle_cannot_change_the_names_it_may_use(tmp_path: Path, name: str) -> None:
+    state = (None, {'__defaults__': ('rot13',), 'KINDS': 'O', '__call__': 1})
+    path = tmp_path / 'hostile.pkl'
+    for attempt in (state, state[1]):
+        path.write_bytes(with_state(name, attempt))
+        with pytest.raises(UnsafeCheckpointError):
+            read_checkpoint(path)
+    path.write_bytes(pickle.dumps({'model': {'w': np.ones(2)}}, 2))
+    assert len(read_checkpoint(path)['state_dict']) == 1
+
+
+def test_other_codecs_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / 'hostile.pkl'
+    path.write_bytes(b'\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.')
+    with pytest.raises(UnsafeCheckpointError, match=r'_codecs\.encode'):
         read_checkpoint(path)
 
 
-def test_what_others_allow_does_not_count(tmp_path: Path, marker: Path) -> None:
+def test_names_that_others_allow_do_not_count(tmp_path: Path, marker: Path) -> None:
     path = tmp_path / 'hostile.pth'
-    path.write_bytes(HOSTILE['eval'](str(marker)))
+    path.write_bytes(TORCH_FILES['eval'](str(marker)))
     others = [builtins.eval, (np.sum, 'some.name')]
     with torch.serialization.safe_globals(others):
         before = set(torch.serialization.get_safe_globals())
@@ -173,56 +121,39 @@ def test_what_others_allow_does_not_count(tmp_path: Path, marker: Path) -> None:
 
 
 @pytest.mark.parametrize('resume', [True, False])
-def test_runner_refuses(tmp_path: Path, marker: Path, resume: bool) -> None:
-    path = tmp_path / 'hostile.pth'
-    path.write_bytes(HOSTILE['os.system'](str(marker)))
-    runner = toy_runner(tmp_path, f'refuse-{resume}', load_from=str(path), resume=resume)
+def test_runner_refuses(hostile: Path, tmp_path: Path, marker: Path, resume: bool) -> None:
+    runner = toy_runner(tmp_path, f'refuse-{resume}', load_from=str(hostile), resume=resume)
     with pytest.raises(UnsafeCheckpointError):
         runner.train()
     assert not marker.exists()
 
 
-def test_pretrained_weights_refused(tmp_path: Path, marker: Path) -> None:
-    path = tmp_path / 'hostile.pth'
-    path.write_bytes(HOSTILE['os.system'](str(marker)))
+def test_init_cfg_refuses(hostile: Path, marker: Path) -> None:
     model = Toy()
-    model.init_cfg = {'type': 'Pretrained', 'checkpoint': str(path)}
+    model.init_cfg = {'type': 'Pretrained', 'checkpoint': str(hostile)}
     with pytest.raises(UnsafeCheckpointError):
         model.init_weights()
     assert not marker.exists()
 
 
+# A process that never names our package: building one of our models imports it.
 INIT_MODEL = """
 import sys
 from mmengine import Config
 from mmseg.apis import init_model
 
-config = dict(
-    model=dict(
-        type='EncoderDecoder',
-        data_preprocessor=dict(type='SegDataPreProcessor'),
-        backbone=dict(type='ResNet', depth=18, stem_channels=4, base_channels=4),
-        decode_head=dict(
-            type='mmseg_m2f.Mask2FormerHead', num_classes=2, in_channels=[4, 8, 16, 32]
-        ),
-    ),
+head = dict(type='mmseg_m2f.Mask2FormerHead', num_classes=2, in_channels=[4, 8, 16, 32])
+backbone = dict(type='ResNet', depth=18, stem_channels=4, base_channels=4)
+preprocessor = dict(type='SegDataPreProcessor')
+model = dict(
+    type='EncoderDecoder', data_preprocessor=preprocessor, backbone=backbone, decode_head=head
 )
 try:
-    init_model(Config(config), sys.argv[1], device='cpu')
+    init_model(Config(dict(model=model)), sys.argv[1], device='cpu')
 except Exception as error:
     print(type(error).__name__)
 """
-
-
-def test_init_model_refuses_in_a_process_that_never_named_us(tmp_path: Path, marker: Path) -> None:
-    path = tmp_path / 'hostile.pth'
-    path.write_bytes(HOSTILE['os.system'](str(marker)))
-    command = [sys.executable, '-c', INIT_MODEL, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == 'UnsafeCheckpointError'
-    assert not marker.exists()
-
-
+# The inferencer loads the file before it builds the model.
 INFERENCER = """
 import sys
 from mmseg.apis import MMSegInferencer
@@ -234,11 +165,10 @@ except Exception as error:
 """
 
 
-def test_the_inferencer_which_loads_before_it_builds_refuses(tmp_path: Path, marker: Path) -> None:
-    path = tmp_path / 'hostile.pth'
-    path.write_bytes(HOSTILE['os.system'](str(marker)))
+@pytest.mark.parametrize('program', [INIT_MODEL, INFERENCER], ids=['init_model', 'inferencer'])
+def test_stock_programs_refuse(program: str, hostile: Path, marker: Path) -> None:
     config = Path(__file__).parents[3] / 'configs/demo/mask2former_r18_facade.py'
-    command = [sys.executable, '-c', INFERENCER, str(path), str(config)]
+    command = [sys.executable, '-c', program, str(hostile), str(config)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == 'UnsafeCheckpointError'
     assert not marker.exists()
@@ -327,8 +257,6 @@ def test_values_of_numpy_come_back(tmp_path: Path, module: str) -> None:
 
 def torch_zip_renamed(file: BytesIO, module: str) -> BytesIO:
     """The archive with NumPy's internal module called as in the other major version."""
-    import zipfile
-
     result = BytesIO()
     with zipfile.ZipFile(file) as source, zipfile.ZipFile(result, 'w') as target:
         for info in source.infolist():
@@ -395,7 +323,7 @@ def test_a_scheme_that_only_mmengine_reads_is_refused(monkeypatch: pytest.Monkey
 def test_download_is_read_safely(
     tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = {'good.pth': saved({'state_dict': {}}), 'bad.pth': HOSTILE['eval'](str(marker))}
+    files = {'good.pth': saved({'state_dict': {}}), 'bad.pth': TORCH_FILES['eval'](str(marker))}
     fetched = []
 
     def fetch(url: str, path: str, progress: bool) -> None:
