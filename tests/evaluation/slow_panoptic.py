@@ -1,4 +1,4 @@
-"""Panoptic quality from its definition: loops over masks, no cleverness, nothing shared."""
+"""Panoptic quality straight from its definition, with loops over masks."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ class Segment(NamedTuple):
 
 
 def slow_counts(truth: list[Segment], predicted: list[Segment], label: int):
-    """Sum of IoU, TP, FP and FN of one class in one image.
+    """Return the sum of IoU, TP, FP and FN of one class in one image.
 
-    ``predicted`` and ``truth`` are all segments of the image; what no true one covers is void.
+    ``truth`` and ``predicted`` are all segments of the image. Pixels of no true segment are void.
     """
     size = [segment.mask.shape for segment in truth + predicted][:1]
     void, crowd = np.ones(size[0], bool), np.zeros(size[0], bool)
@@ -40,7 +40,7 @@ def slow_counts(truth: list[Segment], predicted: list[Segment], label: int):
 
 
 def slow_quality(scenes, classes) -> tuple[float, float, float]:
-    """PQ, SQ and RQ in percent over ``classes``; a scene is (truth, predicted)."""
+    """Return PQ, SQ and RQ in percent over ``classes``; a scene is (truth, predicted)."""
     qualities = []
     for label in classes:
         iou_sum, tp, fp, fn = np.sum([slow_counts(*scene, label) for scene in scenes], axis=0)
@@ -53,7 +53,7 @@ def slow_quality(scenes, classes) -> tuple[float, float, float]:
 
 
 def random_scene(random: np.random.Generator, num_classes: int, size: tuple[int, int]):
-    """Rectangles over each other, void between them, crowds; predictions are the same moved."""
+    """Make overlapping rectangles with void and crowds; the predictions are moved copies."""
     corners = random.integers(0, size, (random.integers(1, 7), 2, 2))
     labels = random.integers(0, num_classes, len(corners))
     truth = rectangles(size, corners, labels)
@@ -67,7 +67,7 @@ def random_scene(random: np.random.Generator, num_classes: int, size: tuple[int,
 
 
 def rectangles(size, corners, labels) -> list[Segment]:
-    """Each between two corners; later ones lie on top. Those without pixels are left out."""
+    """Make rectangles between two corners, later ones on top; leave out those without pixels."""
     owner = np.full(size, -1)
     for index, pair in enumerate(corners):
         (top, left), (bottom, right) = pair.min(0), pair.max(0)

@@ -23,7 +23,7 @@ def evaluator():
 
 
 def box(left: int, width: int) -> np.ndarray:
-    """20 rows: at least 100 pixels, as smaller true instances do not count."""
+    """Make a mask of 20 rows: true instances below 100 pixels would not count."""
     mask = np.zeros(SIZE, bool)
     mask[10:30, left : left + width] = True
     return mask
@@ -76,10 +76,10 @@ def test_perfect_is_1_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
         ([CARS[0], *PERSONS], [CAR, PERSON], 0.75, 0.75),
         # 7 of a person's 10 columns: found at the thresholds 0.5 to 0.65, four of ten.
         ([*CARS, box(60, 7)], [CAR, CAR, PERSON], 0.7, 1),
-        # The right masks under the wrong classes; of bicycles there is none, which counts not.
+        # The right masks under the wrong classes. There is no true bicycle, so it does not count.
         ([*CARS, *PERSONS], [PERSON, BICYCLE, CAR], 0, 0),
         ([], [], 0, 0),
-        # An empty mask is none.
+        # An empty mask is no instance.
         ([np.zeros(SIZE, bool)], [CAR], 0, 0),
     ],
 )

@@ -14,7 +14,7 @@ from mmseg_m2f.evaluation.panoptic_map import (
 
 
 def test_mmdets_encoding_is_decoded():
-    """Of 3 classes: stuff 2, two things of class 0 and one of class 1; 3 is void."""
+    """There are 3 classes: 2 is stuff; things are two of class 0 and one of class 1; 3 is void."""
     encoded = np.array([[3, 2, 2], [1000, 2000, 3001], [1000, 3, 3001]])
     segment_map, labels = decode_panoptic(encoded, 3)
     assert segment_map.dtype == np.int32

@@ -31,7 +31,7 @@ def quality_of(scenes, chosen=EVERYTHING, size=(12, 15)):
 
 
 def row(*lengths: int) -> list[np.ndarray]:
-    """Masks of a image of one line: runs of these lengths, side by side."""
+    """Return masks of an image with one row: runs of these lengths, side by side."""
     owner = np.repeat(np.arange(len(lengths)), lengths)[None]
     return [owner == i for i in range(len(lengths))]
 
@@ -46,7 +46,7 @@ def test_equals_the_definition_on_random_scenes():
             assert quality_of(scenes, mask) == pytest.approx(slow_quality(scenes, chosen), abs=1e-6)
         num_matches += sum(statistics(*scene, (12, 15))[1].sum() for scene in scenes)
         num_crowds += sum(segment.is_crowd for truth, _ in scenes for segment in truth)
-    # The scenes ask what they are meant to.
+    # The scenes contain matches and crowds.
     assert num_matches > 200
     assert num_crowds > 50
 
@@ -59,9 +59,6 @@ def test_perfect_is_100_and_wrong_or_nothing_is_0():
     shifted = [[s._replace(label=(s.label + 1) % NUM_CLASSES) for s in truth] for truth in truths]
     assert quality_of(zip(truths, shifted, strict=True)) == (0.0, 0.0, 0.0)
     assert quality_of([(truth, []) for truth in truths]) == (0.0, 0.0, 0.0)
-
-
-def test_no_class_at_all_is_0():
     assert quality_of([([], [])]) == (0.0, 0.0, 0.0)
 
 
@@ -97,7 +94,7 @@ def test_pixels_predicted_on_void_do_not_count():
 
 @pytest.mark.parametrize(('on_void', 'errors'), [(6, 0), (5, 1), (4, 1)])
 def test_a_segment_is_no_error_if_more_than_half_of_it_lies_on_void(on_void, errors):
-    """10 predicted pixels, of a class that is not there."""
+    """The prediction has 10 pixels, and its class does not occur in the truth."""
     known, guess = (np.zeros((1, 30), bool) for _ in range(2))
     known[:, :15] = True
     guess[:, 15 - (10 - on_void) : 15 + on_void] = True
@@ -128,7 +125,7 @@ def test_sizes_must_agree():
 
 
 def test_true_areas_are_those_the_file_states():
-    # Of the 8 stated pixels of class 0 the map shows 4; class 1 is stated and wholly hidden.
+    # Class 0 states 8 pixels and the map shows 4 of them; class 1 states 3 and shows none.
     shown = np.array([[1, 1, 1, 1, 0, 0, 0, 0]], np.int32)
     truth = AnnotatedSegments(shown, np.array([0, 1]), np.zeros(2, bool), np.array([8, 3]))
     predicted = Segments(shown, np.array([0]))

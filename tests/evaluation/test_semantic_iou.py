@@ -28,7 +28,7 @@ def test_equals_mmseg():
     ours, theirs = 0, metrics.IoUMetric()
     theirs.dataset_meta = {'classes': list('abcdefg')}
     for _ in range(5):
-        # Of 7 classes some are only true, some only predicted, and the last is neither.
+        # Some of the 7 classes are only true, some only predicted, and the last is neither.
         truth, predicted = random.integers(0, 5, (9, 11)), random.integers(1, 6, (9, 11))
         truth[random.random(truth.shape) < 0.2] = NO_CLASS
         ours = ours + class_areas(truth, predicted, 7)
@@ -39,7 +39,7 @@ def test_equals_mmseg():
         theirs.process({}, [sample])
     expected = theirs.compute_metrics(theirs.results)
     quality = semantic_quality(ours)
-    # Theirs is rounded to two digits.
+    # mmseg rounds to two digits.
     assert 100 * mean_of_defined(quality.iou) == pytest.approx(expected['mIoU'], abs=0.0051)
     assert 100 * mean_of_defined(quality.accuracy) == pytest.approx(expected['mAcc'], abs=0.0051)
     assert 100 * quality.pixel_accuracy == pytest.approx(expected['aAcc'], abs=0.0051)

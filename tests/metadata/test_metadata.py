@@ -1,4 +1,4 @@
-"""Counts, ids and things; names and colors against the lists of the other packages."""
+"""Counts, ids and things; names and colors against the lists of other packages."""
 
 import json
 import subprocess
@@ -108,7 +108,7 @@ def test_names_and_colors_are_those_of_mmdet(name, dataset):
     datasets = pytest.importorskip('mmdet.datasets')
     metadata, theirs = load_metadata(name), getattr(datasets, dataset).METAINFO
     assert metadata.classes == tuple(theirs['classes'])
-    if name != 'cityscapes_instance':  # mmdet gives it colors of COCO
+    if name != 'cityscapes_instance':  # mmdet gives it COCO's colors
         assert metadata.palette == tuple(map(tuple, theirs['palette']))
 
 
@@ -126,7 +126,7 @@ def test_names_and_colors_are_those_of_mmseg(name, dataset):
     num_classes = len(metadata.classes)
     assert metadata.classes == tuple(c.strip() for c in theirs['classes'][:num_classes])
     assert metadata.palette == tuple(map(tuple, theirs['palette'][:num_classes]))
-    # Mapillary's last class, "Unlabeled", is no class to us.
+    # mmseg counts Mapillary's "Unlabeled" as a class, we do not.
     assert theirs['classes'][num_classes:] in ((), ('Unlabeled',))
 
 

@@ -1,9 +1,11 @@
-"""Small data sets in COCO's formats, written where a test wants them."""
+"""Small data sets and records in COCO's formats."""
 
 import json
 
 import numpy as np
 from PIL import Image
+
+from mmseg_m2f.adapters.data import LoadSegments
 
 SIZE = 12, 16
 CATEGORIES = [
@@ -71,3 +73,21 @@ def write_panoptic(root, images, categories=CATEGORIES):
         'ann_file': 'pan.json',
         'data_prefix': {'img': 'img', 'seg': 'pan'},
     }
+
+
+def instance_record(boxes, img=None):
+    """A record with ``gt_segments``: box ``x1 y1 x2 y2`` number i is an instance of class i."""
+    img = np.zeros((6, 8, 3), np.uint8) if img is None else img
+    instances = [
+        {'label': label, 'is_crowd': False, 'segmentation': [[x1, y1, x2, y1, x2, y2, x1, y2]]}
+        for label, (x1, y1, x2, y2) in enumerate(boxes)
+    ]
+    results = {'img': img, 'img_path': 'a.jpg', 'instances': instances}
+    results['height'], results['width'] = img.shape[:2]
+    return LoadSegments().transform(results)
+
+
+def change_json(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))

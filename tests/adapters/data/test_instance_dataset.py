@@ -1,6 +1,5 @@
-"""COCO's instance format: against pycocotools' own reader, and what is wrong with a file."""
+"""COCO's instance format: against pycocotools' own reader, and what can be wrong with a file."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from tests.adapters.data import scenes
 TINY = Path(__file__).parents[3] / 'data/tiny'
 PIPELINE = [{'type': 'LoadImageFromFile'}, {'type': 'mmseg_m2f.LoadSegments'}]
 SQUARE = [[1, 1, 5, 1, 5, 5, 1, 5]]
+CROWD = {'size': list(scenes.SIZE), 'counts': [10, 20, 162]}
 
 
 def tiny(name, split='val', **settings):
@@ -56,17 +56,13 @@ def test_metadata_gives_the_classes_of_coco():
 
 
 def write(root, images, categories=scenes.CATEGORIES, file_name='{}.jpg'):
-    """``images`` are lists of (category id, segmentation) or with iscrowd third."""
+    """Write a data set; an image is a list of (category id, segmentation) or with iscrowd third."""
     entries = []
     for number, given in enumerate(images):
         name = file_name.format(number)
         scenes.write_photo(root / 'img' / name)
-        image = {
-            'id': number,
-            'file_name': name,
-            'height': scenes.SIZE[0],
-            'width': scenes.SIZE[1],
-        }
+        height, width = scenes.SIZE
+        image = {'id': number, 'file_name': name, 'height': height, 'width': width}
         annotations = [
             {
                 'image_id': number,
@@ -82,36 +78,26 @@ def write(root, images, categories=scenes.CATEGORIES, file_name='{}.jpg'):
     return {'data_root': str(root), 'ann_file': 'ins.json', 'data_prefix': {'img': 'img'}}
 
 
-CROWD = {'size': list(scenes.SIZE), 'counts': [10, 20, 162]}
-
-
 def test_empty_images_stay_unless_filtered(tmp_path):
     images = [[(1, SQUARE)], [], [(1, CROWD, 1)], [(3, CROWD, 1), (2, SQUARE)]]
     layout = write(tmp_path, images)
-    assert len(InstanceDataset(**layout)) == 4
     filtered = InstanceDataset(**layout, filter_empty=True)
     assert [filtered.get_data_info(i)['img_id'] for i in range(len(filtered))] == [0, 3]
     assert filtered.get_cat_ids(1) == [2, 1]
     assert len(InstanceDataset(**layout, filter_empty=True, test_mode=True)) == 4
     dataset = InstanceDataset(**layout, pipeline=PIPELINE)
     assert [dataset[i]['gt_segments'].labels.tolist() for i in range(4)] == [[0], [], [], [1]]
-
-
-def test_nothing_left_by_the_filter_is_named(tmp_path):
     layout = write(tmp_path, [[], [(1, CROWD, 1)]])
     with pytest.raises(ValueError, match=r'\.json: none of its 2 images .* filter_empty=False'):
         InstanceDataset(**layout, filter_empty=True)
 
 
-def test_all_classes_are_things(tmp_path):
-    metainfo = InstanceDataset(**write(tmp_path, [[(2, SQUARE)]])).metainfo
+def test_all_classes_are_things_and_can_be_chosen_by_name(tmp_path):
+    layout = write(tmp_path, [[(1, SQUARE), (2, SQUARE), (3, SQUARE)]])
+    metainfo = InstanceDataset(**layout).metainfo
     assert metainfo['classes'] == ('dog', 'sky', 'cat')
     assert metainfo['thing_ids'] == (0, 1, 2)
     assert metainfo['metadata'] is None
-
-
-def test_classes_chosen_by_name(tmp_path):
-    layout = write(tmp_path, [[(1, SQUARE), (2, SQUARE), (3, SQUARE)]])
     dataset = InstanceDataset(**layout, metainfo={'classes': ('cat', 'dog')})
     assert dataset.get_cat_ids(0) == [1, 0]
 
@@ -133,15 +119,6 @@ def test_lazy_init_needs_no_file():
     assert len(metainfo['classes']) == 100
 
 
-def changed(tmp_path, change):
-    layout = write(tmp_path, [[(1, SQUARE)]])
-    path = tmp_path / 'ins.json'
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-    return layout
-
-
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
@@ -161,11 +138,13 @@ def changed(tmp_path, change):
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, change, message):
+    layout = write(tmp_path, [[(1, SQUARE)]])
+    scenes.change_json(tmp_path / 'ins.json', change)
     with pytest.raises(ValueError, match=message):
-        InstanceDataset(**changed(tmp_path, change))
+        InstanceDataset(**layout)
 
 
-def test_a_image_of_another_size_is_named(tmp_path):
+def test_an_image_of_another_size_is_named(tmp_path):
     layout = write(tmp_path, [[(1, SQUARE)], [(1, {'size': [3, 4], 'counts': [12]})]])
     scenes.write_photo(tmp_path / 'img/0.jpg', (10, 10))
     dataset = InstanceDataset(**layout, pipeline=PIPELINE)

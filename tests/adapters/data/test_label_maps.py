@@ -1,4 +1,4 @@
-"""Sizes and pixels by hand; the pipeline of a row keeps image and label map together."""
+"""Sizes and pixels by hand."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,6 @@ from mmseg_m2f.adapters.data.label_maps import (
     ResizeShortestEdge,
     shortest_edge_size,
 )
-from mmseg_m2f.registry import TRANSFORMS
 
 
 @pytest.mark.parametrize(
@@ -35,26 +34,6 @@ def test_label_maps_follow_the_floor_rule():
     assert results['gt_seg_map'].tolist() == [[0, 2], [0, 2]]
     assert results['img_shape'] == results['img'].shape[:2] == (2, 2)
     assert results['scale_factor'] == (0.4, 0.4)
-
-
-def test_images_are_resized_by_pil():
-    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-    resized = ResizeShortestEdge(scale=10, max_size=100).transform({'img': image})['img']
-    expected = Image.fromarray(image).resize((15, 10), Image.Resampling.BILINEAR)
-    assert (resized == np.asarray(expected)).all()
-
-
-def test_random_choice_resize_builds_it_by_name():
-    pytest.importorskip('mmseg')
-    choice = TRANSFORMS.build(
-        {
-            'type': 'RandomChoiceResize',
-            'scales': [8],
-            'resize_type': 'mmseg_m2f.ResizeShortestEdge',
-            'max_size': 12,
-        }
-    )
-    assert choice({'img': np.zeros((10, 20, 3), np.uint8)})['img'].shape == (6, 12, 3)
 
 
 def test_annotations_are_loaded_only_where_there_are_some(tmp_path):

@@ -1,4 +1,4 @@
-"""Panoptic PNG files: ids, crowds, and what is wrong with a file."""
+"""Panoptic PNG files: ids, crowds, and what can be wrong with a file."""
 
 import numpy as np
 import pytest
@@ -68,11 +68,11 @@ def test_wrong_files_are_named(tmp_path):
         LoadSegments().transform(results)
 
 
-def test_a_image_of_another_size_is_named(tmp_path):
+def test_an_image_of_another_size_is_named(tmp_path):
     scenes.write_png(tmp_path / 'a.png', scenes.stripes([1]))
     with pytest.raises(ValueError, match=r'a\.png is of size \(12, 16\) .* a\.jpg of \(16, 12\)'):
         LoadSegments().transform(record(tmp_path, [(1, 0, False)], (16, 12)))
-    # Turned by a quarter: so says the EXIF data of many a photo.
+    # Swapped sides are typical of photos with a rotation in their EXIF data.
     with pytest.raises(ValueError, match='color_ignore_orientation'):
         LoadSegments().transform(record(tmp_path, [(1, 0, False)], (16, 12)))
     with pytest.raises(ValueError, match=r'of \(16, 13\)$'):

@@ -1,4 +1,4 @@
-"""What the detectors get: by hand, and as MMDetection's own head reads it."""
+"""Packed samples: checked by hand, and as MMDetection's own head and preprocessor read them."""
 
 import pickle
 
@@ -7,12 +7,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from mmseg_m2f.adapters.data import (
-    InstanceDataset,
-    LoadSegments,
-    PackSegments,
-    PanopticDataset,
-)
+from mmseg_m2f.adapters.data import InstanceDataset, LoadSegments, PackSegments, PanopticDataset
 from mmseg_m2f.adapters.data.packing import channels_first, mask_boxes
 from mmseg_m2f.adapters.models.samples import targets_of
 from mmseg_m2f.registry import TRANSFORMS
@@ -22,46 +17,31 @@ pytest.importorskip('mmdet')
 
 from mmseg_m2f.adapters.data.patched_masks import PatchedMasks
 
+ID_MAP = np.array([[5, 5, 0, 9], [5, 7, 7, 9], [7, 7, 0, 9]], np.int32)
+# Id, label, is_thing. The second has no pixel.
+SEGMENTS = [(7, 2, True), (3, 4, True), (5, 1, False), (9, 0, True)]
 
-def panoptic_record(tmp_path, id_map, segments, size=None):
-    """``segments`` are (id, label, is_thing)."""
+
+def panoptic_record(tmp_path, id_map=ID_MAP, segments=SEGMENTS):
     scenes.write_png(tmp_path / 'a.png', id_map)
+    keys = 'id', 'label', 'is_thing'
     results = {
         'img': np.arange(id_map.size * 3, dtype=np.uint8).reshape(*id_map.shape, 3),
         'img_path': 'a.jpg',
         'seg_map_path': str(tmp_path / 'a.png'),
         'segments_info': [
-            {'id': i, 'label': label, 'is_thing': is_thing, 'is_crowd': False}
-            for i, label, is_thing in segments
+            {**dict(zip(keys, segment, strict=True)), 'is_crowd': False} for segment in segments
         ],
     }
     return LoadSegments().transform(results)
 
 
-def instance_record(boxes, size=(6, 8)):
-    results = {
-        'img': np.zeros((*size, 3), np.uint8),
-        'img_path': 'a.jpg',
-        'height': size[0],
-        'width': size[1],
-        'instances': [
-            {
-                'label': label,
-                'is_crowd': False,
-                'segmentation': [[x1, y1, x2, y1, x2, y2, x1, y2]],
-            }
-            for label, (x1, y1, x2, y2) in enumerate(boxes)
-        ],
-    }
-    return LoadSegments().transform(results)
-
-
-ID_MAP = np.array([[5, 5, 0, 9], [5, 7, 7, 9], [7, 7, 0, 9]], np.int32)
-SEGMENTS = [(7, 2, True), (3, 4, True), (5, 1, False), (9, 0, True)]
+def pack(results, **settings):
+    return PackSegments(**settings).transform(results)['data_samples']
 
 
 def test_the_image_becomes_a_tensor(tmp_path):
-    results = panoptic_record(tmp_path, ID_MAP, SEGMENTS)
+    results = panoptic_record(tmp_path)
     inputs = PackSegments().transform(results)['inputs']
     assert inputs.shape == (3, 3, 4)
     assert inputs.dtype == torch.uint8
@@ -70,37 +50,62 @@ def test_the_image_becomes_a_tensor(tmp_path):
     assert PackSegments().transform({'img': np.zeros((4, 5), 'u1')})['inputs'].shape == (1, 4, 5)
 
 
-def test_panoptic_segments(tmp_path):
-    packed = PackSegments().transform(panoptic_record(tmp_path, ID_MAP, SEGMENTS))
-    sample = packed['data_samples']
-    assert sample.gt_segments.labels.tolist() == [2, 4, 1, 0]
-    segment_idx = sample.gt_panoptic_seg.segment_idx
-    assert segment_idx.dtype == torch.int32
-    assert segment_idx.tolist() == [[[2, 2, -1, 3], [2, 0, 0, 3], [0, 0, -1, 3]]]
-    # There for mmdet, which takes both for granted.
+@pytest.mark.parametrize(
+    ('settings', 'labels', 'segment_idx'),
+    [
+        ({}, [2, 4, 1, 0], [[2, 2, -1, 3], [2, 0, 0, 3], [0, 0, -1, 3]]),
+        ({'keep_empty': False}, [2, 1, 0], [[1, 1, -1, 2], [1, 0, 0, 2], [0, 0, -1, 2]]),
+        # Only the first segment has 4 pixels.
+        (
+            {'keep_empty': False, 'min_area': 4},
+            [2],
+            [[-1, -1, -1, -1], [-1, 0, 0, -1], [0, 0, -1, -1]],
+        ),
+    ],
+)
+def test_panoptic_segments(tmp_path, settings, labels, segment_idx):
+    sample = pack(panoptic_record(tmp_path), **settings)
+    assert sample.gt_segments.labels.tolist() == labels
+    assert sample.gt_panoptic_seg.segment_idx.dtype == torch.int32
+    assert sample.gt_panoptic_seg.segment_idx.tolist() == [segment_idx]
+    # mmdet expects this field in every sample.
     assert len(sample.gt_instances) == 0
-    assert sample.gt_panoptic_seg.sem_seg.tolist() == [
+
+
+def test_panoptic_segments_in_the_encoding_of_mmdet(tmp_path):
+    assert pack(panoptic_record(tmp_path)).gt_panoptic_seg.sem_seg.tolist() == [
         [[1, 1, 255, 3000], [1, 1002, 1002, 3000], [1002, 1002, 255, 3000]]
     ]
+
+
+@pytest.mark.parametrize(('keep_empty', 'things'), [(True, [2, 4, 0]), (False, [2, 0])])
+def test_panoptic_segments_in_the_layout_of_mmdet(tmp_path, keep_empty, things):
+    sample = pack(panoptic_record(tmp_path), keep_empty=keep_empty, layout='mmdet')
+    label_map = sample.gt_sem_seg.sem_seg
+    assert label_map.tolist() == [[[1, 1, 255, 0], [1, 2, 2, 0], [2, 2, 255, 0]]]
+    assert sample.gt_instances.labels.tolist() == things
+    masks = sample.gt_instances.masks.to_tensor(torch.bool, 'cpu')
+    expected = {2: ID_MAP == 7, 4: ID_MAP == 3, 0: ID_MAP == 9}
+    assert (masks.numpy() == np.stack([expected[label] for label in things])).all()
+    assert sample.gt_instances.bboxes[0].tolist() == [0, 1, 3, 3]
+    assert 'gt_segments' not in sample
 
 
 def test_mmdet_draws_and_pads_the_segments(tmp_path):
     from mmdet.models import DetDataPreprocessor
     from mmdet.visualization import DetLocalVisualizer
 
-    results = {**panoptic_record(tmp_path, scenes.stripes([5, 0, 7, 9], (48, 64)), SEGMENTS)}
-    pack = PackSegments()
-    sample = pack.transform({**results, 'num_classes': 6})['data_samples']
+    results = panoptic_record(tmp_path, scenes.stripes([5, 0, 7, 9], (48, 64)))
+    sample = pack({**results, 'num_classes': 6})
     visualizer = DetLocalVisualizer()
     visualizer.dataset_meta = {'classes': tuple('abcdef'), 'palette': [(9, 99, 199)] * 6}
     grey = np.full((48, 64, 3), 128, np.uint8)
-    # As the hook hands it over, and as the tool for browsing does.
+    # A hook passes tensors, the tool for browsing passes arrays.
     for given in (sample, sample.numpy()):
         visualizer.add_datasample('a', grey, given, draw_pred=False)
-        drawn = visualizer.get_image()
-        is_changed = (drawn != 128).any(-1).mean(0)
+        is_changed = (visualizer.get_image() != 128).any(-1).mean(0)
         assert is_changed[:15].min() == is_changed[33:].min() == 1
-        # Void is left as it is, but for the names of its neighbours.
+        # Void stays as it is, but for the class names of its neighbors.
         assert is_changed[18:30].max() < 0.5
     preprocessor = DetDataPreprocessor(pad_mask=True, pad_seg=True, pad_size_divisor=32)
     before = targets_of([sample], torch.ones(6, dtype=torch.bool), (64, 64))[0]
@@ -112,76 +117,52 @@ def test_mmdet_draws_and_pads_the_segments(tmp_path):
     assert after.masks.sum((1, 2)).tolist() == [48 * 16, 0, 48 * 16, 48 * 16]
 
 
-def test_emptied_segments_can_be_dropped(tmp_path):
-    results = panoptic_record(tmp_path, ID_MAP, SEGMENTS)
-    sample = PackSegments(keep_empty=False).transform(results)['data_samples']
-    assert sample.gt_segments.labels.tolist() == [2, 1, 0]
-    expected = [[[1, 1, -1, 2], [1, 0, 0, 2], [0, 0, -1, 2]]]
-    assert sample.gt_panoptic_seg.segment_idx.tolist() == expected
-
-
-def test_small_segments_can_be_dropped(tmp_path):
-    pack = PackSegments(keep_empty=False, min_area=4)
-    sample = pack.transform(panoptic_record(tmp_path, ID_MAP, SEGMENTS))['data_samples']
-    assert sample.gt_segments.labels.tolist() == [2]
-    expected = [[[-1, -1, -1, -1], [-1, 0, 0, -1], [0, 0, -1, -1]]]
-    assert sample.gt_panoptic_seg.segment_idx.tolist() == expected
-    # Of 9, 30 and 0 pixels.
-    results = instance_record([(1, 2, 4, 5), (3, 0, 8, 6), (9, 9, 12, 12)])
-    pack = PackSegments(keep_empty=False, min_area=10)
-    assert pack.transform(results)['data_samples'].gt_instances.labels.tolist() == [1]
-    with pytest.raises(ValueError, match='only with keep_empty=False; got 10 with keep_empty=True'):
-        PackSegments(min_area=10)
-
-
-@pytest.mark.parametrize(('keep_empty', 'things'), [(True, [2, 4, 0]), (False, [2, 0])])
-def test_panoptic_segments_in_the_layout_of_mmdet(tmp_path, keep_empty, things):
-    pack = PackSegments(keep_empty=keep_empty, layout='mmdet')
-    sample = pack.transform(panoptic_record(tmp_path, ID_MAP, SEGMENTS))['data_samples']
-    label_map = sample.gt_sem_seg.sem_seg
-    assert label_map.tolist() == [[[1, 1, 255, 0], [1, 2, 2, 0], [2, 2, 255, 0]]]
-    assert sample.gt_instances.labels.tolist() == things
-    masks = sample.gt_instances.masks.to_tensor(torch.bool, 'cpu')
-    expected = {2: ID_MAP == 7, 4: ID_MAP == 3, 0: ID_MAP == 9}
-    assert (masks.numpy() == np.stack([expected[label] for label in things])).all()
-    assert sample.gt_instances.bboxes[0].tolist() == [0, 1, 3, 3]
-    assert 'gt_segments' not in sample
-
-
 @pytest.mark.parametrize('layout', ['segments', 'mmdet'])
 @pytest.mark.parametrize('keep_empty', [True, False])
 def test_no_segments(tmp_path, layout, keep_empty):
-    pack = PackSegments(keep_empty=keep_empty, layout=layout)
-    sample = pack.transform(panoptic_record(tmp_path, ID_MAP, []))['data_samples']
+    settings = {'keep_empty': keep_empty, 'layout': layout}
+    sample = pack(panoptic_record(tmp_path, segments=[]), **settings)
     if layout == 'segments':
         assert sample.gt_segments.labels.shape == (0,)
         assert (sample.gt_panoptic_seg.segment_idx == -1).all()
     else:
         assert (sample.gt_sem_seg.sem_seg == 255).all()
         assert sample.gt_instances.masks.masks.shape == (0, 3, 4)
-    sample = pack.transform(instance_record([]))['data_samples']
-    assert sample.gt_instances.bboxes.shape == (0, 4)
-    assert sample.gt_instances.labels.shape == (0,)
-    assert sample.gt_instances.labels.dtype == torch.int64
-    assert sample.gt_instances.masks.masks.shape == (0, 6, 8)
+    instances = pack(scenes.instance_record([]), **settings).gt_instances
+    assert instances.bboxes.shape == (0, 4)
+    assert instances.labels.shape == (0,)
+    assert instances.labels.dtype == torch.int64
+    assert instances.masks.masks.shape == (0, 6, 8)
 
 
 def test_instances():
-    results = instance_record([(1, 2, 4, 5), (3, 0, 8, 6), (9, 9, 12, 12)])
-    kept = PackSegments().transform(results)['data_samples'].gt_instances
-    assert kept.labels.tolist() == [0, 1, 2]
-    assert kept.bboxes.tolist() == [[1, 2, 4, 5], [3, 0, 8, 6], [0, 0, 0, 0]]
-    assert kept.masks.areas.tolist() == [9, 30, 0]
-    dropped = PackSegments(keep_empty=False).transform(results)['data_samples'].gt_instances
-    assert dropped.labels.tolist() == [0, 1]
-    assert dropped.bboxes.tolist() == [[1, 2, 4, 5], [3, 0, 8, 6]]
-    assert len(dropped.masks) == 2
-
-
-def test_a_image_that_lost_its_instances_stays():
-    results = instance_record([(7, 7, 9, 9)])
-    sample = PackSegments(keep_empty=False).transform(results)['data_samples']
+    boxes = [(1, 2, 4, 5), (3, 0, 8, 6), (7, 5, 8, 6), (9, 9, 12, 12)]
+    areas = [9, 30, 1, 0]
+    for settings, kept in (
+        ({}, [0, 1, 2, 3]),
+        ({'keep_empty': False}, [0, 1, 2]),
+        ({'keep_empty': False, 'min_area': 10}, [1]),
+    ):
+        instances = pack(scenes.instance_record(boxes), **settings).gt_instances
+        assert instances.labels.tolist() == kept
+        assert instances.masks.areas.tolist() == [areas[i] for i in kept]
+        # The last one lies outside.
+        expected = [list(boxes[i]) if i < 3 else [0, 0, 0, 0] for i in kept]
+        assert instances.bboxes.tolist() == expected
+        assert instances.bboxes.dtype == torch.float32
+        assert mask_boxes(instances.masks.masks != 0).tolist() == expected
+    sample = pack(scenes.instance_record([(9, 9, 12, 12)]), keep_empty=False)
     assert len(sample.gt_instances) == 0
+
+
+def test_boxes_enclose_masks():
+    masks = np.random.default_rng(0).random((50, 9, 13)) < 0.03
+    for mask, box in zip(masks, mask_boxes(masks), strict=True):
+        rows, columns = np.nonzero(mask)
+        expected = [0, 0, 0, 0]
+        if len(rows):
+            expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert box.tolist() == expected
 
 
 def test_masks_arrive_from_a_worker_as_they_were():
@@ -205,14 +186,6 @@ def test_masks_arrive_from_a_worker_as_they_were():
     assert len(pickle.dumps(PatchedMasks(corner, 500, 500))) < 1000
 
 
-def test_boxes_of_instances_enclose_their_masks():
-    results = instance_record([(1, 2, 4, 5), (0, 0, 8, 6), (7, 5, 8, 6), (20, 20, 24, 24)])
-    instances = PackSegments().transform(results)['data_samples'].gt_instances
-    assert instances.bboxes.dtype == torch.float32
-    assert instances.bboxes.tolist() == mask_boxes(instances.masks.masks != 0).tolist()
-    assert instances.bboxes.tolist() == [[1, 2, 4, 5], [0, 0, 8, 6], [7, 5, 8, 6], [0, 0, 0, 0]]
-
-
 @pytest.mark.parametrize('dtype', [np.uint8, np.float32, np.int64])
 @pytest.mark.parametrize('shape', [(5, 7, 3), (1, 7, 3), (5, 1, 3), (5, 7, 1), (1, 1, 4)])
 def test_channels_come_first(dtype, shape):
@@ -223,16 +196,6 @@ def test_channels_come_first(dtype, shape):
         assert planes.dtype == dtype
         assert planes.flags.c_contiguous
         assert (planes == image.transpose(2, 0, 1)).all()
-
-
-def test_boxes_enclose_masks():
-    masks = np.random.default_rng(0).random((50, 9, 13)) < 0.03
-    for mask, box in zip(masks, mask_boxes(masks), strict=True):
-        rows, columns = np.nonzero(mask)
-        expected = [0, 0, 0, 0]
-        if len(rows):
-            expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        assert box.tolist() == expected
 
 
 def test_metainfo():
@@ -256,23 +219,24 @@ def test_metainfo():
 
 
 @pytest.mark.parametrize(
-    'theirs',
-    [
-        {'type': 'Resize', 'scale': (16, 12)},
-        {'type': 'RandomFlip', 'prob': 1.0},
-    ],
+    'theirs', [{'type': 'mmcv.Resize', 'scale': (16, 12)}, {'type': 'mmcv.RandomFlip', 'prob': 1.0}]
 )
 def test_transforms_that_forget_the_segments_are_noticed(theirs):
-    results = TRANSFORMS.build({**theirs, 'type': f'mmcv.{theirs["type"]}'})(
-        instance_record([(1, 2, 4, 5)])
-    )
+    results = TRANSFORMS.build(theirs)(scenes.instance_record([(1, 2, 4, 5)]))
     with pytest.raises(ValueError, match=r'a\.jpg: .*A transform moved only one of them'):
-        PackSegments().transform(results)
+        pack(results)
 
 
-def test_wrong_layout():
-    with pytest.raises(ValueError, match="layout must be 'segments' or 'mmdet', got 'coco'"):
-        PackSegments(layout='coco')
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'layout': 'coco'}, "layout must be 'segments' or 'mmdet', got 'coco'"),
+        ({'min_area': 10}, 'only with keep_empty=False; got 10 with keep_empty=True'),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PackSegments(**settings)
 
 
 TRAINING = [
@@ -280,12 +244,15 @@ TRAINING = [
     {'type': 'mmseg_m2f.LoadSegments'},
     {'type': 'mmseg_m2f.RandomFlip', 'prob': 0.5},
     {
-        'type': 'mmseg_m2f.ResizeScale',
-        'min_scale': 0.5,
-        'max_scale': 2.0,
-        'target_size': (192, 192),
+        'type': 'mmseg_m2f.ResizeAndCrop',
+        'resize': {
+            'type': 'mmseg_m2f.ResizeScale',
+            'min_scale': 0.5,
+            'max_scale': 2.0,
+            'target_size': (192, 192),
+        },
+        'crop': {'type': 'mmseg_m2f.FixedSizeCrop', 'crop_size': (192, 192)},
     },
-    {'type': 'mmseg_m2f.FixedSizeCrop', 'crop_size': (192, 192)},
     {'type': 'mmseg_m2f.PhotoMetricDistortion'},
 ]
 
@@ -371,11 +338,7 @@ def test_a_test_pipeline_packs_the_names_of_the_files(at_root):
     dataset = PanopticDataset(
         data_root='data/tiny/facade',
         ann_file='annotations/panoptic_val.json',
-        data_prefix={
-            'img': 'img/val',
-            'seg': 'panoptic/val',
-            'label_map': 'labelmap/val',
-        },
+        data_prefix={'img': 'img/val', 'seg': 'panoptic/val', 'label_map': 'labelmap/val'},
         test_mode=True,
         pipeline=[
             {'type': 'LoadImageFromFile'},

@@ -1,4 +1,4 @@
-"""Categories of any ids, the layouts of the published data sets, and what is wrong with a file."""
+"""Category ids of any kind, the published layouts, and what can be wrong with a file."""
 
 import json
 import pickle
@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mmengine.dataset import ClassBalancedDataset
+from PIL import Image
 
 from mmseg_m2f.adapters.data import PanopticDataset, coco_classes
+from mmseg_m2f.evaluation.panoptic_map import read_ids
 from mmseg_m2f.metadata import load_metadata
 from mmseg_m2f.metadata.colors import spread_colors
 from mmseg_m2f.registry import DATASETS
@@ -40,7 +42,7 @@ def test_classes_from_the_file_alone():
     assert len(dataset) == 12
     assert dataset.metainfo == {
         'classes': tuple(row['name'] for row in rows),
-        # The file tells no colors.
+        # The file has no colors.
         'palette': list(spread_colors(11)),
         'thing_ids': (0, 1, 2, 3, 4),
         'category_ids': tuple(row['id'] for row in rows),
@@ -59,15 +61,11 @@ def test_metadata_gives_the_same_classes_for_coco():
     assert labels(own) == labels(official)
     assert official.metainfo['metadata'] == 'coco_panoptic'
     assert official.metainfo['thing_ids'] == own.metainfo['thing_ids'] == tuple(range(80))
-    # Into checkpoints and to other processes.
+    # It goes into checkpoints and to other processes.
     assert pickle.loads(pickle.dumps(official.metainfo)) == official.metainfo
 
 
 def test_label_maps_have_the_same_classes():
-    from PIL import Image
-
-    from mmseg_m2f.evaluation.panoptic_map import read_ids
-
     for record in (tiny('coco')[i] for i in range(3)):
         ids = read_ids(record['seg_map_path'])
         expected = np.full(ids.shape, 255)
@@ -75,7 +73,7 @@ def test_label_maps_have_the_same_classes():
             expected[ids == segment['id']] = segment['label']
         with Image.open(record['label_map_path']) as file:
             label_map = np.asarray(file)
-        # Crowds are no exception in label maps.
+        # Crowds have their class in label maps.
         assert (label_map == expected).all()
 
 
@@ -133,10 +131,15 @@ def test_things_are_those_of_the_file_or_those_given(tmp_path):
         PanopticDataset(**layout, metainfo={**known, 'classes': ('cat', 'sky')})
 
 
-def test_label_maps_of_another_order_are_not_read(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(coco_classes, 'print_log', lambda text, **_: said.append(text))
+@pytest.fixture
+def said(monkeypatch):
+    lines = []
+    monkeypatch.setattr(coco_classes, 'print_log', lambda text, **_: lines.append(text))
     coco_classes.log_once.cache_clear()
+    return lines
+
+
+def test_label_maps_of_another_order_are_not_read(tmp_path, said):
     layout = scenes.write_panoptic(tmp_path, [[(1, 1), (2, 2), (3, 3)]])
     layout['data_prefix'] = {**layout['data_prefix'], 'label_map': 'labels'}
     for names, has in (
@@ -149,32 +152,16 @@ def test_label_maps_of_another_order_are_not_read(tmp_path, monkeypatch):
     assert len([text for text in said if 'not in the order of the label maps' in text]) == 1
 
 
-def test_colors_of_categories_without_any(tmp_path):
-    categories = [{k: c[k] for k in ('id', 'name', 'isthing')} for c in scenes.CATEGORIES]
-    dataset = PanopticDataset(**scenes.write_panoptic(tmp_path, [[(1, 1)]], categories))
-    assert len(set(dataset.metainfo['palette'])) == 3
-
-
-def test_the_table_of_classes_is_printed_once(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(coco_classes, 'print_log', lambda text, **_: said.append(text))
-    coco_classes.log_once.cache_clear()
+def test_a_big_file_is_announced_and_the_classes_are_printed_once(tmp_path, said, monkeypatch):
     layout = scenes.write_panoptic(tmp_path, [[(1, 1)]])
     PanopticDataset(**layout)
-    PanopticDataset(**layout)
-    (text,) = said
-    assert '3 classes' in text
-    assert '2 things: 0 dog (1), 2 cat (3)' in text
-    assert '1 stuff: 1 sky (2)' in text
-
-
-def test_a_big_file_is_announced(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(coco_classes, 'print_log', lambda text, **_: said.append(text))
     monkeypatch.setattr(coco_classes, 'BIG_FILE', 10)
-    PanopticDataset(**scenes.write_panoptic(tmp_path, [[(1, 1)]]))
-    assert 'reading' in said[0]
-    assert 'pan.json' in said[0]
+    PanopticDataset(**layout)
+    classes, reading = said
+    assert '3 classes' in classes
+    assert '2 things: 0 dog (1), 2 cat (3)' in classes
+    assert '1 stuff: 1 sky (2)' in classes
+    assert reading.startswith(f'reading {tmp_path}/pan.json')
 
 
 def test_lazy_init_needs_no_file():
@@ -200,24 +187,12 @@ def test_what_mmengine_does_with_data_sets(tmp_path):
 
 def test_a_test_set_without_annotations(tmp_path):
     layout = scenes.write_panoptic(tmp_path, [[(1, 1)]])
-    path = tmp_path / 'pan.json'
-    content = json.loads(path.read_text())
-    del content['annotations']
-    path.write_text(json.dumps(content))
+    scenes.change_json(tmp_path / 'pan.json', lambda content: content.pop('annotations'))
     record = PanopticDataset(**layout, test_mode=True)[0]
     assert Path(record['img_path']).is_file()
     assert 'segments_info' not in record
     with pytest.raises(ValueError, match=r'pan\.json has no annotation of 0\.jpg \(image 0\)'):
         PanopticDataset(**layout)
-
-
-def changed(tmp_path, change):
-    layout = scenes.write_panoptic(tmp_path, [[(1, 1)], [(1, 2), (2, 3)]])
-    path = tmp_path / 'pan.json'
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-    return layout
 
 
 @pytest.mark.parametrize(
@@ -266,8 +241,10 @@ def changed(tmp_path, change):
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, change, message):
+    layout = scenes.write_panoptic(tmp_path, [[(1, 1)], [(1, 2), (2, 3)]])
+    scenes.change_json(tmp_path / 'pan.json', change)
     with pytest.raises(ValueError, match=message):
-        PanopticDataset(**changed(tmp_path, change))
+        PanopticDataset(**layout)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):
@@ -279,23 +256,19 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
         PanopticDataset(**{**layout, 'ann_file': 'other.json'})
 
 
-def test_other_categories_than_those_of_the_metadata(tmp_path):
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'metadata': 'cityscapes'}, r'categories of .*pan\.json are not .* lacks the ids \[7, 8'),
+        ({'metadata': 'cityscape'}, "metadata='cityscape' is not known"),
+        ({'data_prefix': {'img_path': 'img', 'seg': 'pan'}}, 'it needs the key img, and knows'),
+        ({'data_prefix': {'img': 'img'}}, 'data_prefix needs the key seg'),
+    ],
+)
+def test_wrong_settings_are_refused(tmp_path, settings, message):
     layout = scenes.write_panoptic(tmp_path, [[(1, 1)]])
-    message = (
-        r'categories of .*pan\.json are not those of the metadata: the file lacks the ids \[7, 8'
-    )
     with pytest.raises(ValueError, match=message):
-        PanopticDataset(**layout, metadata='cityscapes')
-    with pytest.raises(ValueError, match="metadata='cityscape' is not known"):
-        PanopticDataset(**layout, metadata='cityscape')
-
-
-def test_wrong_folders_are_refused(tmp_path):
-    layout = scenes.write_panoptic(tmp_path, [[(1, 1)]])
-    with pytest.raises(ValueError, match='it needs the key img, and knows'):
-        PanopticDataset(**{**layout, 'data_prefix': {'img_path': 'img', 'seg': 'pan'}})
-    with pytest.raises(ValueError, match='data_prefix needs the key seg'):
-        PanopticDataset(**{**layout, 'data_prefix': {'img': 'img'}})
+        PanopticDataset(**{**layout, **settings})
 
 
 def official_categories(name):
@@ -374,7 +347,7 @@ def test_published_layouts(tmp_path, name, scripts_names):
         scenes.write_png(tmp_path / prefix['seg'] / png, scenes.stripes([26_001, 5]))
         scenes.write_photo(tmp_path / prefix['label_map'] / label_map)
         if scripts_names:
-            # As createPanopticImgs.py makes it of the annotation's name.
+            # createPanopticImgs.py makes the image's name from the annotation's.
             photo = Path(photo).name.replace('_leftImg8bit', '_gtFine_leftImg8bit')
         segments = [(26_001, last), (5, first)]
         entries.append(scenes.panoptic_entry(f'id{number}', photo, png, segments))
@@ -386,10 +359,7 @@ def test_published_layouts(tmp_path, name, scripts_names):
             'ann_file': ann_file,
             'data_prefix': prefix,
             'metadata': metadata,
-            'pipeline': [
-                {'type': 'LoadImageFromFile'},
-                {'type': 'mmseg_m2f.LoadSegments'},
-            ],
+            'pipeline': [{'type': 'LoadImageFromFile'}, {'type': 'mmseg_m2f.LoadSegments'}],
             **settings,
         }
     )

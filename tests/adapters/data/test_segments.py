@@ -1,4 +1,4 @@
-"""Maps against PIL on the colors of a PNG, polygons against pixels counted by hand."""
+"""Maps against Pillow on the colors of a PNG, polygons against pixels counted by hand."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ NEAREST = Image.Resampling.NEAREST
 
 
 def random_colors(height, width, seed=0):
-    """A PNG's pixels in blocks, as segments are."""
+    """Make the pixels of a PNG, in blocks like segments."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (-(-height // 3), -(-width // 3), 3), np.uint8)
     return blocks.repeat(3, 0).repeat(3, 1)[:height, :width]
@@ -35,7 +35,7 @@ def ids_of(colors):
 
 
 def segment_map(colors, segment_ids=None):
-    """All ids that occur are segments, in no special order, unless they are given."""
+    """Make a map; all ids are segments in random order, unless ``segment_ids`` are given."""
     ids = ids_of(colors)
     if segment_ids is None:
         segment_ids = np.random.default_rng(1).permutation(np.unique(ids))
@@ -50,7 +50,7 @@ def segment_map(colors, segment_ids=None):
 
 
 def shown_ids(segments):
-    """Of each pixel, -1 where there is no segment."""
+    """Return the id of each pixel, -1 where there is no segment."""
     return np.append(segments.segment_ids, -1)[segments.index_map()]
 
 
@@ -75,7 +75,7 @@ def test_a_map_is_resized_as_pil_resizes_the_png(old, new):
     assert (shown_ids(segment_map(colors).resize(new)) == expected).all()
 
 
-def test_a_row_of_steps_is_as_good_as_each_by_itself():
+def test_several_steps_equal_pillow_step_by_step():
     colors = random_colors(40, 55)
     moved = segment_map(colors).flip().resize((61, 47)).crop(5, 11, 30, 40).pad((50, 33))
     moved = moved.flip().resize((25, 80))
@@ -130,7 +130,7 @@ def test_areas_of_real_segments(name):
 
 
 def shapes(*segmentations, size):
-    """Through `LoadSegments`, which is what reads them."""
+    """Make instances with `LoadSegments`."""
     results = {
         'img': np.zeros((*size, 3), np.uint8),
         'img_path': 'a.jpg',
@@ -158,7 +158,7 @@ def filled(size, x1, y1, x2, y2):
 def test_gathered_pixels_are_those_of_the_indices(size):
     generator = np.random.default_rng(0)
     source = generator.integers(0, 9999, (9, 11), np.int32)
-    # As numpy has it, -1 is the last.
+    # Index -1 is the last, as in NumPy.
     rows, columns = (generator.integers(-1, b, a) for a, b in zip(size, source.shape, strict=True))
     assert (gather(source, rows, columns) == source[np.ix_(rows, columns)]).all()
 
@@ -175,7 +175,7 @@ def test_a_patch_is_pasted_where_it_lies():
 def test_a_square_enlarged_and_mirrored():
     segments = shapes(rectangle(2, 3, 5, 7), size=(10, 12))
     assert (segments.masks() == filled((10, 12), 2, 3, 5, 7)).all()
-    # x from 2..5 to 4..10, in a image of width 24 to 14..20.
+    # x from 2..5 to 4..10, in an image of width 24 to 14..20.
     moved = segments.resize((20, 24)).flip()
     assert (moved.masks() == filled((20, 24), 14, 6, 20, 14)).all()
     # From (10, 8) on, 7 wide and 9 high: 4..7 and 0..6, the rest is cut off.
@@ -185,12 +185,6 @@ def test_a_square_enlarged_and_mirrored():
     moved = moved.pad((11, 8)).flip()
     assert not moved.is_flipped
     assert (moved.masks() == filled((11, 8), 1, 0, 4, 6)).all()
-
-
-def test_flipping_comes_to_the_same_before_and_after_resizing():
-    segments = shapes(rectangle(1, 1, 4, 6), size=(9, 11))
-    first, last = segments.flip().resize((27, 33)), segments.resize((27, 33)).flip()
-    assert (first.masks() == last.masks()).all()
 
 
 def test_a_polygon_is_drawn_at_the_final_size():

@@ -1,4 +1,4 @@
-"""Run by torchrun: the processes share the images as MMEngine's sampler does, then evaluate."""
+"""Script for torchrun: the processes share the images as MMEngine's sampler does, and evaluate."""
 
 import json
 import sys

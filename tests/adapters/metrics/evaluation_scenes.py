@@ -1,4 +1,4 @@
-"""Images of the tiny COCO set with predictions made from their ground truth."""
+"""Images of the small COCO set, with predictions made from their ground truth."""
 
 import json
 import pickle
@@ -19,7 +19,7 @@ FIELDS = {'pred_instances': InstanceData, 'pred_panoptic_seg': PixelData, 'pred_
 
 
 def panoptic_dataset(ann_file=ANN_FILE, **settings):
-    """Of the 14 images, as the test loop has it."""
+    """Build the data set of the 14 images as the test loop does."""
     prefixes = {'img': 'img/val', 'seg': 'panoptic/val'}
     return DATASETS.build(
         {
@@ -33,7 +33,7 @@ def panoptic_dataset(ann_file=ANN_FILE, **settings):
 
 
 def true_segments(record) -> tuple[list[np.ndarray], list[int]]:
-    """Masks and labels of the segments that are no crowd."""
+    """Return masks and labels of the segments that are no crowd."""
     segment_map, labels, is_crowd, _ = read_segments(
         record['seg_map_path'], record['segments_info']
     )
@@ -42,7 +42,7 @@ def true_segments(record) -> tuple[list[np.ndarray], list[int]]:
 
 
 def sample_of(record, meta, masks, labels, scores=None) -> dict:
-    """What a model that sees these segments gives, later ones on top, in mmdet's encoding."""
+    """Return the output of a model that predicts these segments; later ones lie on top."""
     num_classes, things = len(meta['classes']), set(meta['thing_ids'])
     size = record['height'], record['width']
     encoded = torch.full(size, num_classes, dtype=torch.int32)
@@ -67,7 +67,7 @@ def sample_of(record, meta, masks, labels, scores=None) -> dict:
 
 
 def guess(random, masks, labels, num_classes):
-    """The segments moved, a few gone, a few under another class; scores with ties."""
+    """Move the segments, drop a few, change the class of a few; the scores have ties."""
     kept = [i for i in range(len(labels)) if random.random() < 0.85]
     moved = [np.roll(masks[i], random.integers(-3, 4, 2), (0, 1)) for i in kept]
     changed = [
@@ -94,7 +94,7 @@ def guessed_samples(dataset) -> list[dict]:
 
 
 def evaluate(metric: str, samples: list[dict], meta, **settings) -> dict[str, float]:
-    """The metric's answer, with its results on their way between processes."""
+    """Run a metric; its results are pickled as between processes."""
     built = METRICS.build({'type': f'mmseg_m2f.{metric}', **settings})
     built.dataset_meta = meta
     for start in range(0, len(samples), 4):
@@ -105,7 +105,7 @@ def evaluate(metric: str, samples: list[dict], meta, **settings) -> dict[str, fl
 
 
 class Runner:
-    """What a hook asks of a test's runner."""
+    """The part of a runner that hooks use."""
 
     def __init__(self, dataset):
         self.test_dataloader = self
@@ -113,7 +113,7 @@ class Runner:
 
 
 def element(sample: dict) -> BaseDataElement:
-    """A sample as the model returns it."""
+    """Turn a sample into what a model returns."""
     built = BaseDataElement(metainfo={k: v for k, v in sample.items() if k not in FIELDS})
     for name, kind in FIELDS.items():
         if name in sample:
@@ -122,7 +122,7 @@ def element(sample: dict) -> BaseDataElement:
 
 
 def save(out: Path, dataset, samples: list[dict]) -> None:
-    """A test whose results are saved."""
+    """Run a test that saves its results."""
     hook, runner = SaveResultsHook(str(out)), Runner(dataset)
     hook.before_test(runner)
     for index in range(0, len(samples), 4):
@@ -132,10 +132,10 @@ def save(out: Path, dataset, samples: list[dict]) -> None:
 
 
 def evaluate_all(out: Path, rank: int = 0, world_size: int = 1) -> dict[str, float]:
-    """All metrics and files of five images, as one of several processes with equal shares."""
+    """Compute all metrics and files of five images as one of several processes."""
     dataset = panoptic_dataset(indices=5)
     samples = guessed_samples(dataset)
-    # The last share is filled up from the start.
+    # The sampler fills the last share with images from the start.
     share = (samples + samples)[rank : -(-len(samples) // world_size) * world_size : world_size]
     save(out, dataset, share)
     metrics = {}
@@ -148,7 +148,7 @@ def evaluate_all(out: Path, rank: int = 0, world_size: int = 1) -> dict[str, flo
 
 
 def with_other_ids(folder: Path) -> Path:
-    """The panoptic file with its categories in another order, under ids from 0 with gaps."""
+    """Write the panoptic file with its categories in another order and ids from 0 with gaps."""
     content = json.loads(ANN_FILE.read_text())
     random = np.random.default_rng(3)
     ids = [category['id'] for category in content['categories']]

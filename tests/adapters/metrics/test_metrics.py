@@ -36,7 +36,7 @@ def dataset():
 
 @pytest.fixture(scope='module')
 def few():
-    """The first images, where more would add time only."""
+    """Only the first images: more would only take more time."""
     return panoptic_dataset(indices=5)
 
 
@@ -60,7 +60,7 @@ def test_perfect_predictions(dataset):
     for source in ({}, {'ann_file': str(INSTANCES)}):
         result = evaluate('InstanceMetric', samples, meta, **source)
         assert {key: result[key] for key in INSTANCE_KEYS} == dict.fromkeys(INSTANCE_KEYS, perfect)
-    # Crowds have a class in the truth, which these predictions leave out.
+    # Crowds have a class in the ground truth, but not in these predictions.
     without_crowds = [s for s in samples if not any(i['is_crowd'] for i in s['segments_info'])]
     result = evaluate('SemanticMetric', without_crowds, meta)
     assert result == dict.fromkeys(('aAcc', 'mIoU', 'mAcc'), 100.0)
@@ -75,21 +75,6 @@ def test_no_prediction_is_0_everywhere(few):
     # A label map cannot be empty: all bicycle.
     result = evaluate('SemanticMetric', samples, meta)
     assert 0 <= result['mIoU'] < 1
-
-
-def test_all_wrong_is_0(few):
-    meta = few.metainfo
-    samples = perfect_samples(few)
-    for sample in samples:
-        # The next class of the same kind.
-        encoded = sample['pred_panoptic_seg']['sem_seg']
-        is_void, label = encoded == 133, encoded % 1000
-        moved = torch.where(label < 80, (label + 1) % 80, 80 + (label - 79) % 53)
-        encoded.copy_(torch.where(is_void, encoded, encoded - label + moved))
-        instances = sample['pred_instances']
-        instances['labels'] = (instances['labels'] + 1) % 80
-    assert evaluate('PanopticMetric', samples, meta) == dict.fromkeys(PANOPTIC_KEYS, 0.0)
-    assert evaluate('InstanceMetric', samples, meta)['coco/segm_mAP'] == 0
 
 
 def test_panoptic_quality_equals_the_definition_on_real_images(dataset):
@@ -185,7 +170,7 @@ def test_numpy_serves_as_well_as_tensors(few):
 
 
 def test_classes_without_ids_are_numbered_as_mmdet_numbers_them(few):
-    """In the order of the file, whatever the order of the names."""
+    """mmdet numbers them in the order of the file, whatever the order of the names."""
     samples = guessed_samples(few)
     things = few.metainfo['classes'][:80]
     for meta in ({'classes': things}, {'classes': things[::-1]}):

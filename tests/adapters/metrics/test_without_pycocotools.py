@@ -1,4 +1,4 @@
-"""Semantic models do without pycocotools, which comes with mmdet; what needs it says so."""
+"""Semantic models work without pycocotools; parts that need it say so."""
 
 import subprocess
 import sys

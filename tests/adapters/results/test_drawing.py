@@ -1,4 +1,4 @@
-"""Pixel values of the drawn panels: colors, shades, borders, legend."""
+"""Pixel values of the panels: colors, shades, borders, legend."""
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def test_many_segments_of_a_class_have_six_different_shades():
     assert (colors[2] < colors[0]).all()
 
 
-def test_borders_lie_where_the_right_or_the_lower_neighbour_differs():
+def test_borders_lie_where_the_right_or_the_lower_neighbor_differs():
     edge = borders(np.array([[1, 1, 2], [1, 1, 2], [3, 3, 3]]))
     assert edge.astype(int).tolist() == [[0, 1, 0], [1, 1, 1], [0, 0, 0]]
 

@@ -9,11 +9,7 @@ from PIL import Image
 from mmseg_m2f.adapters.data import InstanceDataset
 from mmseg_m2f.adapters.results.drawing import LINE_HEIGHT, OPACITY
 from mmseg_m2f.adapters.results.label_maps import SaveLabelMapsHook
-from mmseg_m2f.adapters.results.overlays import (
-    DrawPredictionsHook,
-    palette_of,
-    predicted_panels,
-)
+from mmseg_m2f.adapters.results.overlays import DrawPredictionsHook, palette_of, predicted_panels
 
 CLASSES = ['wall', 'sky', 'tree']
 PALETTE = [[255, 0, 0], [0, 0, 255], [0, 255, 0]]
@@ -45,7 +41,7 @@ def photo(tmp_path):
 
 
 def sample(photo, truth=None, **metainfo):
-    """The left half is predicted as class 2, the right half as class 0."""
+    """Return a sample with class 2 predicted in the left half and class 0 in the right half."""
     label_map = torch.zeros(1, 200, 400, dtype=torch.int64)
     label_map[..., :200] = 2
     element = BaseDataElement(metainfo={'img_path': str(photo), **metainfo})
@@ -93,7 +89,7 @@ def test_names_and_colors_of_the_checkpoint_serve_a_dataset_without(photo, tmp_p
 
 
 def detector_sample(photo, **metainfo):
-    """The left half is a thing of class 2, the right half stuff of class 0; a weak instance."""
+    """Return a sample: left a thing of class 2, right stuff of class 0, and one weak instance."""
     element = BaseDataElement(metainfo={'img_path': str(photo), 'img_id': 7, **metainfo})
     encoded = torch.zeros(1, 200, 400, dtype=torch.int32)
     encoded[..., :200] = 2 + 1000
@@ -149,7 +145,7 @@ def test_panoptic_truth_comes_from_the_file_the_sample_names(photo, tmp_path):
     runner = Runner(Dataset(tmp_path / 'photos'))
     hook.after_test_iter(runner, 0, outputs=[detector_sample(photo, **meta)])
     path = tmp_path / 'out/town/a.b.png'
-    # Photo, truth, semantic, instances, panoptic; a JPEG's grey may be off by a little.
+    # Image, truth, semantic, instances, panoptic. JPEG may change the grey a little.
     assert read(path).shape[1] == 5 * 400
     left, right, thing, stuff = colors_at(path, 500, 700, 1700, 1900)
     for found, expected in ((left, 1), (thing, 2), (stuff, 0)):

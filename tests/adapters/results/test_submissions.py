@@ -29,7 +29,7 @@ from tests.adapters.metrics.evaluation_scenes import (
 
 
 def quality_of_files(out: Path, dataset) -> list[float]:
-    """PQ, SQ and RQ of all classes, from what was saved."""
+    """Compute PQ, SQ and RQ of all classes from the saved files."""
     label_of = {number: i for i, number in enumerate(dataset.metainfo['category_ids'])}
     total = np.zeros((4, len(label_of)))
     saved = json.loads((out / 'panoptic.json').read_text())['annotations']
@@ -37,7 +37,7 @@ def quality_of_files(out: Path, dataset) -> list[float]:
         assert annotation['image_id'] == record['img_id']
         segments = annotation['segments_info']
         segment_map = read_ids(out / 'panoptic' / annotation['file_name'])
-        # Consecutive ids, each with its pixels.
+        # Ids are consecutive, and areas are those of the map.
         assert [segment['id'] for segment in segments] == list(range(1, len(segments) + 1))
         areas = np.bincount(segment_map.ravel())[1:].tolist()
         assert [segment['area'] for segment in segments] == areas
@@ -103,7 +103,7 @@ def test_only_what_the_model_gives_is_saved(tmp_path):
 
 
 class Cityscapes:
-    """What the hook asks of a data set."""
+    """The part of a data set that the hook uses."""
 
     def __init__(self, **metainfo):
         self.metainfo = {'classes': load_metadata('cityscapes').classes, **metainfo}
@@ -114,7 +114,7 @@ class Cityscapes:
 
 
 def city_sample() -> dict:
-    """A car (class 13) on road (0)."""
+    """Return a sample with a car (class 13) on the road (0)."""
     label_map = torch.zeros(1, 4, 6, dtype=torch.int64)
     label_map[0, 1:3, 1:3] = 13
     encoded = torch.where(label_map == 13, 1013, 0)
@@ -157,11 +157,11 @@ def test_categories_of_mmdets_data_sets_are_known_and_others_must_be_told(tmp_pa
 
 @pytest.mark.long
 def test_processes_share_the_work_and_agree_with_one(tmp_path):
-    """Two processes and five images: one of them is done twice, and counts once."""
+    """Two processes share five images: one image is predicted twice, and counts once."""
     alone, together = tmp_path / 'alone', tmp_path / 'together'
     together.mkdir()
     expected = evaluate_all(alone)
-    script = Path(__file__).with_name('evaluate_in_processes.py')
+    script = Path(__file__).parents[1] / 'metrics/evaluate_in_processes.py'
     launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
     command = [*launcher, '--nproc_per_node=2', str(script), str(together)]
     environment = {**os.environ, 'PYTHONPATH': str(script.parents[3])}
@@ -185,5 +185,5 @@ def test_images_of_one_name_do_not_overwrite_each_other(tmp_path):
             sample['img_path'] = path
         with pytest.raises(ValueError, match=f'{paths[0]} and of {paths[1]} .* named x.png'):
             save(tmp_path, dataset, [first, second])
-    # The last share of several processes is filled up with images of the first.
+    # With several processes, an image may come twice.
     save(tmp_path, dataset, [first, first])
