@@ -7,4 +7,4 @@ default_hooks = dict(
     checkpoint=dict(rule='greater'),
     visualization=dict(type='DetVisualizationHook'),
 )
-visualizer = dict(type='DetLocalVisualizer')
+visualizer = dict(type='mmseg_m2f.Mask2FormerVisualizer')

@@ -1,4 +1,4 @@
-"""What mmdet ships for every model works with ours: inference API, inferencer, visualiser."""
+"""What mmdet ships for every model works with ours: inference API, inferencer, visualizer."""
 
 import json
 import sys
@@ -62,11 +62,11 @@ CONFIG = {
             'pipeline': [*LOADING, {'type': 'mmseg_m2f.PackSegments'}],
         }
     },
-    'visualizer': {'type': 'DetLocalVisualizer', 'name': 'visualizer'},
+    'visualizer': {'type': 'mmseg_m2f.Mask2FormerVisualizer', 'name': 'visualizer'},
 }
 
 pytestmark = [
-    # Of mmdet's inferencer and visualiser.
+    # Of mmdet's inferencer and visualizer.
     pytest.mark.filterwarnings('ignore:Failed to add <class'),
     pytest.mark.filterwarnings('ignore:__array_wrap__ must accept context'),
     pytest.mark.filterwarnings('ignore:`Visualizer` backend is not initialized'),
@@ -160,11 +160,11 @@ def test_a_palette_that_is_but_a_name(files: tuple[str, str]) -> None:
 
 
 def test_panopticapi_is_left_alone_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmseg_m2f.adapters.results.mmdet_gaps import fill_gaps
+    from mmseg_m2f.adapters.results.mmdet_parts import replace_panopticapi
 
     module = sys.modules['mmdet.apis.det_inferencer']
     theirs = object()
     monkeypatch.setattr(module, 'VOID', 0)
     monkeypatch.setattr(module, 'id2rgb', theirs)
-    fill_gaps()
+    replace_panopticapi()
     assert module.id2rgb is theirs

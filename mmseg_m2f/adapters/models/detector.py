@@ -11,7 +11,7 @@ from mmseg_m2f import core
 from mmseg_m2f.adapters.keys import check_keys
 from mmseg_m2f.adapters.models.channels import with_in_channels
 from mmseg_m2f.adapters.models.config import postprocess_config
-from mmseg_m2f.adapters.results.mmdet_gaps import fill_gaps
+from mmseg_m2f.adapters.results.mmdet_parts import replace_panopticapi
 from mmseg_m2f.cpu.speed_up import speed_up
 from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
 
@@ -52,7 +52,7 @@ class Mask2Former(BaseDetector):
         )
         self.test_cfg = test_cfg
         speed_up(self.backbone)
-        fill_gaps()
+        replace_panopticapi()
 
     @property
     def test_cfg(self) -> core.PostprocessConfig:
