@@ -1,4 +1,4 @@
-"""The rows' own pipelines on real images, against Pillow, NumPy and torch used by hand.
+"""Pipelines of the configs on real images, against Pillow, NumPy and torch used by hand.
 
 What a single transform does with small numbers is tested beside it; here the official steps are
 written out anew, in their order, with the draws they make, and each row's pipeline is held to them.
@@ -37,7 +37,7 @@ Record = dict[str, Any]
 
 
 def pixels_of(path: Path | str) -> np.ndarray:
-    """As the loader of every row decodes it: blue, green, red."""
+    """Decode an image as the loader of every config does: blue, green, red."""
     return Compose([{'type': 'LoadImageFromFile'}])({'img_path': str(path)})['img']
 
 
@@ -50,7 +50,7 @@ def round_half_up(value: float) -> int:
 
 
 def fitted(size: tuple[int, int], short: int, longest: int) -> tuple[int, int]:
-    """Short side ``short`` unless the other would exceed ``longest``."""
+    """Return the size with short side ``short``, unless the long side would exceed ``longest``."""
     scale = min(short / min(size), longest / max(size))
     return round_half_up(size[0] * scale), round_half_up(size[1] * scale)
 
@@ -62,7 +62,7 @@ def padded(image: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
 
 
 def nearest_of_torch(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """detectron2 has label maps as float64, which Pillow does not take: torch resizes them."""
+    """Resize as detectron2 does: with torch, because Pillow refuses its float64 label maps."""
     values = torch.tensor(label_map, dtype=torch.float64)
     return F.interpolate(values[None, None], size)[0, 0].numpy()
 
@@ -120,7 +120,7 @@ def test_views_of_test_time_augmentation_are_pillow_s_twice() -> None:
 
 
 def floor_rule(label_map: np.ndarray, longest: int) -> np.ndarray:
-    """Resized by ours to this long side."""
+    """Resize with our transform to this long side."""
     results = {'img': np.zeros((*label_map.shape, 3), np.uint8), 'map': label_map}
     results['seg_fields'] = ['map']
     return ResizeShortestEdge(10**6, longest).transform(results)['map']
@@ -128,7 +128,7 @@ def floor_rule(label_map: np.ndarray, longest: int) -> np.ndarray:
 
 @pytest.mark.parametrize('old', [480, 512, 427, 640, 1024, 2048])
 def test_label_maps_follow_torch_s_rule_at_every_size(old: int) -> None:
-    """Also where i * old / new is a whole number, which OpenCV now and then rounds down."""
+    """Sizes include those where i * old / new is whole, which OpenCV sometimes rounds down."""
     columns = np.arange(old, dtype=np.int32)[None].repeat(20, 0)
     sides = {int(x * 0.1 * side) for side in (512, 640, 1024, 2048) for x in range(5, 21)}
     for new in sorted({*sides, 214, 249, 340, old, 2 * old}):
@@ -138,7 +138,7 @@ def test_label_maps_follow_torch_s_rule_at_every_size(old: int) -> None:
 
 
 def test_label_maps_and_segments_have_each_its_own_nearest_pixel() -> None:
-    """By hand, 6 pixels to 4: floor(1.5 i) is 0 1 3 4, floor(1.5 (i + 1/2)) is 0 2 3 5."""
+    """6 pixels become 4: floor(1.5 i) is 0 1 3 4, floor(1.5 (i + 1/2)) is 0 2 3 5."""
     label_map = np.arange(6, dtype=np.uint8)[None].repeat(6, 0)
     assert floor_rule(label_map, 4)[0].tolist() == [0, 1, 3, 4]
     assert resized(label_map, (4, 4), NEAREST)[0].tolist() == [0, 2, 3, 5]
@@ -177,7 +177,7 @@ def test_steps_of_semantic_training(row: str) -> None:
 def short_edge_jitter(
     size: tuple[int, int], step: Any, seed: int
 ) -> tuple[tuple[int, int], list[int]]:
-    """New size and crop offset (y, x), in the order in which the official code draws them."""
+    """Draw new size and crop offset (y, x), in the order of the official code."""
     np.random.seed(seed)
     scales = step.resize.scale
     new = fitted(size, scales[np.random.randint(len(scales))], step.resize.max_size)
@@ -188,7 +188,7 @@ def short_edge_jitter(
 @pytest.mark.parametrize('seed', range(6))
 @pytest.mark.parametrize('row', ['mask2former_r50_ade20k', 'mask2former_swin-l_ade20k'])
 def test_semantic_training_by_hand(row: str, seed: int) -> None:
-    """Resize, crop, flip, pad; colors have a test of their own."""
+    """The steps are resize, crop, flip and pad; colors have a test of their own."""
     cfg, path = load(row), PHOTOS[seed]
     init_default_scope('mmseg')
     steps = {step['type']: step for step in cfg.train_dataloader.dataset.pipeline}
@@ -214,7 +214,7 @@ def test_semantic_training_by_hand(row: str, seed: int) -> None:
 
 @cache
 def segments_of(row: str, name: str, split: str = 'train') -> Any:
-    """The row's data set, reading the committed images."""
+    """Build the data set of a config on the committed images."""
     cfg = load(row)
     init_default_scope('mmdet')
     kind = parse(row).task
@@ -232,7 +232,7 @@ def segments_of(row: str, name: str, split: str = 'train') -> Any:
 
 
 def large_scale_jitter(size: tuple[int, int], seed: int) -> tuple[bool, tuple[int, int], list[int]]:
-    """Flip, new size and crop offset (y, x), in the order in which the official code draws them."""
+    """Draw flip, new size and crop offset (y, x), in the order of the official code."""
     np.random.seed(seed)
     is_flipped = np.random.uniform() < 0.5
     # The whole image fits into a square of this side.
@@ -251,7 +251,7 @@ def jittered(pixels: np.ndarray, seed: int, how: Image.Resampling, fill: int) ->
 
 
 def run(dataset: Any, index: int, seed: int) -> Record:
-    """The pipeline from loading to packing, with the draws that ``seed`` gives."""
+    """Run the pipeline from loading to packing with this seed."""
     record = dataset.get_data_info(index)
     np.random.seed(seed)
     return dataset.pipeline(record)
@@ -321,7 +321,7 @@ def test_the_seeds_above_reach_every_case() -> None:
 
 @pytest.mark.parametrize('seed', range(4))
 def test_ade20k_s_panoptic_training_by_hand(seed: int) -> None:
-    """Resize, crop, flip and pad of images and colors of the PNG; ADE20K's pipeline."""
+    """The steps are resize, crop, flip and pad, on the image and on the colors of the PNG."""
     init_default_scope('mmdet')
     steps = load('mask2former_r50_ade20k-panoptic').train_dataloader.dataset.pipeline
     info = segments_of('mask2former_r50_coco-panoptic', 'coco').get_data_info(seed)
@@ -349,7 +349,7 @@ def test_ade20k_s_panoptic_training_by_hand(seed: int) -> None:
 
 
 def emptied_record() -> Record:
-    """Two segments; the crop that was made shows nothing of the first."""
+    """Return a record with two segments, of which a crop has emptied the first."""
     ids = np.full((8, 8), 7, np.int32)
     ids[:2] = 5
     segments = SegmentMap(
@@ -364,7 +364,7 @@ def emptied_record() -> Record:
 
 @pytest.mark.parametrize('row', DETECTOR_ROWS)
 def test_what_a_crop_has_emptied(row: str) -> None:
-    """Stays as a mask without a pixel and counts, except for the instances of COCO."""
+    """An emptied segment stays as a mask without a pixel, except for instances of COCO."""
     settings = dict(load(row).train_dataloader.dataset.pipeline[-1])
     assert settings.pop('type') == 'mmseg_m2f.PackSegments'
     packed = PackSegments(**settings).transform(emptied_record())
@@ -386,7 +386,7 @@ def test_what_a_crop_has_emptied(row: str) -> None:
 def test_padding_of_the_crop_is_grey_and_of_the_batch_the_mean(
     row: str, transform: str, size: dict[str, tuple[int, int]]
 ) -> None:
-    """Grey of 128 goes through the normalisation; what fills up to a multiple of 32 does not."""
+    """Grey 128 is normalized; the padding up to a multiple of 32 is added afterwards."""
     cfg = load(row)
     init_default_scope(cfg.default_scope)
     settings = {**cfg.model.data_preprocessor.to_dict()}
@@ -424,7 +424,7 @@ def sample_of(scope: str, size: tuple[int, int]) -> Any:
 def test_color_jitter_draws_the_official_numbers(
     contrast_first: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the official order: every change has a coin of its own, and contrast one for its place."""
+    """Every change has a coin of its own, and contrast a second one for its place."""
     calls: list[tuple[float, ...]] = []
 
     def randint(*limits: int) -> int:
@@ -449,7 +449,7 @@ def test_color_jitter_draws_the_official_numbers(
 
 
 def test_committed_photos_are_what_pillow_decodes() -> None:
-    """The official loader decodes with Pillow, ours with OpenCV: both with libjpeg."""
+    """The official loader decodes with Pillow, ours with OpenCV; both use libjpeg."""
     for path in PHOTOS:
         pillow = np.asarray(Image.open(path).convert('RGB')).astype(int)
         assert np.abs(pillow - pixels_of(path)[..., ::-1]).max() <= 1

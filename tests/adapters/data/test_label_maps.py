@@ -26,7 +26,7 @@ def test_shortest_edge_size(height, width, scale, max_size, expected):
 
 
 def test_label_maps_follow_the_floor_rule():
-    # 5 -> 2: source pixels floor(0 * 2.5) = 0 and floor(1 * 2.5) = 2; PIL would take 1 and 3.
+    # 5 -> 2: source pixels floor(0 * 2.5) = 0 and floor(1 * 2.5) = 2; Pillow would take 1 and 3.
     labels = np.arange(5, dtype=np.uint8)[None].repeat(5, 0)
     image = np.zeros((5, 5, 3), np.uint8)
     results = {'img': image, 'gt_seg_map': labels, 'seg_fields': ['gt_seg_map']}

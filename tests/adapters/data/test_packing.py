@@ -285,7 +285,7 @@ def at_root(monkeypatch, request):
 
 
 def test_mmdets_head_reads_the_same_segments(at_root):
-    """As targets of its panoptic head: things first, then stuff, each a mask."""
+    """mmdet's targets are masks: things first, then stuff."""
     from mmdet.models.utils import preprocess_panoptic_gt
 
     ours, theirs = batch_of('segments'), batch_of('mmdet')
