@@ -8,9 +8,9 @@
 #   SEEDS   all of it once for each, then mean and deviation, e.g. SEEDS='0 1 2'; left out: once
 # and make test for
 #   JOBS    processes side by side, 2 unless given; 0: in this one
-# and make bench, the benchmarks on the CPU in less than half an hour, for
-#   BENCH_THREADS  of each process
-#   BENCH_OUT      the folder of the tables
+# and make bench, a short form of the benchmarks on the CPU, for
+#   BENCH_THREADS  threads of each process, all cores unless given
+#   BENCH_OUT      the folder of the CSV files
 STACK ?= onedl
 TORCH ?=
 PYTHON ?= python3
@@ -18,7 +18,7 @@ TASK ?= panoptic
 SEEDS ?=
 PYTEST_ARGS ?=
 JOBS ?= 2
-BENCH_THREADS ?= 2
+BENCH_THREADS ?=
 BENCH_OUT ?= work_dirs/benchmarks
 
 VENV := $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
@@ -52,26 +52,10 @@ check: setup
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 
-# A short form of the tables in docs/benchmarks, whose README has the commands in full. bfloat16 only
-# where the processor multiplies it: elsewhere it takes longer than float32.
-BENCH = $(RUN) -W ignore -m tools.benchmark.$(1) --csv $(BENCH_OUT)/$(1).csv
-BENCH_ONCE = --threads $(BENCH_THREADS) --pairs 1 --steps 1
-BENCH_TWICE = --threads $(BENCH_THREADS) --pairs 2 --steps 1
-HAS_BF16 = $(RUN) -W ignore -c 'from mmseg_m2f.adapters.dtypes import has_bfloat16; print(has_bfloat16())'
-BENCH_BF16 = $(if $(filter True,$(shell $(HAS_BF16))),ours-bf16)
-
+# A quarter of an hour; docs/benchmarks/README.md has the full form.
 bench: setup
-	@$(call BENCH,counters) --cases r50_512
-	@$(call BENCH,ops) $(BENCH_ONCE) --cases 512x512b2_forward 512x512b2_both
-	@$(call BENCH,inference) $(BENCH_TWICE) --cases r50_512 panoptic_800x1333 \
-	  --implementations ours $(BENCH_BF16) hf mmdet mmseg
-	@$(call BENCH,train_step) $(BENCH_TWICE) --cases r50_512 \
-	  --implementations ours ours-checkpointed hf mmseg
-	@$(call BENCH,postprocess) $(BENCH_ONCE) --implementations ours ours-rle \
-	  --cases instance_4000x5000 panoptic_4000x5000 loss_300x1024
-	@$(call BENCH,data) --pairs 1
-	@$(call BENCH,scaling) $(BENCH_ONCE) --implementations ours \
-	  --cases targets_1 targets_300 side_256 side_1024
+	@$(RUN) -m tools.benchmark.run --short --processes 2 --out $(BENCH_OUT) \
+	  $(if $(BENCH_THREADS),--threads $(BENCH_THREADS))
 
 lock: setup
 	@$(RUN) scripts/lock.py > requirements/constraints-$(STACK).txt

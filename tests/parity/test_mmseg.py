@@ -12,18 +12,19 @@ pytest.importorskip('mmseg')
 pytest.importorskip('mmdet')
 
 from tests.parity.parity_weights import redraw
-from tools.benchmark.segmentors import build_mmseg, build_ours
+from tools.benchmark.models import MMSEG_R50, Spec, build
 
 NUM_CLASSES, NUM_QUERIES, NUM_HEADS = 7, 12, 8
+SPEC = Spec('mmseg', MMSEG_R50, NUM_CLASSES, depth=18, num_queries=NUM_QUERIES)
 
 
 @pytest.fixture(scope='module')
 def models() -> tuple[nn.Module, nn.Module]:
     """Ours and theirs on a ResNet-18, both in test mode."""
     torch.manual_seed(0)
-    theirs = build_mmseg(18, NUM_CLASSES, NUM_QUERIES).eval()
+    theirs = build(SPEC, 'mmseg').eval()
     redraw(theirs)
-    ours = build_ours(18, NUM_CLASSES, NUM_QUERIES).eval()
+    ours = build(SPEC, 'ours').eval()
     ours.load_state_dict(to_ours(theirs.state_dict(), 'mmseg'))
     return ours, theirs
 

@@ -1,172 +1,210 @@
-"""The harness alternates, refuses on disagreement and reports medians; no torch is timed here."""
+"""The benchmark program alternates, refuses where outputs differ, resumes, and writes tables.
+
+No model is built here: the processes it would start are replaced.
+"""
 
 import csv
 import json
+import math
+import re
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from tools.benchmark import harness
+from tools.benchmark import run, tables
+from tools.benchmark.cases import CASES, MAIN, SHORT
+from tools.benchmark.measure import ROOT, Agreement, measure
+
+CASE, OTHER = 'deform-attn-forward-512', 'deform-attn-both-512'
+EQUAL = Agreement(0.0, 1e-3, 0.25)
 
 
-def benchmark(difference: float = 0.0) -> harness.Benchmark:
-    return harness.Benchmark(
-        module='unused',
-        cases=('small', 'large'),
-        implementations=('ours', 'theirs'),
-        prepare=lambda case, implementation: lambda: None,
-        disagreement=lambda case, names: (difference, 1e-3),
-    )
+class Started(list):
+    """(case, implementation) of each measuring process; `agreement` is what comparisons find."""
+
+    agreement = EQUAL
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """(case, implementation) of each measuring process, which runs in this one instead."""
-    order = []
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    order = Started()
 
-    def run(bench: harness.Benchmark, options: Sequence[str], args: SimpleNamespace) -> dict:
-        if options[0] == '--gate':
-            return json.loads(json.dumps(harness.gate_findings(bench, *options[1:])))
+    def start(_: run.Comparison, options: list[str]) -> dict:
+        if options[0] == '--compare':
+            agreements = dict.fromkeys(options[2:], order.agreement)
+            result = {'torch': '2', 'instruction_set': 'AVX2', 'agreements': agreements}
+            return json.loads(json.dumps(result))
         order.append((options[1], options[2]))
-        return {'seconds': float(len(order)), 'peak_mib': 10.0 * len(options[2])}
+        number = float(len(order))
+        return {'seconds': number, 'peak_mib': 10 * number, 'above_model_mib': number}
 
-    monkeypatch.setattr(harness, '_run', run)
+    monkeypatch.setattr(run.Comparison, '_start', start)
+    monkeypatch.setattr(run, '_commit', lambda: '123456789')
     return order
 
 
-def test_turns_and_table(started: list[tuple[str, str]], tmp_path: Path, capsys) -> None:
-    path = tmp_path / 'new' / 'table.csv'
-    harness.main(benchmark(), ['--cases', 'small', '--pairs', '3', '--csv', str(path)])
-    names = ['ours', 'theirs', 'theirs', 'ours', 'ours', 'theirs']
-    assert started == [('small', name) for name in names]
-    with path.open() as file:
-        ours, theirs = csv.DictReader(file)
-    assert path.read_text().startswith(
-        'case,impl,median_s,p25,p75,peak_mib,ratio,max_abs_diff,threads,torch,commit,'
-        'above_model_mib,argmax_agreement\n'
-    )
-    # Processes 1, 4, 5 were ours and took as many seconds; 2, 3, 6 were theirs.
-    assert (ours['median_s'], ours['p25'], ours['p75']) == ('4', '2.5', '4.5')
-    assert float(theirs['ratio']) == 1
-    assert float(ours['ratio']) == pytest.approx(4 / 3, abs=1e-3)
-    assert (ours['peak_mib'], theirs['peak_mib']) == ('40', '60')
-    assert 'time x1.333, memory x0.667' in capsys.readouterr().out
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / 'deform_attn.csv').open() as file:
+        return list(csv.DictReader(file))
 
 
-def test_each_implementation_has_its_own_verdict(
-    started: list[tuple[str, str]], tmp_path: Path, capsys
+def test_processes_run_by_turns(started: Started, tmp_path: Path) -> None:
+    run.main(['--cases', CASE, '--processes', '2', '--threads', '3', '--out', str(tmp_path)])
+    names = ['ours', 'reference', 'mmcv', 'mmcv', 'reference', 'ours']
+    assert started == [(CASE, name) for name in names]
+    found = rows(tmp_path)
+    assert list(found[0]) == list(run.Row._fields)
+    assert [row['implementation'] for row in found] == names
+    assert [row['seconds'] for row in found] == ['1', '2', '3', '4', '5', '6']
+    conditions = {(row['threads'], row['commit'], row['instruction_set']) for row in found}
+    assert conditions == {('3', '123456789', 'AVX2')}
+    assert {(row['largest_difference'], row['equal_labels']) for row in found} == {('0.25', '')}
+
+
+def test_resume_runs_what_is_missing(started: Started, tmp_path: Path) -> None:
+    options = ['--cases', CASE, OTHER, '--out', str(tmp_path)]
+    run.main([*options, '--processes', '1'])
+    assert len(started) == 6
+    run.main([*options, '--processes', '2', '--resume'])
+    assert started[6:] == [(c, n) for c in (CASE, OTHER) for n in ('mmcv', 'reference', 'ours')]
+    before = rows(tmp_path)
+    run.main([*options, '--processes', '2', '--resume'])
+    assert rows(tmp_path) == before
+    assert len(started) == 12
+
+
+@pytest.mark.parametrize('change', ['commit', 'no --resume'])
+def test_rows_of_another_state_are_measured_anew(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    """One cannot run here and is left out; another has its own difference and labels."""
-    path = tmp_path / 'table.csv'
-    verdict = {
-        'ours': harness.Agreement(0.25, 0.5, 0.75),
-        'half': 'no such type here',
-        'theirs': harness.Agreement(0, 0),
-    }
-    judged = benchmark()._replace(
-        implementations=('ours', 'half', 'theirs'), disagreement=lambda case, names: verdict
-    )
-    harness.main(judged, ['--cases', 'small', '--pairs', '1', '--csv', str(path)])
-    assert started == [('small', 'ours'), ('small', 'theirs')]
-    with path.open() as file:
-        ours, theirs = csv.DictReader(file)
-    assert (ours['max_abs_diff'], ours['argmax_agreement']) == ('0.25', '0.75')
-    assert (theirs['max_abs_diff'], theirs['argmax_agreement']) == ('0', '')
-    assert 'small half: left out: no such type here' in capsys.readouterr().out
+    run.main(['--cases', CASE, OTHER, '--processes', '1', '--out', str(tmp_path)])
+    resume = []
+    if change == 'commit':
+        monkeypatch.setattr(run, '_commit', lambda: 'abcdef012')
+        resume = ['--resume']
+    one = ['--cases', CASE, '--implementations', 'mmcv', '--processes', '1', *resume]
+    run.main([*one, '--out', str(tmp_path)])
+    assert started[6:] == [(CASE, 'mmcv')]
+    # Rows of other cases and implementations stay, and the cases keep their order.
+    assert [row['case'] for row in rows(tmp_path)] == [CASE] * 3 + [OTHER] * 3
+    assert {row['seconds'] for row in rows(tmp_path)} == {'1', '2', '7', '4', '5', '6'}
 
 
-def test_what_is_optional_runs_where_it_is_named(started: list[tuple[str, str]]) -> None:
-    few = benchmark()._replace(optional=('small', 'theirs'))
-    harness.main(few, ['--pairs', '1'])
-    assert started == [('large', 'ours')]
-    started.clear()
-    harness.main(few, ['--pairs', '1', '--cases', 'small', '--implementations', 'theirs'])
-    assert started == [('small', 'theirs')]
-
-
-@pytest.mark.parametrize('difference', [1.0, float('nan')])
-def test_no_number_when_outputs_disagree(
-    started: list[tuple[str, str]], difference: float, tmp_path: Path
+@pytest.mark.parametrize('difference', [1.0, math.nan])
+def test_no_number_where_outputs_disagree(
+    started: Started, difference: float, tmp_path: Path
 ) -> None:
-    path = tmp_path / 'table.csv'
-    with pytest.raises(SystemExit, match='nothing timed'):
-        harness.main(benchmark(difference), ['--csv', str(path)])
+    started.agreement = Agreement(difference, 1e-3, difference)
+    with pytest.raises(SystemExit, match='nothing was timed'):
+        run.main(['--cases', CASE, '--out', str(tmp_path)])
     assert not started
-    assert not path.exists()
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_ends_early_leaves_the_cases_before(
-    started: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_run_leaves_what_it_measured(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, measured = tmp_path / 'table.csv', harness._run
-    three = benchmark()._replace(cases=('small', 'middle', 'large'))
+    replaced = run.Comparison._start
 
-    def stopped(bench: harness.Benchmark, options: Sequence[str], args: SimpleNamespace) -> dict:
-        if options[:2] == ['--measure', 'large']:
+    def interrupted(self: run.Comparison, options: list[str]) -> dict:
+        if options[:3] == ['--measure', CASE, 'mmcv']:
             raise KeyboardInterrupt
-        return measured(bench, options, args)
+        return replaced(self, options)
 
-    monkeypatch.setattr(harness, '_run', stopped)
-    # A table that is part of the commit changes as soon as it is written.
-    monkeypatch.setattr(harness, 'commit', lambda: 'a+' if path.exists() else 'a')
+    monkeypatch.setattr(run.Comparison, '_start', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        harness.main(three, ['--csv', str(path)])
-    with path.open() as file:
-        assert [(row['case'], row['impl'], row['commit']) for row in csv.DictReader(file)] == [
-            (case, name, 'a') for case in ('small', 'middle') for name in ('ours', 'theirs')
-        ]
+        run.main(['--cases', CASE, '--out', str(tmp_path)])
+    assert [row['implementation'] for row in rows(tmp_path)] == ['ours', 'reference']
 
 
-def test_a_process_measures_itself(tmp_path: Path) -> None:
-    path = tmp_path / 'result.json'
-    harness.main(benchmark(), ['--measure', 'small', 'ours', '--result', str(path)])
-    sample = harness.Sample(**json.loads(path.read_text()))
-    assert sample.seconds >= 0
-    # More than a bare interpreter, less than the machine: the unit is MiB.
-    assert 5 < sample.peak_mib < 100_000
+def test_a_process_that_fails_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(run.sys, 'executable', 'false')
+    with pytest.raises(SystemExit, match=f'--compare {CASE} ours reference mmcv failed'):
+        run.main(['--cases', CASE, '--out', str(tmp_path)])
 
 
-EIGHTY_MIB = """
+MEASURED = """
 import sys
-from tools.benchmark import harness
+from tools.benchmark import run
 
 def step():
     bytearray(b'1') * (80 * 2**20)
     return 30 * 2**20
 
-benchmark = harness.Benchmark('unused', ('small',), ('ours',), lambda *_: step, None)
-harness.main(benchmark, ['--measure', 'small', 'ours', '--result', sys.argv[1]])
+sample = run.measure(step, steps=1, warm_up=0, per_step=1000)
+print(sample.above_model_mib, sample.peak_mib, sample.seconds, 'torch' in sys.modules)
 """
 
 
-def test_memory_above_the_model_is_that_of_the_steps(tmp_path: Path) -> None:
-    """80 MiB for a step, of which its caller keeps 30; in a process of its own, as always."""
-    path = tmp_path / 'result.json'
-    command = [sys.executable, '-c', EIGHTY_MIB, str(path)]
-    subprocess.run(command, cwd=harness.ROOT, check=True)
-    assert 40 < harness.Sample(**json.loads(path.read_text())).above_model_mib < 60
+def test_a_process_measures_its_steps() -> None:
+    """80 MiB for a step, of which the caller keeps 30. The program itself imports no torch."""
+    done = subprocess.run(
+        [sys.executable, '-c', MEASURED], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+    )
+    above, peak, seconds, has_torch = done.stdout.split()
+    assert 40 < float(above) < 60
+    assert 80 < float(peak) < 1000
+    assert float(seconds) < 1e-2  # a thousandth of the step
+    assert has_torch == 'False'
 
 
-def test_time_is_stated_for_a_share_of_a_step(tmp_path: Path) -> None:
-    path = tmp_path / 'result.json'
-    shared = benchmark()._replace(prepare=lambda *_: lambda: time.sleep(0.05), per_step=1000)
-    harness.main(shared, ['--measure', 'small', 'ours', '--result', str(path)])
-    assert harness.Sample(**json.loads(path.read_text())).seconds < 0.05
+def test_untimed_steps_come_first() -> None:
+    calls: list[int] = []
+    measure(lambda: calls.append(1), steps=3, warm_up=2, per_step=1)
+    assert len(calls) == 5
 
 
-def test_a_failing_process_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = benchmark()._replace(module='no.such.module')
-    with pytest.raises(SystemExit, match='No module named'):
-        harness.main(broken, ['--pairs', '1'])
+def test_every_case_has_its_module_and_the_main_ones_all_implementations() -> None:
+    for case in CASES.values():
+        assert (ROOT / f'tools/benchmark/{case.kind}.py').is_file()
+    assert len(MAIN) == 4
+    assert all(CASES[case].implementations[:2] == ('ours', 'ours-cpu') for case in MAIN)
+    assert set(SHORT) < set(CASES)
 
 
-def test_the_harness_imports_no_torch() -> None:
-    """A child's ``ru_maxrss`` starts at the size of the process that started it."""
-    code = 'import sys, tools.benchmark.harness; sys.exit("torch" in sys.modules)'
-    done = harness.subprocess.run([sys.executable, '-c', code], cwd=harness.ROOT, check=False)
-    assert done.returncode == 0
+def write(folder: Path, case: str, **seconds: list[float]) -> None:
+    """Write rows whose memory is 100 times the seconds."""
+    found = [
+        {
+            'case': case,
+            'implementation': name.replace('_', '-'),
+            'seconds': value,
+            'peak_mib': 100 * value,
+            'above_model_mib': 10 * value,
+            'largest_difference': 0.002,
+        }
+        for name, values in seconds.items()
+        for value in values
+    ]
+    run.write_csv(folder / f'{CASES[case].kind}.csv', list(found[0]), found)
+
+
+def test_tables_by_hand(tmp_path: Path) -> None:
+    seconds = {'ours': [1.0, 2.0, 9.0], 'ours_cpu': [1.0], 'mmseg': [8.0, 8.0]}
+    write(tmp_path, 'training-r50-512', **seconds)
+    title = 'training step, R50, two images of 512 x 512'
+    assert tables.table('main', tmp_path).splitlines()[-1] == (
+        f'| {title} | MMSegmentation 8.00 s | 2.00 s, **4.0x** | 1.00 s, **8.0x** '
+        '| 0.25 and 0.12 | 0.002 |'
+    )
+    lines = tables.table('training', tmp_path).splitlines()
+    assert lines[2] == f'| {title} | ours | 2 (1.5 to 5.5) | 0.25 | 200 | 20 | 0.25 | 0.002 |'
+    assert len(lines) == 5
+    assert tables.table('inference', tmp_path) == tables.NOT_MEASURED
+
+
+def test_documents_have_the_numbers_of_the_csv_files() -> None:
+    """`python -m tools.benchmark.tables` writes them."""
+    for path in tables.DOCUMENTS:
+        text = path.read_text()
+        assert tables.MARK.search(text), path
+        assert tables.renewed(text, tables.FOLDER) == text, path
+
+
+def test_the_csv_files_are_of_states_that_can_be_had_again() -> None:
+    for path in tables.FOLDER.glob('*.csv'):
+        for row in tables.read(path):
+            assert re.fullmatch(r'[0-9a-f]{9,}', row['commit']), path
+            assert row['case'] in CASES, path

@@ -1,65 +1,128 @@
-"""The models, peers and images of the benchmarks of whole steps, by name."""
+"""The cases of the benchmarks, as data. This file imports no torch: see `run`."""
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
-from tools.benchmark import segmentors
-from tools.benchmark.gpu_images import panoptic_training_batch
-from tools.benchmark.images import panoptic_batch, semantic_batch
-
-Batch = dict[str, Any]
+from typing import NamedTuple
 
 
 class Case(NamedTuple):
-    """``model`` is a name in ``segmentors.SPECS``; the last of ``peers`` is the baseline.
+    """What is measured, and of whom.
 
-    ``test`` reads one image, ``train`` two with their annotation.
+    Attributes:
+        kind: the module of this folder that builds and compares the implementations.
+        title: what the tables call the case.
+        implementations: names; the last is the baseline of all ratios.
+        more: implementations that run only where they are named.
+        model: a name in `models.SPECS`, for the kinds `inference` and `training`.
+        size: height and width of the images, in pixels.
+        batch: images per step.
+        part: what of the kind is measured, where it has several parts.
+        steps, warm_up: timed and untimed steps of a process.
+        per_step: how many times a step does what its time is stated for.
+        main: whether the case stands in the table of the first page.
     """
 
-    model: str
-    peers: tuple[str, ...]
-    test: Callable[[], Batch]
-    train: Callable[[], Batch]
-
-    @property
-    def is_panoptic(self) -> bool:
-        """And not semantic."""
-        return self.model == 'panoptic'
-
-    def share_weights(self, batch: Batch) -> None:
-        """Draw weights for all layouts, with which several classes are found in ``batch``."""
-        spec = segmentors.SPECS[self.model]
-        segmentors.share_weights(spec, self.model, self.peers, batch)
-
-    def build(self, implementation: str, **switches: bool) -> Any:
-        """A model with these weights; the switches are those of ``segmentors.build``."""
-        spec = segmentors.SPECS[self.model]
-        return segmentors.build_shared(spec, self.model, implementation, **switches)
+    kind: str
+    title: str
+    implementations: tuple[str, ...]
+    more: tuple[str, ...] = ()
+    model: str = ''
+    size: tuple[int, int] = (0, 0)
+    batch: int = 1
+    part: str = ''
+    steps: int = 1
+    warm_up: int = 1
+    per_step: int = 1
+    main: bool = False
 
 
-def _semantic(model: str, side: int, peers: tuple[str, ...] = ('hf', 'mmseg')) -> Case:
-    test, train = (functools.partial(semantic_batch, side, number) for number in (1, 2))
-    return Case(model, peers, test, train)
+SEMANTIC = ('ours', 'ours-cpu', 'mmseg')
+PANOPTIC = ('ours', 'ours-cpu', 'mmdet')
+IMAGES_PER_STEP = 40
 
 
-def _panoptic(scale: float, side: int) -> Case:
-    """``scale`` of 800 x 1333 to test, squares of ``side`` to train."""
-    train = functools.partial(panoptic_training_batch, side, 2)
-    return Case('panoptic', ('mmdet',), functools.partial(panoptic_batch, scale), train)
+def _deform_attn(part: str, height: int, width: int, batch: int) -> Case:
+    title = f'deformable attention, {part}, {height} x {width}, batch {batch}'
+    names = ('ours', 'reference', 'mmcv')
+    size = (height, width)
+    return Case('deform_attn', title, names, size=size, batch=batch, part=part, steps=5)
 
 
-_PANOPTIC, _SMALL_PANOPTIC = _panoptic(1.0, 512), _panoptic(0.25, 64)
+def _memory(part: str, height: int, width: int) -> Case:
+    title = f'{part}, {height} x {width}'
+    return Case('memory', title, ('ours',), size=(height, width), part=part, warm_up=0)
+
+
 CASES = {
-    'r50_512': _semantic('r50', 512),
-    'panoptic_800x1333': _PANOPTIC,
-    'panoptic_512': _PANOPTIC,
-    'panoptic': _PANOPTIC,
-    'swin-l_640': _semantic('swin-l', 640, ('mmseg',)),
-    'r50_256': _semantic('r50', 256),
-    'r18_128': _semantic('r18', 128),
-    'r18_64': _semantic('r18', 64),
-    'panoptic_200x333': _SMALL_PANOPTIC,
-    'panoptic_128': _panoptic(0.25, 128),
-    'panoptic_64': _SMALL_PANOPTIC,
+    'inference-r50-512': Case(
+        'inference',
+        'image to label map, R50, 512 x 512',
+        SEMANTIC,
+        more=('hf',),
+        model='r50',
+        size=(512, 512),
+        steps=3,
+        main=True,
+    ),
+    'inference-panoptic-800x1333': Case(
+        'inference',
+        'image to panoptic segments and instances, R50, 800 x 1333',
+        PANOPTIC,
+        model='panoptic',
+        size=(800, 1333),
+        main=True,
+    ),
+    'inference-swin-l-640': Case(
+        'inference',
+        'image to label map, Swin-L, 640 x 640',
+        SEMANTIC,
+        model='swin-l',
+        size=(640, 640),
+        main=True,
+    ),
+    'training-r50-512': Case(
+        'training',
+        'training step, R50, two images of 512 x 512',
+        SEMANTIC,
+        more=('hf',),
+        model='r50',
+        size=(512, 512),
+        batch=2,
+        main=True,
+    ),
+    'deform-attn-forward-512': _deform_attn('forward', 512, 512, 2),
+    'deform-attn-both-512': _deform_attn('both passes', 512, 512, 2),
+    'deform-attn-forward-800x1344': _deform_attn('forward', 800, 1344, 1),
+    'deform-attn-both-800x1344': _deform_attn('both passes', 800, 1344, 1),
+    'memory-semantic': _memory('semantic', 4000, 5000),
+    'memory-instance': _memory('instance', 4000, 5000),
+    'memory-instance-rle': _memory('instance-rle', 4000, 5000),
+    'memory-panoptic': _memory('panoptic', 4000, 5000),
+    'memory-losses-0': _memory('losses of 0 targets', 1024, 1024),
+    'memory-losses-300': _memory('losses of 300 targets', 1024, 1024),
+    'data-lsj-1024': Case(
+        'data',
+        'training image, large-scale jitter to 1024 x 1024, 2 workers',
+        ('ours', 'mmdet'),
+        part='lsj',
+        steps=2,
+        per_step=IMAGES_PER_STEP,
+    ),
+    'data-semantic-512': Case(
+        'data',
+        'training image, semantic crops of 512 x 512, 2 workers',
+        ('ours', 'mmseg'),
+        part='semantic',
+        steps=2,
+        per_step=IMAGES_PER_STEP,
+    ),
 }
+MAIN = tuple(name for name, case in CASES.items() if case.main)
+# `make bench`: a quarter of an hour.
+SHORT = (
+    'inference-r50-512',
+    'inference-panoptic-800x1333',
+    'training-r50-512',
+    'deform-attn-forward-512',
+    'deform-attn-both-512',
+    'memory-semantic',
+    'data-semantic-512',
+)

@@ -1,4 +1,4 @@
-"""Real images and targets of ``data/tiny/coco`` as mmseg's and mmdet's models take them."""
+"""Real images and targets of `data/tiny/coco`, as the models of mmseg and mmdet take them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,16 +7,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tools.benchmark import harness
+from tools.benchmark.cases import Case
+from tools.benchmark.measure import ROOT
 
-DATA = harness.ROOT / 'data/tiny/coco'
+DATA = ROOT / 'data/tiny/coco'
 NAMES = ('000000000030', '000000000436')
-# Of the whole image's result, where the image is enlarged to 800 x 1333.
-PANOPTIC_SIZE, PANOPTIC_FILE_SIZE = (800, 1333), (384, 640)
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+# COCO's test enlarges the first image to 800 x 1333; its results have the size of the file.
+FILE_SHARE = 0.48
+
+Batch = dict[str, Any]
 
 
-def semantic_batch(size: int, number: int) -> dict[str, Any]:
-    """Crops through mmseg's own transforms, not yet normalised, with their label maps."""
+def batch_of(case: Case) -> Batch:
+    """Return the images of a case, with label maps if they are crops."""
+    if case.model == 'panoptic':
+        return panoptic_batch(case.size)
+    return semantic_batch(case.size[0], case.batch)
+
+
+def semantic_batch(side: int, number: int) -> Batch:
+    """Return `number` square crops with their label maps, by mmseg's own transforms.
+
+    The images are not normalized yet.
+    """
     from mmengine.registry import init_default_scope
     from mmseg.registry import TRANSFORMS
 
@@ -24,13 +38,14 @@ def semantic_batch(size: int, number: int) -> dict[str, Any]:
     pipeline = [
         {'type': 'LoadImageFromFile'},
         {'type': 'LoadAnnotations'},
-        {'type': 'Resize', 'scale': (4 * size, size), 'keep_ratio': True},
-        {'type': 'RandomCrop', 'crop_size': (size, size)},
+        {'type': 'Resize', 'scale': (4 * side, side), 'keep_ratio': True},
+        {'type': 'RandomCrop', 'crop_size': (side, side)},
         {'type': 'PackSegInputs'},
     ]
     transforms = [TRANSFORMS.build(step) for step in pipeline]
     np.random.seed(0)
-    return _batch([_semantic(name, transforms) for name in NAMES[:number]])
+    packed = [_semantic(name, transforms) for name in NAMES[:number]]
+    return {key: [sample[key] for sample in packed] for key in ('inputs', 'data_samples')}
 
 
 def _semantic(name: str, transforms: list[Callable[[dict], dict]]) -> dict[str, Any]:
@@ -42,34 +57,35 @@ def _semantic(name: str, transforms: list[Callable[[dict], dict]]) -> dict[str, 
     }
     for transform in transforms:
         data = transform(data)
-    # The crop is the image: nothing is left to scale back to.
+    # The crop counts as the whole image: no result is scaled back.
     data['data_samples'].set_metainfo({'ori_shape': data['data_samples'].img_shape})
     return data
 
 
-def _batch(packed: list[dict[str, Any]]) -> dict[str, Any]:
-    return {key: [sample[key] for sample in packed] for key in ('inputs', 'data_samples')}
-
-
-def panoptic_batch(scale: float = 1.0) -> dict[str, Any]:
-    """One image as the COCO test enlarges it, ``scale`` of that."""
+def panoptic_batch(size: tuple[int, int]) -> Batch:
+    """Return one image enlarged to `size`, as COCO's test does."""
     import mmcv
     from mmdet.structures import DetDataSample
 
     path = DATA / f'img/train/{NAMES[0]}.jpg'
-    height, width = (round(side * scale) for side in PANOPTIC_SIZE)
-    pixels = mmcv.imresize(mmcv.imread(path), (width, height))
+    pixels = mmcv.imresize(mmcv.imread(path), size[::-1])
     meta = {
         'img_path': str(path),
-        'img_shape': (height, width),
-        'ori_shape': tuple(round(side * scale) for side in PANOPTIC_FILE_SIZE),
+        'img_shape': size,
+        'ori_shape': tuple(round(FILE_SHARE * side) for side in size),
     }
     tensor = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
     return {'inputs': [tensor], 'data_samples': [DetDataSample(metainfo=meta)]}
 
 
+def normalized(batch: Batch) -> Tensor:
+    """Return the images as mmseg's preprocessor would: RGB, with ImageNet's mean and deviation."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (torch.stack(batch['inputs']).flip(1).float() - mean) / std
+
+
 def class_masks(label_map: Tensor, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
-    """Labels ``(N,)`` and float masks ``(N, H, W)`` of a label map, as Hugging Face takes them."""
+    """Return labels `(N,)` and float masks `(N, H, W)` as Hugging Face takes them."""
     labels = label_map.unique()
     labels = labels[labels != ignore_index].long()
     return labels, (label_map == labels[:, None, None]).float()

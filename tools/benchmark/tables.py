@@ -1,183 +1,160 @@
-"""The tables of the documents, made from the CSV files in docs/benchmarks.
+"""Write the tables of the documents from the CSV files in docs/benchmarks.
 
     python -m tools.benchmark.tables
 
-writes each between its marks ``<!-- table: NAME -->`` and ``<!-- end -->`` anew.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. `NAME` is a kind of case, or
+`main` for the cases of the first page. No torch is imported here: see `run`.
 """
 
 import csv
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
 
-from tools.benchmark import harness
+from tools.benchmark.cases import CASES, MAIN
+from tools.benchmark.measure import ROOT
 
-FOLDER = harness.ROOT / 'docs/benchmarks'
-DOCUMENTS = (harness.ROOT / 'README.md', FOLDER / 'README.md')
+FOLDER = ROOT / 'docs/benchmarks'
+DOCUMENTS = (ROOT / 'README.md', FOLDER / 'README.md')
 MARK = re.compile(r'(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)', re.DOTALL)
-
-
-class Column(NamedTuple):
-    """A case, the beginning of its file's name, its peer, and who else is named in the README."""
-
-    title: str
-    file: str
-    case: str
-    peer: str
-    others: tuple[str, ...] = ()
-
-
-SEMANTIC, PANOPTIC = 'image to label map', 'image to panoptic segments and instances'
-COLUMNS = [
-    Column(f'{SEMANTIC}, R50, 512 x 512', 'inference-r50-512px', 'r50_512', 'mmseg', ('hf',)),
-    Column(
-        f'{PANOPTIC}, R50, 800 x 1333',
-        'inference-r50-panoptic-800x1333',
-        'panoptic_800x1333',
-        'mmdet',
-    ),
-    Column(f'{SEMANTIC}, Swin-L, 640 x 640', 'inference-swin-l-640px', 'swin-l_640', 'mmseg'),
-    Column(
-        'training step, R50, 512 x 512, two images',
-        'train-step-r50-512px-batch2',
-        'r50_512',
-        'mmseg',
-        ('hf',),
-    ),
-]
-NAMES = {'mmseg': 'MMSegmentation', 'mmdet': 'MMDetection', 'hf': 'Hugging Face'}
-# What a row of the long table says, and the implementation that stands there.
-ROWS = {
-    'the peer': '{peer}',
-    'the peer, freed memory kept (training: AdamW fused) as ours do': '{peer}-kept',
-    'the peer, tuned': '{peer}-tuned',
-    'the peer, compiled and tuned': '{peer}-compiled',
-    'the peer in bfloat16, tuned': '{peer}-bf16',
-    'the peer after `mmseg_m2f.accelerate`': '{peer}-accelerated',
-    '**ours**': 'ours',
-    'ours, no freed memory kept (training: nor AdamW fused)': 'ours-plain',
-    'ours, channels last': 'ours-channels-last',
-    'ours, norms fused': 'ours-fused',
-    'ours, both': 'ours-tuned',
-    'ours, compiled and tuned': 'ours-compiled',
-    'ours in bfloat16, the pixel decoder too': 'ours-bf16-mixed',
-    'ours in bfloat16 (training: the pixel decoder too)': 'ours-bf16',
-    'ours, checkpointing activations': 'ours-checkpointed',
-    'Hugging Face': 'hf',
-    'Hugging Face, tuned': 'hf-tuned',
-    'Hugging Face, compiled and tuned': 'hf-compiled',
-    'Hugging Face in bfloat16, tuned': 'hf-bf16',
-    'Hugging Face after `mmseg_m2f.accelerate`': 'hf-accelerated',
+NAMES = {
+    'ours': 'ours',
+    'ours-cpu': 'ours with `cpu.speed_up`',
+    'mmseg': 'MMSegmentation',
+    'mmdet': 'MMDetection',
+    'hf': 'Hugging Face',
+    'mmcv': "MMCV's PyTorch form",
+    'reference': 'our reference',
 }
+NOT_MEASURED = 'Not measured yet.\n'
 
-# What a row of the table of growth says, and its case.
-GROWTH = {
-    '1 target (256 x 256, 300 queries)': 'targets_1',
-    '100 targets': 'targets_100',
-    '200 targets': 'targets_200',
-    '300 targets': 'targets_300',
-    '256 x 256 (30 targets, 100 queries)': 'side_256',
-    '512 x 512': 'side_512',
-    '1024 x 1024': 'side_1024',
-    '50 queries (256 x 256, 30 targets)': 'queries_50',
-    '300 queries': 'queries_300',
-}
-
-Table = dict[tuple[str, str], dict[str, str]]
-
-
-def read(file: str) -> Table:
-    """The rows of the one file whose name begins so, by case and implementation."""
-    [path] = FOLDER.glob(f'{file}_*.csv')
-    with path.open() as lines:
-        return {(row['case'], row['impl']): row for row in csv.DictReader(lines)}
+Rows = list[dict[str, str]]
 
 
 def main() -> None:
-    """Write all documents anew."""
+    """Write the tables of all documents anew."""
     for path in DOCUMENTS:
-        path.write_text(renewed(path.read_text()))
+        path.write_text(renewed(path.read_text(), FOLDER))
 
 
-def renewed(text: str) -> str:
-    """A document with the tables of today's files."""
-    return MARK.sub(lambda found: f'{found[1]}{TABLES[found[2]]()}{found[3]}', text)
+def renewed(text: str, folder: Path) -> str:
+    """Return a document with the tables of the CSV files in `folder`."""
+    return MARK.sub(lambda found: f'{found[1]}{table(found[2], folder)}{found[3]}', text)
 
 
-def short() -> str:
-    """What a user asks first: how much faster, how much memory, how equal."""
-    heads = 'ours', 'times as fast as', 'as that tuned', 'memory of the process', 'difference'
-    lines = [f'| on two CPU cores | {" | ".join(heads)} |', '|---' + '|--:' * len(heads) + '|']
-    for column in COLUMNS:
-        table = read(column.file)
-        ours = table[column.case, 'ours']
-        peers = [column.peer, *column.others]
-        faster = '; '.join(f'**{_times(table, column.case, p)}** {NAMES[p]}' for p in peers)
-        tuned = '; '.join(_times(table, column.case, f'{p}-tuned') for p in peers)
-        peak = float(ours['peak_mib']) / float(table[column.case, column.peer]['peak_mib'])
-        lines.append(
-            f'| {column.title} | {float(ours["median_s"]):.2f} s | {faster} | {tuned} | '
-            f"{float(ours['peak_mib']):,.0f} MiB, {peak:.2f} of {NAMES[column.peer]}'s | "
-            f'{_rounded(ours["max_abs_diff"])} |'
+def table(name: str, folder: Path) -> str:
+    """Return the table of a kind of case, or of the main cases."""
+    if name == 'main':
+        return main_table(folder)
+    tables = [case_rows(case, folder) for case, data in CASES.items() if data.kind == name]
+    return _join(CASE_HEADS, [row for rows in tables for row in rows])
+
+
+CASE_HEADS = (
+    'case',
+    'of',
+    'seconds (quartiles)',
+    'of the time',
+    'process, MiB',
+    'above model, MiB',
+    'of that',
+    'difference',
+)
+
+
+def case_table(case: str, folder: Path) -> str:
+    """Return the table of one case."""
+    return _join(CASE_HEADS, case_rows(case, folder))
+
+
+def case_rows(case: str, folder: Path) -> list[list[str]]:
+    """Return a row of cells for each implementation of a case that was measured."""
+    data = CASES[case]
+    measured = by_implementation(case, folder)
+    baseline = measured.get(data.implementations[-1])
+    rows = []
+    for name in (*data.implementations, *data.more):
+        if name not in measured:
+            continue
+        own = measured[name]
+        p25, seconds, p75 = quartiles(own, 'seconds')
+        above = median(own, 'above_model_mib')
+        ratios = ['', '']
+        if baseline and len(data.implementations) > 1:
+            ratios = [
+                f'{seconds / median(baseline, "seconds"):.2f}',
+                f'{above / median(baseline, "above_model_mib"):.2f}',
+            ]
+        rows.append(
+            [
+                data.title,
+                NAMES[name],
+                f'{seconds:.3g} ({p25:.3g} to {p75:.3g})',
+                ratios[0],
+                f'{median(own, "peak_mib"):,.0f}',
+                f'{above:,.0f}',
+                ratios[1],
+                own[0]['largest_difference'],
+            ]
         )
-    return '\n'.join(lines) + '\n'
+    return rows
 
 
-def _times(table: Table, case: str, peer: str) -> str:
-    if (case, peer) not in table:
-        return ''
-    return f'{float(table[case, peer]["median_s"]) / float(table[case, "ours"]["median_s"]):.2f}'
-
-
-def long() -> str:
-    """Time and memory above the model of the stock peer's, and the difference of the outputs."""
-    heads = [f'{column.title} ({NAMES[column.peer]})' for column in COLUMNS]
-    lines = [
-        f'| time, memory above the model, difference | {" | ".join(heads)} |',
-        '|---' + '|--:' * len(heads) + '|',
-    ]
-    tables = [read(column.file) for column in COLUMNS]
-    for label, name in ROWS.items():
-        cells = [_cell(*pair, name) for pair in zip(tables, COLUMNS, strict=True)]
-        if any(cells):
-            lines.append(f'| {label} | {" | ".join(cells)} |')
-    return '\n'.join(lines) + '\n'
-
-
-def _cell(table: Table, column: Column, name: str) -> str:
-    name = name.format(peer=column.peer)
-    if (column.case, name) not in table:
-        return ''
-    row, peer = table[column.case, name], table[column.case, column.peer]
-    memory = float(row['above_model_mib']) / float(peer['above_model_mib'])
-    difference = '' if name == column.peer else f', {_rounded(row["max_abs_diff"])}'
-    return f'{float(row["ratio"]):.2f}, {memory:.2f}{difference}'
-
-
-def growth() -> str:
-    """Seconds and MiB above the model against one size at a time, and both of mmseg's."""
-    heads = 'ours', 'Hugging Face', 'mmseg', "of mmseg's"
-    lines = [f'| | {" | ".join(heads)} |', '|---' + '|--:' * len(heads) + '|']
-    table = read('scaling')
-    for label, case in GROWTH.items():
-        rows = [table[case, name] for name in ('ours', 'hf', 'mmseg')]
-        cells = [
-            f'{float(row["median_s"]):.2f} ({float(row["above_model_mib"]):,.0f})' for row in rows
-        ]
-        memory = float(rows[0]['above_model_mib']) / float(rows[-1]['above_model_mib'])
-        lines.append(
-            f'| {label} | {" | ".join(cells)} | {float(rows[0]["ratio"]):.2f} ({memory:.2f}) |'
+def main_table(folder: Path) -> str:
+    """Return how much faster and smaller ours are than the peer, for the main cases."""
+    heads = ('', 'peer', 'ours', 'with `cpu.speed_up`', 'memory of the process', 'difference')
+    rows = []
+    for case in MAIN:
+        peer = CASES[case].implementations[-1]
+        measured = by_implementation(case, folder)
+        if not {'ours', 'ours-cpu', peer} <= measured.keys():
+            continue
+        seconds, peak = (
+            {name: median(rows, column) for name, rows in measured.items()}
+            for column in ('seconds', 'peak_mib')
         )
-    return '\n'.join(lines) + '\n'
+        cells = [CASES[case].title, f'{NAMES[peer]} {seconds[peer]:.2f} s']
+        for name in ('ours', 'ours-cpu'):
+            cells.append(f'{seconds[name]:.2f} s, **{seconds[peer] / seconds[name]:.1f}x**')
+        shares = ' and '.join(f'{peak[name] / peak[peer]:.2f}' for name in ('ours', 'ours-cpu'))
+        rows.append([*cells, shares, measured['ours'][0]['largest_difference']])
+    return _join(heads, rows)
 
 
-def _rounded(difference: str) -> str:
-    """To one digit, or to whole numbers."""
-    value = float(difference)
-    return f'{value:.1g}' if value < 9.5 else f'{value:.0f}'
+def _join(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return NOT_MEASURED
+    lines = [heads, ['---', *['--:'] * (len(heads) - 1)], *rows]
+    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {'short': short, 'long': long, 'growth': growth}
+def read(path: Path) -> Rows:
+    """Return the rows of a CSV file; none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def by_implementation(case: str, folder: Path) -> dict[str, Rows]:
+    """Return the rows of a case, one for each process, by implementation."""
+    found: dict[str, Rows] = {}
+    for row in read(folder / f'{CASES[case].kind}.csv'):
+        if row['case'] == case:
+            found.setdefault(row['implementation'], []).append(row)
+    return found
+
+
+def median(rows: Rows, column: str) -> float:
+    """Return the median of a column over the processes."""
+    return statistics.median(float(row[column]) for row in rows)
+
+
+def quartiles(rows: Rows, column: str) -> list[float]:
+    """Return the 25th, 50th and 75th percentile of a column; three times the same of one row."""
+    values = [float(row[column]) for row in rows]
+    return statistics.quantiles(values, n=4, method='inclusive') if len(rows) > 1 else values * 3
 
 
 if __name__ == '__main__':

@@ -1,0 +1,210 @@
+"""Counts of a training step and a prediction, which noise cannot touch, stay within bounds.
+
+A change that needs less lowers the bounds; one that needs more says why. Calls and bytes have 5 %
+of room for other versions of torch. The reference of deformable attention runs, so that no compiler
+is needed.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+pytest.importorskip('mmseg')
+pytest.importorskip('mmdet')
+
+from mmseg_m2f.core import deform_attn
+from tools.benchmark import inference, measure, models, training
+from tools.benchmark.cases import CASES
+from tools.benchmark.images import batch_of
+
+# Operators that wait for a GPU: a value or a size that depends on the data goes to the host.
+WAITING = ('_local_scalar_dense', 'nonzero', 'masked_select', '_unique2', 'unique_dim')
+WAITING += ('unique_consecutive', 'bincount')
+INDEXING = ('index', 'index_put', 'index_put_', '_index_put_impl_')
+# Methods that copy to the host; on a CPU they reach no operator.
+TO_HOST = ('cpu', 'tolist')
+ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class Counts(NamedTuple):
+    """FLOPs of products, attention and convolutions, calls of ATen, bytes kept, and waits."""
+
+    flops: int
+    calls: int
+    saved_bytes: int
+    synchronizations: int
+
+
+BOUNDS = {
+    ('semantic', 'training'): Counts(68_000_000_000, 7_930, 216_000_000, 2),
+    ('semantic', 'inference'): Counts(9_600_000_000, 2_160, 0, 0),
+    ('panoptic', 'inference'): Counts(40_100_000_000, 2_490, 0, 7),
+}
+
+
+class Operators(TorchDispatchMode):
+    """Counts calls of ATen's operators, and those that would wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = self.waits = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().removeprefix('aten::').split('.')[0]
+        # The host must know how many elements a boolean index has.
+        is_boolean = name in INDEXING and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        self.calls += func.namespace == 'aten'
+        self.waits += is_boolean or name in WAITING
+        return func(*args, **(kwargs or {}))
+
+
+def count(step: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> Counts:
+    """Count one call of `step`; bytes kept for backward are counted without `parameters`."""
+    flops = FlopCounterMode(
+        display=False,
+        custom_mapping={
+            ATTENTION: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+            ATTENTION_BACKWARD: lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(
+                grad, q, k, v
+            ),
+        },
+    )
+    with saved_bytes(parameters) as saved, copies_to_host() as copies, Operators() as found, flops:
+        step()
+    waits = found.waits + len(copies)
+    return Counts(flops.get_total_flops(), found.calls, sum(saved.values()), waits)
+
+
+@contextmanager
+def saved_bytes(parameters: Iterable[Tensor]) -> Iterator[dict[int, int]]:
+    """Collect the bytes of each storage kept for backward, by its address."""
+    known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    saved: dict[int, int] = {}
+    kept: list[Tensor] = []  # so that no address comes back while the step runs
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield saved
+
+
+@contextmanager
+def copies_to_host() -> Iterator[list[str]]:
+    """Collect the calls of methods that copy to the host."""
+    calls: list[str] = []
+
+    def noting(name: str) -> Callable[..., Any]:
+        original = getattr(Tensor, name)
+
+        def method(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            return original(self, *args, **kwargs)
+
+        return method
+
+    with (
+        mock.patch.object(Tensor, 'cpu', noting('cpu')),
+        mock.patch.object(Tensor, 'tolist', noting('tolist')),
+    ):
+        yield calls
+
+
+@pytest.fixture(scope='module', autouse=True)
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    operator = functools.partial(deform_attn.ms_deform_attn, backend='reference')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(measure.FOLDER, str(tmp_path_factory.mktemp('weights')))
+        patch.setattr(deform_attn, 'ms_deform_attn', lambda *args, **_: operator(*args[:5]))
+        yield
+
+
+@pytest.mark.filterwarnings('ignore:torch.meshgrid')
+@pytest.mark.parametrize(('model', 'kind'), list(BOUNDS))
+def test_within_the_bounds(model: str, kind: str) -> None:
+    if model == 'panoptic':
+        case = CASES['inference-panoptic-800x1333']._replace(size=(200, 333))
+    else:
+        batch = 2 if kind == 'training' else 1
+        case = CASES['inference-r50-512']._replace(model='r18', size=(128, 128), batch=batch)
+    models.share_weights(case.model, [], batch_of(case))
+    built = models.build_shared(case.model, 'ours')
+    if kind == 'training':
+        built.train()
+
+        def step() -> None:
+            torch.stack(list(training.losses(built, batch_of(case)).values())).sum().backward()
+
+        found = count(step, built.parameters())
+    else:
+        # The counter of FLOPs looks for the graph of whatever asks for a gradient.
+        built.eval().requires_grad_(False)
+        inference.predict(built, batch_of(case))  # what is made once and kept is no part of it
+        found = count(lambda: inference.predict(built, batch_of(case)))
+    assert all(a <= b for a, b in zip(found, BOUNDS[model, kind], strict=True)), found
+
+
+def test_counts_by_hand() -> None:
+    """One product of 2 x 3 and 3 x 4; 3 x 4 floats are kept, the parameter is not counted."""
+    weight = torch.ones(2, 3, requires_grad=True)
+    x = torch.ones(3, 4)
+    found = count(lambda: (weight @ x).sum().item(), [weight])
+    assert found.flops == 2 * 2 * 3 * 4
+    assert found.calls in (3, 4)  # product, sum, the scalar, which may be detached first
+    assert found.saved_bytes == 3 * 4 * 4
+    assert found.synchronizations == 1
+    layer = nn.Linear(3, 4)
+    assert count(lambda: layer(torch.ones(1, 5, 3))).flops == 2 * 5 * 3 * 4
+
+
+def test_attention_counts_on_a_cpu_too() -> None:
+    """2 heads, 3 queries, 5 keys, 4 channels: two products, and five in the backward pass."""
+    query = torch.ones(1, 2, 3, 4, requires_grad=True)
+    key = torch.ones(1, 2, 5, 4, requires_grad=True)
+
+    def step() -> Tensor:
+        return F.scaled_dot_product_attention(query, key, key)
+
+    product = 2 * 2 * 3 * 5 * 4
+    assert count(step).flops == 2 * product
+    assert count(lambda: step().sum().backward()).flops == (2 + 5) * product
+
+
+@pytest.mark.parametrize(
+    'waiting',
+    [
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.index_put_((x > 0,), torch.zeros(())),
+        lambda x: x.unique(),
+        lambda x: x.cpu(),
+        lambda x: x.tolist(),
+        lambda x: bool(x.any()),
+    ],
+)
+def test_what_waits_for_a_gpu(waiting: Callable[[Tensor], Any]) -> None:
+    assert count(lambda: waiting(torch.ones(4))).synchronizations >= 1
+
+
+def test_what_waits_for_none() -> None:
+    def step() -> Tensor:
+        x = torch.ones(4)
+        return x[torch.tensor([0, 1])].add(1).where(x[:2] > 0, 0)
+
+    assert count(step).synchronizations == 0
