@@ -1,6 +1,7 @@
 """The house rules that a machine can check: who may import whom, names, docstrings."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -28,6 +29,20 @@ MAY_IMPORT = {
     'evaluation': {'evaluation', 'metadata'},
     'metadata': {'metadata'},
 }
+
+# Room of `adapters` -> rooms it imports. Every room may import the files beside the rooms.
+ROOMS = {
+    'acceleration': {'models'},
+    'checkpoints': {'models'},
+    'data': set(),
+    'inference': {'models'},
+    'metrics': set(),
+    'migrate': {'models'},
+    'models': set(),
+    'results': {'data', 'metrics'},
+    'training': {'checkpoints', 'data'},
+}
+BESIDE_THE_ROOMS = {'arrays', 'dtypes', 'errors', 'keys', 'things'}
 
 
 def sources(*folders):
@@ -80,6 +95,18 @@ def test_arrows_between_the_folders(folder):
         if name.startswith('mmseg_m2f.') and name.split('.')[1] not in MAY_IMPORT[folder]
     ]
     assert not wrong
+
+
+def test_rooms_of_the_adapters():
+    found = {room: set() for room in (*ROOMS, *BESIDE_THE_ROOMS)}
+    for path, tree in sources('adapters'):
+        room = path.relative_to(PACKAGE / 'adapters').parts[0].removesuffix('.py')
+        if room != '__init__':  # it imports all rooms, so that their types are found
+            names = {name for name in imports(tree) if name.startswith('mmseg_m2f.adapters.')}
+            found[room] |= {name.split('.')[2] for name in names} - {room}
+    assert {room: found[room] - BESIDE_THE_ROOMS for room in ROOMS} == ROOMS
+    assert not set().union(*(found[name] for name in BESIDE_THE_ROOMS))
+    graphlib.TopologicalSorter(ROOMS).prepare()  # raises if there is a circle
 
 
 def test_the_core_forms_a_line():

@@ -1,4 +1,4 @@
-"""The detector itself: importing this module imports mmdet."""
+"""Our detector for MMDetection. Importing this module imports mmdet; `lazy` does not."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from mmseg_m2f import core
 from mmseg_m2f.adapters.keys import check_keys
 from mmseg_m2f.adapters.models.channels import with_in_channels
 from mmseg_m2f.adapters.models.config import postprocess_config
-from mmseg_m2f.adapters.results.mmdet_parts import replace_panopticapi
+from mmseg_m2f.adapters.models.det_inferencer import replace_panopticapi
 from mmseg_m2f.cpu.speed_up import speed_up
 from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
 
@@ -19,18 +19,19 @@ KEYS = ('backbone', 'panoptic_head', 'neck', 'data_preprocessor', 'test_cfg', 'i
 
 
 class Mask2Former(BaseDetector):
-    """Backbone and head inside mmdet: three kinds of results from one model.
+    """A detector of MMDetection with instance, panoptic and semantic results from one model.
 
     Args:
-        backbone: mmdet's, or any that gives maps of strides 4, 8, 16 and 32.
-        panoptic_head: ``mmseg_m2f.Mask2FormerUniversalHead``.
-        neck: between the two, if any.
+        backbone: config of a backbone whose maps have strides 4, 8, 16 and 32.
+        panoptic_head: config of `Mask2FormerUniversalHead`; without ``in_channels`` it takes those
+            of the backbone and neck.
+        neck: config of a neck between the two, if any.
         data_preprocessor: mmdet's ``DetDataPreprocessor`` with its settings.
         test_cfg: the fields of `core.PostprocessConfig`: which results, and their thresholds.
         init_cfg: MMEngine's.
 
     Raises:
-        ValueError: a key that is not known, here or in ``test_cfg``.
+        ValueError: an unknown key, here or in ``test_cfg``.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Mask2Former(BaseDetector):
 
     @property
     def test_cfg(self) -> core.PostprocessConfig:
-        """Which results, and their thresholds; a dict may be assigned."""
+        """Which results are formed, and their thresholds; a dict may be assigned."""
         return self._test_cfg
 
     @test_cfg.setter
@@ -71,19 +72,19 @@ class Mask2Former(BaseDetector):
         self._test_cfg = config
 
     def extract_feat(self, batch_inputs: Tensor) -> Sequence[Tensor]:
-        """The maps the head sees, stride 4 first."""
+        """Return the maps that the head gets, stride 4 first."""
         maps = self.backbone(batch_inputs)
         return maps if self.neck is None else self.neck(maps)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
-        """The head's losses."""
+        """Return the losses of the head."""
         maps = self.extract_feat(batch_inputs)
         return self.panoptic_head.loss(maps, batch_data_samples, _size(batch_inputs))
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: Sequence[Any]) -> Sequence[Any]:
-        """The samples with ``pred_instances``, ``pred_panoptic_seg`` and ``pred_sem_seg``.
+        """Return the samples with ``pred_instances``, ``pred_panoptic_seg`` and ``pred_sem_seg``.
 
-        All at the images' original size; ``test_cfg`` says which.
+        ``test_cfg`` says which. All have the original size of the image.
         """
         maps = self.extract_feat(batch_inputs)
         results = self.panoptic_head.predict(
@@ -97,7 +98,7 @@ class Mask2Former(BaseDetector):
     def _forward(
         self, batch_inputs: Tensor, batch_data_samples: Sequence[Any] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Class logits ``(B, Q, K+1)`` and mask logits ``(B, Q, h, w)`` of the last prediction."""
+        """Return class logits ``(B, Q, K+1)`` and mask logits ``(B, Q, h, w)``, see `MaskHead`."""
         return self.panoptic_head(self.extract_feat(batch_inputs))
 
 

@@ -1,4 +1,4 @@
-"""mmcv's deformable attention: its CUDA operator as a back end, its module as a part by type."""
+"""Use mmcv's deformable attention: its CUDA operator as a back end, its module as a part."""
 
 import functools
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ MMCV_ATTENTION = 'MultiScaleDeformableAttention'
 
 @functools.cache
 def _failure_on(device: torch.device) -> str | None:
-    """Why the operator does not run on this GPU: mmcv may be built without CUDA, or for another."""
+    """Return why the operator does not run on this GPU, or None: mmcv may be built for another."""
     operator, objection = _import_operator()
     if objection is not None:
         return objection
@@ -34,7 +34,7 @@ def _failure_on(device: torch.device) -> str | None:
 
 @functools.cache
 def _import_operator() -> tuple[Any, str | None]:
-    """The autograd function of mmcv, or the reason why it cannot be had."""
+    """Return mmcv's autograd function, or None and the reason why it cannot be imported."""
     try:
         from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
     except ImportError as error:
@@ -86,7 +86,7 @@ def _run(
 def _shape_tensors(
     level_shapes: tuple[tuple[int, int], ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """``(L, 2)`` sizes and ``(L,)`` first tokens; cached, so no step waits for a copy."""
+    """Return ``(L, 2)`` sizes and ``(L,)`` first tokens; cached: no step waits for a copy."""
     # A tensor made under inference mode could not be kept for a later backward pass.
     with torch.inference_mode(False):
         shapes = torch.tensor(level_shapes, device=device)
@@ -95,12 +95,12 @@ def _shape_tensors(
 
 
 def offer_mmcv_operator() -> None:
-    """Put mmcv's operator before the reference; it objects by itself wherever it cannot run."""
+    """Register mmcv's operator as the first back end; it says by itself where it cannot run."""
     BACKENDS.register(Backend('mmcv', _run, _why_not))
 
 
 def is_mmcv_attention(type_name: object) -> bool:
-    """True for the name of mmcv's module, with or without a scope."""
+    """Return True for the name of mmcv's module, with or without a scope."""
     return isinstance(type_name, str) and type_name.rpartition('.')[2] == MMCV_ATTENTION
 
 
@@ -112,7 +112,7 @@ def _mmcv_attention_class() -> type[nn.Module]:
         raise MissingOperatorsError(MMCV_ATTENTION, error) from error
 
     class MMCVDeformAttn(MultiScaleDeformableAttention):
-        """mmcv's module behind the call signature of ``core.MSDeformAttn``."""
+        """mmcv's module with the call signature of ``core.MSDeformAttn``."""
 
         def forward(
             self,
@@ -138,9 +138,13 @@ def _mmcv_attention_class() -> type[nn.Module]:
 def build_mmcv_attention(
     channels: int, num_heads: int, num_levels: int, num_points: int, **options: Any
 ) -> nn.Module:
-    """Mmcv's ``MultiScaleDeformableAttention`` with the parameter names of ``MSDeformAttn``.
+    """Build mmcv's ``MultiScaleDeformableAttention``, called as `core.MSDeformAttn` is.
 
-    ``options`` are mmcv's own (``im2col_step``, ``dropout``, ...); dropout is 0 unless given.
+    The parameters have the same names. ``options`` are mmcv's (``im2col_step``, ``dropout``, ...);
+    dropout is 0 unless given.
+
+    Raises:
+        MissingOperatorsError: mmcv has no compiled operators.
     """
     return _mmcv_attention_class()(
         embed_dims=channels,

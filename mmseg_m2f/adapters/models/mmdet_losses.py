@@ -1,4 +1,4 @@
-"""MMDetection's match costs and losses behind the contracts of the core."""
+"""Let MMDetection's match costs and losses be called as those of the core."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 def is_from_mmdet(part: object) -> bool:
-    """True for an object whose class, or one it derives from, MMDetection defines."""
+    """Return True if the class of ``part``, or one of its base classes, is MMDetection's."""
     return any(base.__module__.partition('.')[0] == 'mmdet' for base in type(part).__mro__)
 
 
 class MMDetMatchCost:
-    """An mmdet match cost: it sees class logits as ``scores`` and points as flattened ``masks``.
+    """Calls an mmdet match cost with class logits as ``scores`` and points as ``masks``.
 
-    Not ``row_wise``: what a foreign cost does with the rows is its own affair.
+    It does not declare ``row_wise``, because a foreign cost may mix the rows.
     """
 
     def __init__(self, cost: Any) -> None:
@@ -23,16 +23,16 @@ class MMDetMatchCost:
     def __call__(
         self, class_logits: Tensor, point_logits: Tensor, labels: Tensor, point_targets: Tensor
     ) -> Tensor:
-        """``(Q, K+1), (Q, P), (N,), (N, P) -> (Q, N)``."""
+        """Return the costs: ``(Q, K+1), (Q, P), (N,), (N, P) -> (Q, N)``."""
         predicted = InstanceData(scores=class_logits, masks=point_logits)
         target = InstanceData(labels=labels, masks=point_targets)
         return self.cost(predicted, target)
 
 
 class MMDetMaskLoss(nn.Module):
-    """An mmdet loss on points: Dice losses row by row, all others point by point.
+    """Calls an mmdet loss on points: a Dice loss row by row, any other loss point by point.
 
-    Point-wise losses are averaged over ``num_masks * P`` points, as PointMaskLoss is.
+    Point-wise losses are averaged over ``num_masks * P`` points, as in `core.PointMaskLoss`.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -41,12 +41,12 @@ class MMDetMaskLoss(nn.Module):
         self.is_row_loss = 'dice' in type(loss).__name__.lower()
 
     def forward(self, point_logits: Tensor, point_targets: Tensor, num_masks: Tensor) -> Tensor:
-        """``(M, P), (M, P), () -> ()``; without rows 0, still connected to the logits."""
+        """Return the loss: ``(M, P), (M, P), () -> ()``; 0 without rows, still with a gradient."""
         if len(point_logits) == 0:
             return point_logits.sum()
         if self.is_row_loss:
             return self.loss(point_logits, point_targets, avg_factor=num_masks)
-        # (points, 1) against (points, 1): FocalLoss takes targets of equal rank as they are, so
+        # Both have shape (points, 1): FocalLoss keeps targets of equal rank as they are, so that
         # the soft values at mask borders survive.
         num_points = num_masks * point_logits.shape[1]
         flat = (point_logits.reshape(-1, 1), point_targets.reshape(-1, 1))
@@ -54,12 +54,16 @@ class MMDetMaskLoss(nn.Module):
 
 
 class MMDetClassLoss(nn.Module):
-    """mmdet's softmax ``CrossEntropyLoss`` as classification loss, averaged by class weight.
+    """Calls mmdet's softmax ``CrossEntropyLoss`` as the class loss, averaged by class weight.
 
     Args:
-        loss: built from the user's configuration.
+        loss: the built loss.
         num_classes: K.
-        no_object_weight: appended to the loss's ``class_weight`` if that names K classes only.
+        no_object_weight: appended to the loss's ``class_weight`` if that has K entries.
+
+    Raises:
+        TypeError: the loss uses a sigmoid.
+        ValueError: ``class_weight`` has a wrong number of entries.
     """
 
     def __init__(self, loss: Any, num_classes: int, no_object_weight: float) -> None:
@@ -67,8 +71,8 @@ class MMDetClassLoss(nn.Module):
         if getattr(loss, 'use_sigmoid', False):
             raise TypeError(
                 f'{type(loss).__name__} with sigmoid cannot be the class loss: inference takes a '
-                'softmax over the classes and no-object. Use it as the mask loss, or '
-                "dict(type='mmdet.CrossEntropyLoss', use_sigmoid=False) here."
+                'softmax over the classes and no-object. Set losses.cls to '
+                "dict(type='mmdet.CrossEntropyLoss', use_sigmoid=False)."
             )
         weights = list(getattr(loss, 'class_weight', None) or [1.0] * num_classes)
         if len(weights) == num_classes:
@@ -82,7 +86,7 @@ class MMDetClassLoss(nn.Module):
         self.loss = loss
 
     def forward(self, class_logits: Tensor, target_classes: Tensor) -> Tensor:
-        """``(B, Q, K+1), (B, Q) -> ()``."""
+        """Return the loss: ``(B, Q, K+1), (B, Q) -> ()``."""
         labels = target_classes.flatten()
         total = class_logits.new_tensor(self.loss.class_weight)[labels].sum()
         return self.loss(class_logits.flatten(0, 1), labels, avg_factor=total)

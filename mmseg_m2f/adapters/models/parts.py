@@ -1,7 +1,7 @@
-"""Every part of the core as a registered type, buildable alone from a plain dict.
+"""Register every part of the core, so that each can be built alone from a plain dict.
 
-``resolve`` completes a part's dict with all defaults, so that what was built can be written down;
-``build`` makes the part. A type without scope is looked up here first, then in the current scope.
+``resolve`` completes the dict of a part with all defaults, for the record; ``build`` builds the
+part. A type without scope is looked up here first, then in the default scope of the run.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ from mmseg_m2f.registry import MODELS, SCOPE, TASK_UTILS
 
 PartConfig = Mapping[str, Any]
 
-# What an attention part of the pixel decoder is told of its surroundings.
+# The sizes that the pixel decoder gives to its attention.
 _ATTENTION_SIZES = ('channels', 'num_heads', 'num_levels', 'num_points')
 
-# Keyword settings of a registered builder that collects them into a dataclass of the core.
+# The dataclass whose fields are the keyword settings of a registered builder.
 _SETTINGS: dict[Callable[..., Any], type] = {}
 
 MODELS.register_module(name='MSDeformAttn', module=core.MSDeformAttn)
@@ -45,10 +45,13 @@ TASK_UTILS.register_module(name='PointDiceCost', module=core.PointDiceCost)
 def build_pixel_decoder(
     in_channels: Sequence[int], attention: PartConfig | None = None, **settings: Any
 ) -> core.MSDeformAttnPixelDecoder:
-    """The deformable pixel decoder; ``settings`` are the fields of ``PixelDecoderConfig``.
+    """Build the deformable pixel decoder.
 
-    ``attention`` is a part of its own: ``MSDeformAttn``, mmcv's ``MultiScaleDeformableAttention``
-    or a registered module with the call signature of the first.
+    Args:
+        in_channels: channels of the backbone's maps, stride 4 first.
+        attention: settings of a part: ``MSDeformAttn``, mmcv's ``MultiScaleDeformableAttention``
+            or a registered module that is called like the first.
+        settings: the fields of `core.PixelDecoderConfig`.
     """
     config = core.PixelDecoderConfig(**settings)
     sizes = {key: getattr(config, key) for key in _ATTENTION_SIZES}
@@ -59,13 +62,13 @@ def build_pixel_decoder(
 
 @MODELS.register_module(name='MaskedAttentionDecoder')
 def build_decoder(**settings: Any) -> core.MaskedAttentionDecoder:
-    """The masked-attention decoder; ``settings`` are the fields of ``DecoderConfig``."""
+    """Build the masked-attention decoder; ``settings`` are fields of `core.DecoderConfig`."""
     return core.MaskedAttentionDecoder(core.DecoderConfig(**settings))
 
 
 @TASK_UTILS.register_module(name='PointSampler')
 def build_point_sampler(**settings: Any) -> core.PointSampler:
-    """The importance sampler of the mask losses; ``settings`` are the fields of ``PointConfig``."""
+    """Build the point sampler of the mask losses; ``settings`` are fields of `core.PointConfig`."""
     return core.PointSampler(core.PointConfig(**settings))
 
 
@@ -73,7 +76,7 @@ def build_point_sampler(**settings: Any) -> core.PointSampler:
 def build_matcher(
     costs: Mapping[str, PartConfig] | None = None, num_points: int = 12544, points: str = 'shared'
 ) -> core.HungarianMatcher:
-    """The matcher; ``costs`` maps any names to match costs, default the paper's three."""
+    """Build the matcher; ``costs`` maps names to match costs. None: the three of the paper."""
     if costs is None:
         return core.HungarianMatcher(None, num_points, points)
     built = [build(TASK_UTILS, cost, f'matcher.costs.{name}') for name, cost in costs.items()]
@@ -82,8 +85,8 @@ def build_matcher(
     if not matcher.is_row_wise:
         foreign = [type(cost).__name__ for cost in built if not getattr(cost, 'row_wise', False)]
         print_log(
-            f'{", ".join(foreign)} does not declare row_wise = True: the matcher evaluates the '
-            'predictions one by one instead of all at once.',
+            f'{", ".join(foreign)} does not declare row_wise = True, so the matcher calls it once '
+            'per prediction instead of once for all.',
             logger='current',
         )
     return matcher
@@ -95,14 +98,18 @@ _SETTINGS[build_point_sampler] = core.PointConfig
 
 
 def build(registry: Registry, config: PartConfig, where: str, **injected: Any) -> Any:
-    """Build the part ``config`` describes; ``injected`` keys give way to those of ``config``."""
+    """Build the part that ``config`` describes; keys of ``config`` win over ``injected`` ones.
+
+    Raises:
+        ValueError: a key that the part does not know.
+    """
     cfg = {**injected, **config}
     _check_keys(registry, cfg, where)
     return registry.build({**cfg, 'type': _qualified(registry, cfg['type'])})
 
 
 def build_mask_loss(config: PartConfig, where: str) -> nn.Module:
-    """A mask loss of ours, of the user's, or of mmdet behind our contract."""
+    """Build a mask loss: ours, the user's, or mmdet's."""
     loss = build(MODELS, config, where)
     if not isinstance(loss, core.RowLoss):
         print_log(f'{where}: {config["type"]} is called once per prediction.', logger='current')
@@ -115,17 +122,17 @@ def build_class_loss(
     class_weight: Sequence[float] | None,
     no_object_weight: float,
 ) -> nn.Module:
-    """A class loss; ``ClassLoss`` learns the class weights from the head, others bring their own.
+    """Build a class loss. ``ClassLoss`` takes the class weights of the head, others their own.
 
     Raises:
-        ValueError: ``class_weight`` is set on the head but the loss is not ``ClassLoss``.
+        ValueError: the head has ``class_weight``, but the loss is not ``ClassLoss``.
     """
     if _lookup(MODELS, config['type']) is core.ClassLoss:
         weights = {'class_weight': class_weight, 'no_object_weight': no_object_weight}
         return build(MODELS, config, 'losses.cls', num_classes=num_classes, **weights)
     if class_weight is not None:
         raise ValueError(
-            f'class_weight of the head serves ClassLoss only; set it inside losses.cls for '
+            f'class_weight of the head is for ClassLoss only: set it inside losses.cls for '
             f'{config["type"]!r}'
         )
     loss = build(MODELS, config, 'losses.cls')
@@ -141,12 +148,17 @@ def resolve(
     where: str,
     **defaults: Any,
 ) -> dict[str, Any]:
-    """``config`` completed with its type and every default.
+    """Return ``config`` completed with its type and every default.
 
-    ``defaults`` come from the parts around it; they only apply to a part that knows the key.
+    Args:
+        registry: knows the types.
+        config: settings of the user.
+        default_type: the part if ``config`` has no type.
+        where: the part of the config, for error messages.
+        defaults: values that the parts around it need; a part that does not know a key ignores it.
 
     Raises:
-        ValueError: a key the part does not know, with the list of those it does.
+        ValueError: a key that the part does not know.
     """
     given = dict(config or {})
     # MMEngine leaves the mark in place where the base config had nothing to delete.
@@ -160,7 +172,7 @@ def resolve(
 
 
 def resolve_pixel_decoder(config: PartConfig, in_channels: Sequence[int]) -> dict[str, Any]:
-    """``resolve`` for a pixel decoder and the attention inside it, if it has one."""
+    """Complete the config of a pixel decoder, and of the attention inside it if it has one."""
     resolved = resolve(
         MODELS, config, 'MSDeformAttnPixelDecoder', 'pixel_decoder', in_channels=list(in_channels)
     )
@@ -183,7 +195,7 @@ def _build_attention(config: PartConfig | None, sizes: dict[str, int]) -> nn.Mod
 
 
 def _qualified(registry: Registry, type_name: Any) -> Any:
-    """Our scope in front of our own names: MMEngine would search the current scope instead."""
+    """Put our scope before our own names: MMEngine would search the default scope instead."""
     is_ours = isinstance(type_name, str) and type_name in registry.module_dict
     return f'{SCOPE}.{type_name}' if is_ours else type_name
 
@@ -195,7 +207,7 @@ def _lookup(registry: Registry, type_name: Any) -> Callable[..., Any] | None:
 
 
 def _parameters(part: Callable[..., Any] | None) -> tuple[set[str], bool, dict[str, Any]]:
-    """Names a part's signature has, whether it takes others as well, and its own defaults."""
+    """Return the keys of a part, whether it takes other keys as well, and its own defaults."""
     if part is None:
         return set(), True, {}
     parameters = inspect.signature(part).parameters

@@ -1,4 +1,4 @@
-"""mmdet's data samples to targets of the core, and the core's results to what mmdet reads."""
+"""Turn mmdet's data samples into targets of the core, and results of the core into mmdet's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +16,19 @@ from mmseg_m2f.evaluation.rle import Rle, encode_masks
 def targets_of(
     samples: Sequence[Any], is_thing: Tensor, size: tuple[int, int]
 ) -> list[core.MaskTarget]:
-    """The segments or instances of ``DetDataSample``s, padded to the network input's ``size``.
+    """Return the segments or instances of each ``DetDataSample``, one target per image.
 
-    Two layouts are read. Ours: ``gt_panoptic_seg.segment_idx (1, H, W)``, an index into
-    ``gt_segments.labels`` or -1. mmdet's own: ``gt_instances`` with masks of any kind, and for
-    panoptic models ``gt_sem_seg``, whose labels that are no thing are the stuff segments.
+    Two layouts are read. Ours: ``gt_panoptic_seg.segment_idx (1, H, W)`` holds the index of a
+    segment in ``gt_segments.labels``, or -1. mmdet's own: ``gt_instances`` with masks of any kind,
+    and for panoptic models ``gt_sem_seg``, of which the stuff classes are used.
+
+    Args:
+        samples: one per image.
+        is_thing: ``(K,)`` bool.
+        size: height and width of the network's input. Masks are padded to it with False.
 
     Raises:
-        ValueError: a label outside the classes, or a sample without masks; with the file.
+        ValueError: a label outside the classes, or a sample without masks; names the file.
     """
     ours = [sample for sample in samples if _has_segment_map(sample)]
     maps = [_segment_map(sample) for sample in ours]
@@ -73,13 +78,13 @@ def _instances(sample: Any) -> core.MaskTarget:
     instances = sample.get('gt_instances', ())
     if 'masks' not in instances or 'labels' not in instances:
         raise ValueError(
-            'no gt_instances with labels and masks, nor gt_panoptic_seg.segment_idx. The pipeline '
-            "needs dict(type='LoadAnnotations', with_mask=True) or our LoadSegments before the "
-            'packing.'
+            'the sample has neither gt_instances with labels and masks nor '
+            "gt_panoptic_seg.segment_idx. Put dict(type='LoadAnnotations', with_mask=True) or our "
+            'LoadSegments into the pipeline, before the packing.'
         )
     labels, masks = instances.labels, instances.masks
     if not isinstance(masks, Tensor):
-        # BitmapMasks, or PolygonMasks, which are drawn now.
+        # BitmapMasks or PolygonMasks.
         masks = masks.to_tensor(torch.bool, labels.device)
     return core.instance_target(labels, masks.to(labels.device, torch.bool))
 
@@ -90,16 +95,16 @@ def _source(sample: Any) -> str:
 
 
 def geometry_of(sample: Any, padded: tuple[int, int]) -> core.ImageGeometry:
-    """The three sizes of a image: the network input, the image within it, the file.
+    """Return the sizes of the network's input (``padded``), of the image in it, and of the file.
 
     Raises:
-        ValueError: the sample does not tell one of them.
+        ValueError: the sample lacks ``img_shape`` or ``ori_shape``.
     """
     missing = sorted({'img_shape', 'ori_shape'} - set(sample.metainfo))
     if missing:
         raise ValueError(
-            f'{_source(sample)}: the sample lacks {missing}; add them to meta_keys of the packing '
-            'transform'
+            f'{_source(sample)}: the metainfo of the sample lacks {missing}. Add them to meta_keys '
+            'of the packing transform.'
         )
     # mmdet's shapes may end in the number of channels.
     (height, width), (file_height, file_width) = (
@@ -109,7 +114,7 @@ def geometry_of(sample: Any, padded: tuple[int, int]) -> core.ImageGeometry:
 
 
 def instance_data(instances: core.Instances) -> InstanceData:
-    """Instances as mmdet's metrics and visualiser read them."""
+    """Return instances in the form that mmdet's metrics and visualizer read."""
     return InstanceData(
         bboxes=instances.boxes,
         scores=instances.scores,
@@ -119,15 +124,15 @@ def instance_data(instances: core.Instances) -> InstanceData:
 
 
 def encode_rle(masks: Tensor) -> list[Rle]:
-    """``masks (N, H, W)`` bool as COCO's run lengths, the text of which goes into JSON."""
+    """Encode ``masks (N, H, W)`` bool as COCO's compressed run lengths, which fit into JSON."""
     return encode_masks(columnwise(masks))
 
 
 def encode_panoptic(panoptic: core.Panoptic, num_classes: int) -> PixelData:
-    """``sem_seg (1, H, W)`` int32 in mmdet's encoding.
+    """Return ``sem_seg (1, H, W)`` int32 in mmdet's encoding.
 
-    Class + 1000 k for the k-th thing of the image (k = 1, 2, ...), the bare class for stuff,
-    ``num_classes`` for void.
+    A pixel of the k-th thing of the image (k = 1, 2, ...) holds class + 1000 k, a stuff pixel its
+    class, and a void pixel ``num_classes``.
     """
     is_thing = panoptic.is_thing.int()
     ids = panoptic.labels.int() + INSTANCE_OFFSET * is_thing.cumsum(0, dtype=torch.int32) * is_thing

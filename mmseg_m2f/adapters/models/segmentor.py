@@ -1,4 +1,4 @@
-"""The segmentor itself: importing this module imports mmseg."""
+"""Our segmentor for MMSegmentation. Importing this module imports mmseg; `lazy` does not."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,13 +16,13 @@ from mmseg_m2f.cpu.speed_up import speed_up
 
 
 class SemanticSegmentor(EncoderDecoder):
-    """mmseg's ``EncoderDecoder`` without the score maps: K floats for every pixel.
+    """mmseg's ``EncoderDecoder`` that predicts labels without score maps (K floats per pixel).
 
-    Takes what ``EncoderDecoder`` takes and trains as it does. In tests with the whole image at
-    once the labels are formed a few rows at a time; ``test_cfg.score_maps=True`` keeps
-    ``seg_logits``, which test-time augmentation merges. With sliding windows, which overlap in the
-    scores, and for what only ``EncoderDecoder`` knows (another head, a single class,
-    ``align_corners``, flipped images) the score maps exist and are given.
+    It takes the same keys and trains in the same way. The decode head takes ``in_channels`` from
+    the backbone and neck if they are not set. When a whole image is predicted at once, the labels
+    are formed a few rows at a time. ``test_cfg.score_maps=True`` adds ``seg_logits``, which
+    test-time augmentation needs. Score maps are formed as in ``EncoderDecoder`` for sliding
+    windows, another head, a single class, ``align_corners`` and flipped images.
     """
 
     test_cfg: Any  # mmseg leaves it without a type
@@ -32,11 +32,11 @@ class SemanticSegmentor(EncoderDecoder):
         speed_up(self.backbone)
 
     def predict(self, inputs: Tensor, data_samples: Sequence[Any] | None = None) -> Sequence[Any]:
-        """The samples with ``pred_sem_seg`` (1, H, W) int64 at the images' original size.
+        """Return the samples with ``pred_sem_seg`` (1, H, W) int64 at the original size.
 
         Args:
-            inputs: ``(B, 3, Hp, Wp)``, normalised and padded.
-            data_samples: with the sizes of the images; None for images without padding.
+            inputs: ``(B, 3, Hp, Wp)``, normalized and padded.
+            data_samples: hold the sizes of the images; None for images without padding.
         """
         geometries = self._geometries(inputs, data_samples)
         if geometries is None or data_samples is None:
@@ -52,18 +52,21 @@ class SemanticSegmentor(EncoderDecoder):
         super()._init_decode_head(with_in_channels(decode_head, MODELS, self.backbone, neck))
 
     def keep_score_maps(self) -> None:
-        """Give ``seg_logits`` from now on, too."""
+        """Predict ``seg_logits``, too, from now on."""
         self.test_cfg = ConfigDict({**(self.test_cfg or {}), 'score_maps': True})
 
     def slide_inference(self, inputs: Tensor, batch_img_metas: Sequence[dict]) -> Tensor:
-        """As mmseg's, to the bit; each window is added where it lies, not as a whole image."""
+        """Return the mean scores ``(B, K, Hp, Wp)`` of overlapping windows.
+
+        Bit-identical to mmseg's; windows are accumulated in place, not padded to the whole image.
+        """
         (height, width), (down, right) = self.test_cfg.crop_size, self.test_cfg.stride
         scores = inputs.new_zeros(inputs.shape[0], self.out_channels, *inputs.shape[-2:])
         count = inputs.new_zeros(1, 1, *inputs.shape[-2:])
         for top in _starts(inputs.shape[-2], height, down):
             for left in _starts(inputs.shape[-1], width, right):
                 window = (..., slice(top, top + height), slice(left, left + width))
-                # By this the head knows the size of the window.
+                # The head reads the size of the window here.
                 batch_img_metas[0]['img_shape'] = inputs[window].shape[-2:]
                 scores[window] += self.encode_decode(inputs[window], batch_img_metas)
                 count[window] += 1
@@ -72,7 +75,7 @@ class SemanticSegmentor(EncoderDecoder):
     def _geometries(
         self, inputs: Tensor, data_samples: Sequence[Any] | None
     ) -> list[core.ImageGeometry] | None:
-        """The sizes of every image, or None where the score maps have to be formed."""
+        """Return the sizes of every image, or None if score maps are needed."""
         head, test_cfg = self.decode_head, self.test_cfg or {}
         if (
             data_samples is None
@@ -90,13 +93,13 @@ class SemanticSegmentor(EncoderDecoder):
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where the windows begin; the last ends with the image."""
+    """Return where the windows begin; the last one ends with the image."""
     number = max(length - window + stride - 1, 0) // stride + 1
     return [max(min(index * stride, length - window), 0) for index in range(number)]
 
 
 def _geometry(meta: Mapping[str, Any], padded: tuple[int, int]) -> core.ImageGeometry | None:
-    """None for an image that is flipped or does not lie at the top left."""
+    """Return None for an image that is flipped or padded at the top or left."""
     left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
     if left or top or meta.get('flip'):
         return None

@@ -1,4 +1,4 @@
-"""Test-time augmentation of semantic models by the official protocol."""
+"""Test-time augmentation of semantic models, as the official code does it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -12,19 +12,19 @@ from mmseg_m2f.registry import MODELS
 
 @MODELS.register_module()
 class SemanticTTAModel(BaseTTAModel):
-    """Plain mean of the views' score maps at the original size, then the best class.
+    """Averages the score maps of all views at the original size, then takes the best class.
 
-    mmseg's ``SegTTAModel`` takes a softmax of every view first. The scores of this head are sums
-    of probabilities already, so that softmax flattens them and changes the result.
+    mmseg's ``SegTTAModel`` takes a softmax of every view first. The scores of our head are sums of
+    probabilities already: a softmax would flatten them and change the result.
 
-    The views are merged one by one: besides the model's own memory this needs two score maps,
-    however many views there are. Ground truth is passed on where the pipeline loads it and is
-    never needed. With a single class the segmentor returns ``sigmoid(score)``; these are averaged
-    and compared with the head's ``threshold``, as for one view.
+    The views are merged one by one, so that two score maps are in memory, however many views there
+    are. Ground truth is kept if the pipeline loads it, but it is not needed. With a single class
+    the segmentor returns ``sigmoid(score)``: these are averaged and compared with the head's
+    ``threshold``, as for one view.
 
-    Args (of MMEngine's ``BaseTTAModel``):
+    Args:
         module: the segmentor, built or as a config; it must return ``seg_logits``.
-        data_preprocessor: replaces the segmentor's own.
+        options: of MMEngine's ``BaseTTAModel``; ``data_preprocessor`` replaces the segmentor's.
 
     Source: official ``mask2former/test_time_augmentation.py``.
     """
@@ -35,24 +35,24 @@ class SemanticTTAModel(BaseTTAModel):
             self.module.keep_score_maps()
 
     def test_step(self, data: dict | Sequence) -> list[BaseDataElement]:
-        """Predict from the collated output of ``TestTimeAug``.
+        """Predict from the collated output of the transform ``TestTimeAug``.
 
         Args:
             data: for every key (or position) a list over views of lists over images.
 
         Returns:
-            The first view's data samples, with ``seg_logits`` (K, H, W) replaced by the mean
-            over the views and ``pred_sem_seg`` (1, H, W) by the decision made from it.
+            The data samples of the first view, with the mean over the views as ``seg_logits``
+            (K, H, W) and the labels that follow from it as ``pred_sem_seg`` (1, H, W).
 
         Raises:
-            ValueError: without a view.
+            ValueError: there is no view.
         """
         return self._merge(self.module.test_step(view) for view in _views(data))
 
     def merge_preds(
         self, data_samples_list: Sequence[Sequence[BaseDataElement]]
     ) -> list[BaseDataElement]:
-        """Merge predictions at hand: for every image the data samples of its views."""
+        """Merge the samples of all views, which ``data_samples_list`` holds for each image."""
         return self._merge(zip(*data_samples_list, strict=True))
 
     def _merge(self, views: Iterable[Sequence[BaseDataElement]]) -> list[BaseDataElement]:
@@ -64,10 +64,10 @@ class SemanticTTAModel(BaseTTAModel):
                 means = [sample.seg_logits.data.detach().clone() for sample in samples]
                 continue
             for mean, sample in zip(means, samples, strict=True):
-                # A running mean, unlike a sum, returns k equal views unchanged to the bit.
+                # A running mean keeps k equal views as they are to the bit; a sum would not.
                 mean.lerp_(sample.seg_logits.data.detach(), 1 / count)
         if not merged:
-            raise ValueError('test-time augmentation got no view: is tta_pipeline empty?')
+            raise ValueError('test-time augmentation has no view: add transforms to tta_pipeline')
         for sample, mean in zip(merged, means, strict=True):
             sample.seg_logits = PixelData(data=mean)
             sample.pred_sem_seg = PixelData(data=self._decide(mean))
