@@ -7,14 +7,16 @@ the clock is the host's and what only a GPU can tell stays empty. No GPU has run
 
 ops: deformable attention in three types, ours beside mmcv's operator, after a comparison with
 float64. The time is the GPU's alone, with a cold cache.
-models: inference and training of ours beside mmseg and mmdet, with AMP and in float32. `-triton`
-uses our Triton kernel, `-mixed` also has the pixel decoder in half precision, as the peers do.
-waterfall: ViT-L at 640 x 640, from the stock head to ours, one change a row.
+models: inference and training of ours beside mmseg's and mmdet's, in float32 and with AMP.
+waterfall: inference with Swin-L at 640 x 640, from the stock model to ours, one change a row.
+
+An implementation is named by its package and what it adds: `amp`, our `triton` kernel, `mixed` (our
+pixel decoder in half precision, as the peers have it), `last` (channels last), `compiled`, and
+`graph` (compiled with CUDA graphs).
 """
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import gc
 import math
@@ -23,6 +25,7 @@ import signal
 import statistics
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,18 +35,16 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmseg_m2f.core.deform_attn import MSDeformAttn
 from tools.benchmark import deform_attn, inference, models, training
 from tools.benchmark.cases import CASES, Case
-from tools.benchmark.images import batch_of, normalized, semantic_batch
+from tools.benchmark.images import batch_of
 from tools.benchmark.measure import FOLDER, Step
 from tools.benchmark.run import write_csv
 
 WARM_UP, ROUNDS, MOST_CALLS = 3, 3, 30
-# Seconds that the calls of one implementation may take, and that one stage of the waterfall may
-# take with its compilation.
+# Seconds that the timed calls of an implementation may take, and all of it with its compilation.
 BUDGET, PATIENCE = 1.0, 60
 # Cycles that the GPU idles before a call of an operator: a millisecond, in which the host launches
 # all of it. The bytes overwritten before each call are more than the level 2 cache holds.
@@ -98,7 +99,7 @@ class Table:
             return work()
         except Exception as error:
             reason = f'{type(error).__name__}: {error}'.strip().splitlines()[0]
-            if name in PEERS:
+            if name.startswith('mm'):  # mmcv, mmseg, mmdet
                 print(f'{case} {name}: left out: {reason}', flush=True)
             else:
                 traceback.print_exc(file=sys.stdout)
@@ -125,9 +126,6 @@ class Table:
         """
         if self.failures or not self.rows:
             sys.exit(f'failed: {", ".join(self.failures) or "nothing was measured"}')
-
-
-PEERS = ('mmcv', 'mmseg', 'mmdet', 'stock', 'stock-amp', 'stock-compiled', 'stock-graph')
 
 
 def main() -> None:
@@ -177,8 +175,6 @@ def time_by_turns(
 
 
 def _host_seconds(step: Step) -> float:
-    import time
-
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
@@ -275,225 +271,48 @@ def model_cases(device: torch.device) -> dict[str, Case]:
 
 
 def run_models(table: Table, device: torch.device) -> None:
-    """Compare and time whole models, each case with AMP and in float32."""
-    kernel = 'ours' if device.type == 'cpu' else 'ours-triton'
-    for name, case in model_cases(device).items():
+    """Compare and time whole models."""
+    names = ['ours', 'ours-amp', 'ours-amp-mixed']
+    if device.type == 'cuda':
+        names += ['ours-triton', 'ours-amp-mixed-triton']
+    for label, case in model_cases(device).items():
         peer = case.implementations[-1]
-        models.share_weights(case.model, [peer], batch_of(case))
-        for precision in ('fp32', 'amp'):
-            mixed = [f'{kernel}-mixed'] if precision == 'amp' else []
-            label, expected = f'{name}_{precision}', None
-            # The peer comes first: the others are compared with its outputs.
-            for implementation in dict.fromkeys([peer, 'ours', kernel, *mixed]):
-                work = functools.partial(
-                    _model, case, implementation, device, precision == 'amp', expected
-                )
-                found = table.attempt(label, implementation, work)
-                if found is None:
-                    continue
-                subject, values = found
-                expected = values if implementation == peer else expected
-                timing = functools.partial(table.time, label, {implementation: subject})
-                table.attempt(label, implementation, timing)
-                del found, subject
-                gc.collect()
-                torch.cuda.empty_cache()
-
-
-def _model(
-    case: Case, implementation: str, device: torch.device, amp: bool, expected: Tensor | None
-) -> tuple[Subject, Tensor]:
-    """Build and warm up a model; return its step and its outputs, on the CPU in float32."""
-    layout, *variant = implementation.split('-')
-    settings = {'mixed_precision': True} if 'mixed' in variant else {}
-    model = models.build_shared(case.model, layout, **settings).to(device)
-    if 'triton' in variant:
-        use_backend(model, 'triton')
-    run = _inference if case.kind == 'inference' else _training
-    step, values = run(model, case, device, amp)
-    for _ in range(WARM_UP if device.type == 'cuda' else 1):
-        step()
-    values = values.float().cpu()
-    if not values.isfinite().all():
-        raise RuntimeError('an output is not finite')
-    difference = math.nan if expected is None else float((values - expected).abs().max())
-    return Subject(step, difference), values
-
-
-def use_backend(model: nn.Module, name: str) -> None:
-    """Let all deformable attention of ours be done by the back end `name`."""
-    found = [module for module in model.modules() if isinstance(module, MSDeformAttn)]
-    if not found:
-        raise ValueError(f'{type(model).__name__} has no deformable attention of ours')
-    for module in found:
-        module.backend = name
-
-
-def autocast(device: torch.device, *, enabled: bool) -> torch.autocast:
-    """Return AMP: float16 on a GPU, bfloat16 on a CPU."""
-    dtype = torch.float16 if device.type == 'cuda' else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=enabled)
-
-
-def _inference(model: Any, case: Case, device: torch.device, amp: bool) -> tuple[Step, Tensor]:
-    batch = batch_of(case)
-    model.eval()
-
-    def step() -> None:
-        with autocast(device, enabled=amp):
-            inference.predict(model, batch)
-
-    with autocast(device, enabled=amp):
-        return step, inference.outputs(model, batch).values
-
-
-def _training(model: Any, case: Case, device: torch.device, amp: bool) -> tuple[Step, Tensor]:
-    batch = batch_of(case)
-    parameters = [p for p in model.train().parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05, fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp and device.type == 'cuda')
-
-    def losses() -> Tensor:
-        with autocast(device, enabled=amp):
-            found = training.losses(model, batch)
-            return torch.stack([found[key].float() for key in sorted(found)])
-
-    def step() -> None:
-        optimizer.zero_grad()
-        scaler.scale(losses().sum()).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(parameters, 0.01)
-        scaler.step(optimizer)
-        scaler.update()
-
-    with mock.patch.object(torch, 'rand', training.equal_points()), torch.no_grad():
-        return step, losses()
-
-
-class Size(NamedTuple):
-    """The transformer, the image and the head of the waterfall."""
-
-    dim: int
-    heads: int
-    depth: int
-    side: int
-    queries: int
-
-
-LARGE, TINY = Size(1024, 16, 24, 640, 200), Size(32, 2, 1, 64, 10)
-CHANNELS = (256, 512, 1024, 2048)
-
-
-class Stage(NamedTuple):
-    """A row of the waterfall; `mode` is that of `torch.compile`, None if it is not compiled."""
-
-    layout: str = 'ours'
-    amp: bool = True
-    backend: str = 'auto'
-    mixed: bool = False
-    channels_last: bool = False
-    mode: str | None = None
-
-
-FIRST = {
-    'stock': Stage('mmdet', amp=False),
-    'stock-amp': Stage('mmdet'),
-    'head': Stage(amp=False),
-    'head-amp': Stage(),
-    'mixed': Stage(mixed=True),
-}
-LAST = Stage(backend='triton', mixed=True, channels_last=True)
-STAGES = {
-    **FIRST,
-    'kernel': Stage(backend='triton', mixed=True),
-    'channels-last': LAST,
-    'compiled': LAST._replace(mode='default'),
-    'graph': LAST._replace(mode='reduce-overhead'),
-    'stock-compiled': Stage('mmdet', mode='default'),
-    'stock-graph': Stage('mmdet', mode='reduce-overhead'),
-}
-
-
-class Block(nn.Module):
-    """One layer of a vision transformer."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Attend, then apply the MLP."""
-        qkv = self.qkv(self.norm1(tokens)).unflatten(-1, (3, self.heads, -1))
-        query, key, value = qkv.transpose(1, 3).unbind(2)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        tokens = tokens + self.proj(attended.transpose(1, 2).flatten(2))
-        return tokens + self.mlp(self.norm2(tokens))
-
-
-class Network(nn.Module):
-    """A plain vision transformer with maps from its last layer (ViTDet's way), and a head."""
-
-    def __init__(self, size: Size, head: nn.Module, layout: str) -> None:
-        super().__init__()
-        dim, grid = size.dim, size.side // 16
-        torch.manual_seed(0)
-        self.patches = nn.Conv2d(3, dim, 16, 16)
-        self.positions = nn.Parameter(0.02 * torch.randn(1, grid * grid, dim))
-        self.blocks = nn.Sequential(*(Block(dim, size.heads) for _ in range(size.depth)))
-        self.norm = nn.LayerNorm(dim)
-        finer = [nn.ConvTranspose2d(dim, dim // 2, 2, 2), nn.GELU()]
-        self.maps = nn.ModuleList(
-            [
-                nn.Sequential(*finer, nn.ConvTranspose2d(dim // 2, CHANNELS[0], 2, 2)),
-                nn.ConvTranspose2d(dim, CHANNELS[1], 2, 2),
-                nn.Conv2d(dim, CHANNELS[2], 1),
-                nn.Conv2d(dim, CHANNELS[3], 2, 2),
-            ]
-        )
-        self.head, self.is_ours = head, layout == 'ours'
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class and mask logits of the last prediction."""
-        patches = self.patches(images)
-        tokens = patches.flatten(2).transpose(1, 2) + self.positions
-        last = self.norm(self.blocks(tokens)).transpose(1, 2).reshape(patches.shape)
-        maps = [layer(last) for layer in self.maps]
-        if self.is_ours:
-            return self.head(maps)
-        classes, masks = self.head(maps, [])
-        return classes[-1], masks[-1]
+        compare_models(table, label, case, [peer, f'{peer}-amp', *names], device)
 
 
 def run_waterfall(table: Table, device: torch.device) -> None:
-    """Time every stage, from the normalized image to class and mask logits."""
-    is_dry = device.type == 'cpu'
-    size = TINY if is_dry else LARGE
-    batch = semantic_batch(size.side, 1)
-    images = normalized(batch).to(device)
-    spec = models.SPECS['panoptic']._replace(num_queries=size.queries)
-    with mock.patch.dict(models.SPECS, panoptic=spec):
-        models.share_weights('panoptic', ['mmdet'], batch)
-        networks = {
-            layout: Network(size, models.build_shared('panoptic', layout).panoptic_head, layout)
-            for layout in ('ours', 'mmdet')
-        }
+    """Time the steps from the stock model to ours."""
+    names = ['mmseg', 'mmseg-amp', 'ours-amp', 'ours-amp-mixed']
+    if device.type == 'cpu':
+        [label, *_], [case, *_] = zip(*model_cases(device).items(), strict=True)
+        names += ['ours-amp-mixed-last']
+    else:
+        label, case = 'inference-swin-l-640', CASES['inference-swin-l-640']
+        last = 'ours-amp-mixed-triton-last'
+        names += ['ours-amp-mixed-triton', last, f'{last}-compiled', f'{last}-graph']
+        names += ['mmseg-amp-compiled', 'mmseg-amp-graph']
+    compare_models(table, label, case, names, device)
+
+
+def compare_models(
+    table: Table, label: str, case: Case, names: Sequence[str], device: torch.device
+) -> None:
+    """Compare the outputs of models with those of the first, and time them."""
+    models.share_weights(case.model, [case.implementations[-1]], batch_of(case))
     expected = None
-    for name, stage in (FIRST if is_dry else STAGES).items():
-        network = networks[stage.layout].to(device).eval()
+    for name in names:
         with patience():
-            found = table.attempt(
-                f'vit-l_{size.side}', name, functools.partial(_stage, network, stage, images)
-            )
-            if found is None:
-                continue
-            step, masks = found
-            expected = masks if expected is None else expected
-            subject = Subject(step, float((masks - expected).abs().max()))
-            timing = functools.partial(table.time, f'vit-l_{size.side}', {name: subject})
-            table.attempt(f'vit-l_{size.side}', name, timing)
+            work = functools.partial(_model, case, name, device, expected)
+            found = table.attempt(label, name, work)
+            if found is not None:
+                subject, values = found
+                expected = values if expected is None else expected
+                table.attempt(label, name, functools.partial(table.time, label, {name: subject}))
+                del subject
+        del found
+        gc.collect()
+        if device.type == 'cuda':
+            torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
@@ -512,32 +331,102 @@ def patience() -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def _stage(network: Network, stage: Stage, images: Tensor) -> tuple[Step, Tensor]:
-    """Bring a network to a stage; return its step and its mask logits."""
-    if network.is_ours:
-        use_backend(network.head, stage.backend)
-        decoder: Any = network.head.pixel_decoder
-        decoder.config = dataclasses.replace(decoder.config, mixed_precision=stage.mixed)
-    layout = torch.channels_last if stage.channels_last else torch.contiguous_format
-    model: Any = network  # torch's annotations do not know the argument
-    model.to(memory_format=layout)
-    images = images.contiguous(memory_format=layout)
-    call: Callable[[Tensor], Any] = network
-    if stage.mode is not None:
-        torch.compiler.reset()
-        call = torch.compile(network, mode=stage.mode)
-    amp = autocast(images.device, enabled=stage.amp)
-
-    def step() -> Any:
-        if stage.mode == 'reduce-overhead':
-            torch.compiler.cudagraph_mark_step_begin()
-        with torch.no_grad(), amp:
-            return call(images)
-
-    for _ in range(WARM_UP if images.device.type == 'cuda' else 1):
+def _model(
+    case: Case, name: str, device: torch.device, expected: Tensor | None
+) -> tuple[Subject, Tensor]:
+    """Build and warm up a model; return its step and its outputs, on the CPU in float32."""
+    layout, *added = name.split('-')
+    settings = {'mixed_precision': True} if 'mixed' in added else {}
+    model = models.build_shared(case.model, layout, **settings).to(device)
+    if 'triton' in added:
+        use_backend(model, 'triton')
+    if 'last' in added:
+        model = model.to(memory_format=torch.channels_last)
+    run = _inference if case.kind == 'inference' else _training
+    step, outputs = run(model, case, device, 'amp' in added)
+    values = outputs().float().cpu()
+    if not values.isfinite().all():
+        raise RuntimeError('an output is not finite')
+    compile_parts(model, added)
+    for _ in range(WARM_UP if device.type == 'cuda' else 1):
         step()
-    # The next run of a graph overwrites its outputs.
-    return step, step()[1].float().cpu()
+    difference = 0.0 if expected is None else float((values - expected).abs().max())
+    return Subject(step, difference), values
+
+
+def use_backend(model: nn.Module, name: str) -> None:
+    """Let all deformable attention of ours be done by the back end `name`."""
+    found = [module for module in model.modules() if isinstance(module, MSDeformAttn)]
+    if not found:
+        raise ValueError(f'{type(model).__name__} has no deformable attention of ours')
+    for module in found:
+        module.backend = name
+
+
+def compile_parts(model: Any, added: Sequence[str]) -> None:
+    """Compile what takes and gives tensors alone, as a name asks."""
+    modes = {'compiled': 'default', 'graph': 'reduce-overhead'}
+    for mode in (modes[name] for name in added if name in modes):
+        torch.compiler.reset()
+        head = models.head_of(model)
+        if hasattr(head, 'transformer_decoder'):
+            parts = [model.backbone, head.pixel_decoder, *head.transformer_decoder.layers]
+        else:
+            parts = [model.backbone, head]
+        for part in parts:
+            part.compile(mode=mode)
+
+
+def autocast(device: torch.device, *, enabled: bool) -> torch.autocast:
+    """Return AMP: float16 on a GPU, bfloat16 on a CPU."""
+    dtype = torch.float16 if device.type == 'cuda' else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=enabled)
+
+
+def _inference(
+    model: Any, case: Case, device: torch.device, amp: bool
+) -> tuple[Step, Callable[[], Tensor]]:
+    batch = batch_of(case)
+    model.eval()
+
+    def step() -> None:
+        torch.compiler.cudagraph_mark_step_begin()
+        with autocast(device, enabled=amp):
+            inference.predict(model, batch)
+
+    def outputs() -> Tensor:
+        with autocast(device, enabled=amp):
+            return inference.outputs(model, batch).values
+
+    return step, outputs
+
+
+def _training(
+    model: Any, case: Case, device: torch.device, amp: bool
+) -> tuple[Step, Callable[[], Tensor]]:
+    batch = batch_of(case)
+    parameters = [p for p in model.train().parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp and device.type == 'cuda')
+
+    def losses() -> Tensor:
+        with autocast(device, enabled=amp):
+            found = training.losses(model, batch)
+            return torch.stack([found[key].float() for key in sorted(found)])
+
+    def step() -> None:
+        optimizer.zero_grad()
+        scaler.scale(losses().sum()).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(parameters, 0.01)
+        scaler.step(optimizer)
+        scaler.update()
+
+    def outputs() -> Tensor:
+        with mock.patch.object(torch, 'rand', training.equal_points()), torch.no_grad():
+            return losses()
+
+    return step, outputs
 
 
 SECTIONS = {'ops': run_ops, 'models': run_models, 'waterfall': run_waterfall}
