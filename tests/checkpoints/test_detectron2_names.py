@@ -149,7 +149,7 @@ def test_a_name_that_is_there_twice() -> None:
 
 
 def test_a_resnet_of_caffe_is_refused() -> None:
-    """By its names or by the images' deviation; its weights would fit and be wrong."""
+    """Its names or the deviation of the images tell; the weights would fit and be wrong."""
     caffe2 = {'conv1_w': torch.zeros(1), 'res2_0_branch2a_w': torch.zeros(1)}
     with pytest.raises(ValueError, match='ResNet of Caffe'):
         detect_layout(caffe2)

@@ -1,4 +1,4 @@
-"""Whose names are whose: detection, older spellings, heads under both names, and refusals."""
+"""Layouts are recognized: detection, older spellings, heads under both names, refusals."""
 
 import re
 

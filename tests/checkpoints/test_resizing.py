@@ -83,7 +83,7 @@ def test_things_first_of_the_published_data_sets(name: str) -> None:
 
 
 def test_ade20k_things_first_is_mmdets_order() -> None:
-    """By name; a few have another word there, which names no other class of ours."""
+    """The names agree; a few have another word there, which names no other class of ours."""
     datasets = pytest.importorskip('mmdet.datasets.ade20k')
     published = datasets.ADE20KPanopticDataset.METAINFO['classes']
     metadata = load_metadata('ade20k')
@@ -200,7 +200,7 @@ def cubic_matrix(old: int, new: int) -> Tensor:
 
 @pytest.mark.parametrize(('old', 'new'), [(7, 12), (12, 7), (2, 3)])
 def test_a_bias_of_positions_is_resized_by_the_bicubic_formula(old: int, new: int) -> None:
-    """Of random numbers: a smooth table comes out almost alike by any rule."""
+    """The table is random, because a smooth one comes out almost the same by any rule."""
     table = torch.randn((2 * old - 1) ** 2, 3)
     resized = resize_window(table, (2 * new - 1) ** 2)
     weights = cubic_matrix(2 * old - 1, 2 * new - 1)

@@ -95,7 +95,7 @@ def test_the_names_of_the_classes_go_both_ways(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / 'back.pth')['meta']['dataset_meta']['classes'] == CLASSES
 
 
-def test_what_cannot_be_said(tmp_path: Path) -> None:
+def test_models_that_huggingface_cannot_have() -> None:
     state = to_huggingface(from_huggingface(build('basic').state_dict()))
     with pytest.raises(ValueError, match='3 classes, 2 names'):
         huggingface_config(state, ['wall', 'sky'])
@@ -103,11 +103,11 @@ def test_what_cannot_be_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='has 3 levels, this one 2'):
         huggingface_config(two_levels)
     flat = {key: value for key, value in state.items() if '.decoder.encoder.layers.' not in key}
-    with pytest.raises(ValueError, match='pixel decoder without layers'):
+    with pytest.raises(ValueError, match='the pixel decoder has no layers'):
         huggingface_config(flat)
 
 
-def test_another_programs_config_stays(tmp_path: Path) -> None:
+def test_the_config_of_another_model_stays(tmp_path: Path) -> None:
     (tmp_path / 'config.json').write_text('{"model_type": "bert"}')
     save_weights(from_huggingface(build('basic').state_dict()), tmp_path / 'ours.pth')
     with pytest.raises(CheckpointError, match=r'config\.json exists and belongs to another model'):

@@ -58,7 +58,7 @@ class Pair(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """Of all predictions: ``classes (L+1, B, Q, K+1)`` and ``masks (L+1, B, Q, h, w)``."""
+    """The logits of all predictions: ``classes (L+1, B, Q, K+1)`` and ``masks (L+1, B, Q, h, w)``."""
 
     classes: Tensor
     masks: Tensor
@@ -327,7 +327,7 @@ OFFICIAL_TO_HUGGINGFACE: list[tuple[str, str | Callable[[re.Match[str]], str]]] 
 
 
 def official_to_huggingface(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """By the table above; ``[a|b|c]`` in a name takes a third of the rows each."""
+    """Rename by the table above; ``[a|b|c]`` in a name takes a third of the rows each."""
     converted = {}
     for key, value in published.items():
         names = {

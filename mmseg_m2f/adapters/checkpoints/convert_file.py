@@ -38,7 +38,7 @@ _OUR_ORDER = (
 
 
 class Conversion(NamedTuple):
-    """What was converted: the layout found, and how many tensors were written where."""
+    """The result of a conversion: the layout found, and how many tensors were written where."""
 
     layout: str
     target: str

@@ -54,7 +54,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a load will do. Making a plan changes nothing and logs nothing.
+    """The outcome of a load, worked out before it: making a plan changes and logs nothing.
 
     Args:
         weights: Tensors under the model's names. Each has the model's shape, or a name that the

@@ -1,4 +1,4 @@
-"""What a load must fulfil, and how a caller changes it for a while."""
+"""The conditions of a load, and how a caller changes them for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class LoadRules:
-    """What a load must fulfil.
+    """Conditions that a load must fulfil.
 
     Args:
         min_matched: Smallest share of matching tensors in each module of the model, in [0, 1].

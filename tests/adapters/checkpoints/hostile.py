@@ -28,7 +28,7 @@ def touch(marker: object) -> Call:
 
 
 def saved(value: object, **options: object) -> bytes:
-    """What ``torch.save`` writes."""
+    """Return the bytes that ``torch.save`` writes."""
     file = BytesIO()
     torch.save(value, file, **options)
     return file.getvalue()
@@ -57,7 +57,7 @@ def torch_file(body: bytes) -> bytes:
 
 
 def getattr_chain(code: str) -> bytes:
-    """From a history's ``getattr`` to ``eval``; it runs under MMEngine's own list of names."""
+    """A way from a history's ``getattr`` to ``eval``, which MMEngine's own list of names allows."""
     history = name('mmengine.logging.history_buffer.HistoryBuffer')
 
     def attribute(owner: bytes, key: str) -> bytes:

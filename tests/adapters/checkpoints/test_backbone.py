@@ -1,4 +1,4 @@
-"""A backbone of our models is initialised by any known file, whole, or by none."""
+"""A backbone of our models is initialized by any known file completely, or by none."""
 
 import pickle
 from copy import deepcopy
@@ -42,7 +42,7 @@ def build(backbone: dict) -> nn.Module:
 
 
 def initialised(backbone: dict, file: Path) -> State:
-    """The backbone's state after ``init_weights``, which a runner calls on the whole model."""
+    """Return the backbone's state after a runner's call of ``init_weights``."""
     init = {'type': 'Pretrained', 'checkpoint': str(file)}
     model = build({**backbone, 'init_cfg': init})
     model.init_weights()
@@ -50,7 +50,7 @@ def initialised(backbone: dict, file: Path) -> State:
 
 
 def drawn(backbone: dict) -> State:
-    """No tensor is as a model is at its start."""
+    """Return a state in which no tensor of the backbone has its initial value."""
     model = build(backbone)
     for value in model.backbone.state_dict().values():
         if value.is_floating_point():
@@ -68,7 +68,7 @@ def torchvisions(state: State) -> State:
 
 
 def microsofts(state: State) -> State:
-    """A classifier's file: other names and order, no norms of the outputs, a head of its own."""
+    """Return a classifier's file: other names and order, no output norms, a head of its own."""
     theirs = {
         key: value
         for key, value in of_backbone(to_theirs(state, 'detectron2')).items()
@@ -78,7 +78,7 @@ def microsofts(state: State) -> State:
 
 
 def timms(state: State) -> State:
-    """As timm's releases since 0.9 save it: patch merging at the start of the next stage."""
+    """Return timm's file (since 0.9): patch merging at the start of the next stage."""
     names = {f'layers.{i}.downsample': f'layers.{i + 1}.downsample' for i in range(3)}
     moved = {}
     for key, value in microsofts(state).items():
@@ -167,7 +167,7 @@ def test_a_tensor_that_stays_as_drawn_is_a_warning(warned: list[str], tmp_path: 
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('backbone', [swin(), swin('mmdet'), resnet()], ids=['', 'mmdet', 'resnet'])
 def test_a_whole_model_s_file(layout: str, backbone: dict, tmp_path: Path) -> None:
-    """The heads in it are not the backbone's."""
+    """The heads in the file are ignored."""
     source = drawn(resnet() if backbone['type'] == 'ResNet' else swin())
     theirs = to_theirs(source, layout)
     if layout == 'detectron2':

@@ -1,4 +1,4 @@
-"""Checkpoint files become other projects' and come back; nothing is left of what fails."""
+"""Checkpoint files convert to other projects' and back; a failed conversion leaves no file."""
 
 import json
 import pickle
@@ -43,7 +43,7 @@ def state() -> dict[str, Tensor]:
 
 @pytest.fixture
 def source(state: dict[str, Tensor], tmp_path: Path) -> Path:
-    """As a training leaves it."""
+    """Write a checkpoint as a training does."""
     path = tmp_path / 'in' / 'iter_2.pth'
     path.parent.mkdir()
     meta = {'dataset_meta': {'classes': CLASSES}, 'cfg': 'a = 1', 'iter': 2}

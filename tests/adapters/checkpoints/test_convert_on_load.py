@@ -140,14 +140,18 @@ def test_init_detector_of_mmdet(tmp_path: Path) -> None:
         assert_same(model, source.state_dict())
 
 
-def test_wrapped_models(source: nn.Module, tmp_path: Path) -> None:
-    """Several devices, a copy that averages, and the prefix of both."""
+def test_wrapped_and_copied_models(source: nn.Module, tmp_path: Path) -> None:
+    """DataParallel, an averaged copy, and the prefix that both put before the names."""
     parallel = nn.DataParallel(build())
     load_checkpoint(parallel, str(write(source.state_dict(), 'detectron2', tmp_path)))
     assert_same(parallel.module, source.state_dict())
     average = ExponentialMovingAverage(build())
     average.load_state_dict({'steps': torch.tensor(3), **with_prefix(source.state_dict())})
     assert_same(average.module, source.state_dict())
+    # A copy of a model has the hook of its own.
+    twin = copy.deepcopy(build())
+    twin.load_state_dict(to_theirs(source.state_dict(), 'mmdet'))
+    assert_same(twin, source.state_dict())
     foreign = to_theirs(source.state_dict(), 'detectron2')
     other = ExponentialMovingAverage(build())
     other.load_state_dict({'steps': torch.tensor(3), **with_prefix(foreign)})
@@ -176,14 +180,6 @@ def test_huggingface_names_without_their_first_part(source: nn.Module) -> None:
     model = build()
     model.load_state_dict({key.removeprefix('model.'): theirs[key] for key in theirs})
     assert_same(model, source.state_dict())
-
-
-def test_copies_check_themselves(source: nn.Module) -> None:
-    original = build()
-    twin = copy.deepcopy(original)
-    del original
-    twin.load_state_dict(to_theirs(source.state_dict(), 'mmdet'))
-    assert_same(twin, source.state_dict())
 
 
 def test_other_models_are_left_alone(said: list[str]) -> None:
@@ -410,7 +406,7 @@ def test_a_plan_changes_nothing(source: nn.Module, said: list[str]) -> None:
 
 
 def test_only_a_run_of_such_a_model_is_resumed(source: nn.Module) -> None:
-    """A run of another project has an optimiser state too, of other parameters."""
+    """A run of another project has an optimizer state too, but for other parameters."""
     run = {'meta': {'epoch': 0, 'iter': 2}, 'message_hub': {}, 'optimizer': {}}
     own = source.state_dict()
     check_resumable(source, {**run, 'state_dict': own}, 'own.pth')

@@ -54,7 +54,7 @@ def old_array(value: np.ndarray, code: bytes) -> bytes:
 
 
 def old_file(value: np.ndarray) -> bytes:
-    """Of the time of Python 2: ``{'model': {'w': value}, '__author__': ...}``."""
+    """Return a file written by Python 2: ``{'model': {'w': value}, '__author__': ...}``."""
     model = b'}' + old_string(b'w') + old_array(value, b'f4') + b's'
     author = old_string(b'__author__') + old_string('Jos\xe9'.encode('latin1'))
     return b'\x80\x02}(' + old_string(b'model') + model + author + b'u.'

@@ -28,7 +28,7 @@ from tests.adapters.toy_runner import Toy, toy_runner
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
-    """What a hostile file would create."""
+    """The file that a hostile checkpoint would create."""
     return tmp_path / 'run'
 
 
