@@ -14,6 +14,7 @@ from mmseg_m2f.checkpoints import (
     head_prefix,
     to_ours,
     to_theirs,
+    without_wrapper,
 )
 from tests.checkpoints.published_names import BACKBONES, detectron2, random_state, timm_swin
 
@@ -179,3 +180,19 @@ def test_names_of_layouts_and_heads_are_checked() -> None:
         to_ours({}, 'hf', head='head')
     with pytest.raises(ValueError, match=r'layout must be one of .*, hf, got .timm'):
         to_theirs(to_ours(random_state(timm_swin()), 'timm'), 'timm')
+
+
+@pytest.mark.parametrize(
+    ('names', 'prefix'),
+    [
+        (('module.a', 'module.b.module.c'), 'module.'),
+        (('module._orig_mod.a', 'module._orig_mod.b'), 'module._orig_mod.'),
+        (('model.a', 'class_predictor.b'), ''),
+        (('modules.a',), ''),
+        ((), ''),
+    ],
+)
+def test_only_a_prefix_of_all_names_is_a_wrapper(names: tuple[str, ...], prefix: str) -> None:
+    found, bare = without_wrapper(keys(*names))
+    assert found == prefix
+    assert list(bare) == [name[len(prefix) :] for name in names]

@@ -58,7 +58,7 @@ class Pair(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """The logits of all predictions: ``classes (L+1, B, Q, K+1)`` and ``masks (L+1, B, Q, h, w)``."""
+    """Logits of all predictions: ``classes (L+1, B, Q, K+1)`` and ``masks (L+1, B, Q, h, w)``."""
 
     classes: Tensor
     masks: Tensor
