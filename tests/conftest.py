@@ -20,7 +20,7 @@ def seed() -> None:
 
 
 def _is_numeric(request: pytest.FixtureRequest) -> bool:
-    return request.path.parent.name in ('core', 'ops')
+    return request.path.parent.name in ('core', 'cpu', 'ops')
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests of core and ops find NaN in memory that nobody initialised.
+    """Tests of core, cpu and ops find NaN in memory that nobody initialised.
 
     PyTorch fills it in deterministic mode only, which lacks CUDA kernels we need: CPU tests only.
     """

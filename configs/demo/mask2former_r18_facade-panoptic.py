@@ -24,6 +24,7 @@ model = dict(
 )
 # bfloat16 where the processor has instructions for it, else float32.
 optim_wrapper = dict(dtype='auto')
+custom_hooks = [*_base_.custom_hooks, dict(type='mmseg_m2f.CpuSpeedHook')]
 default_hooks = dict(
     logger=dict(interval=10), checkpoint=dict(interval=1000, save_best=None, max_keep_ckpts=1)
 )

@@ -12,7 +12,6 @@ from mmseg_m2f.adapters.keys import check_keys
 from mmseg_m2f.adapters.models.channels import with_in_channels
 from mmseg_m2f.adapters.models.config import postprocess_config
 from mmseg_m2f.adapters.models.det_inferencer import replace_panopticapi
-from mmseg_m2f.cpu.speed_up import speed_up
 from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
 
 KEYS = ('backbone', 'panoptic_head', 'neck', 'data_preprocessor', 'test_cfg', 'init_cfg')
@@ -52,7 +51,6 @@ class Mask2Former(BaseDetector):
             with_in_channels(panoptic_head, MODELS, self.backbone, self.neck)
         )
         self.test_cfg = test_cfg
-        speed_up(self.backbone)
         replace_panopticapi()
 
     @property

@@ -12,7 +12,6 @@ from torch import Tensor
 from mmseg_m2f import core
 from mmseg_m2f.adapters.models.channels import with_in_channels
 from mmseg_m2f.adapters.models.decode_head import Mask2FormerHead
-from mmseg_m2f.cpu.speed_up import speed_up
 
 
 class SemanticSegmentor(EncoderDecoder):
@@ -26,10 +25,6 @@ class SemanticSegmentor(EncoderDecoder):
     """
 
     test_cfg: Any  # mmseg leaves it without a type
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        speed_up(self.backbone)
 
     def predict(self, inputs: Tensor, data_samples: Sequence[Any] | None = None) -> Sequence[Any]:
         """Return the samples with ``pred_sem_seg`` (1, H, W) int64 at the original size.

@@ -3,6 +3,7 @@
 from mmseg_m2f.adapters.training import (
     amp,
     batch_size,
+    cpu_speed,
     head_config,
     keep_memory,
     optimizer,
@@ -10,4 +11,13 @@ from mmseg_m2f.adapters.training import (
     run_check,
 )
 
-__all__ = ['amp', 'batch_size', 'head_config', 'keep_memory', 'optimizer', 'resume', 'run_check']
+__all__ = [
+    'amp',
+    'batch_size',
+    'cpu_speed',
+    'head_config',
+    'keep_memory',
+    'optimizer',
+    'resume',
+    'run_check',
+]

@@ -215,8 +215,8 @@ void gradients_of_tile(const float* grad, const Sizes& sizes, Index tile, float*
   }
 }
 
-void outputs_of_tile(const float* from, Index plane, const float* bias, bool relu,
-                     const Sizes& sizes, Index tile, float* y) {
+void outputs_of_tile(const float* from, Index plane, const float* bias, const Sizes& sizes,
+                     Index tile, float* y) {
   const Place place(sizes, tile);
   float* map = y + place.map * sizes.height * sizes.width * sizes.out;
   for (Index c = 0; c < sizes.out; c += kLanes) {
@@ -227,10 +227,8 @@ void outputs_of_tile(const float* from, Index plane, const float* bias, bool rel
     const Vector shift = bias ? load(bias + c) : Vector{};
     for (Index row = 0; row < std::min<Index>(4, sizes.height - place.top); ++row)
       for (Index column = 0; column < std::min<Index>(4, sizes.width - place.left); ++column) {
-        Vector value = pixels[row][column] + shift;
-        // Written so that NaN stays.
-        if (relu) value = value < Vector{} ? Vector{} : value;
-        store(map + ((place.top + row) * sizes.width + place.left + column) * sizes.out + c, value);
+        float* to = map + ((place.top + row) * sizes.width + place.left + column) * sizes.out;
+        store(to + c, pixels[row][column] + shift);
       }
   }
 }
@@ -333,7 +331,7 @@ void backward_weight_floats(const Index* dims, Index* to) {
 
 // y (batch, height, width, out) of x (batch, height, width, in); bias (out) may be null.
 void forward(const Index* dims, const float* x, const float* weight, const Index* strides,
-             const float* bias, bool relu, float* y, float* const* workspace, int threads) {
+             const float* bias, float* y, float* const* workspace, int threads) {
   const Sizes sizes = read_sizes(dims);
   const Workspace space = workspace_of_forward(sizes);
   const Weights weights{weight, strides[0], strides[1], strides[2], strides[3]};
@@ -365,8 +363,7 @@ void forward(const Index* dims, const float* x, const float* weight, const Index
                   space.out_row, false);
 #pragma omp for schedule(static)
       for (Index t = 0; t < number; ++t)
-        outputs_of_tile(outputs + t * space.out_row, space.out_plane, bias, relu, sizes, start + t,
-                        y);
+        outputs_of_tile(outputs + t * space.out_row, space.out_plane, bias, sizes, start + t, y);
     }
   }
 }
