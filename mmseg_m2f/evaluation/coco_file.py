@@ -55,8 +55,13 @@ class CocoFile:
             categories={category['id']: category['name'] for category in file['categories']},
         )
 
-    def check_image(self, image_id: int | str, size: tuple[int, int]) -> None:
-        """Check that the file has this image in this size ``(height, width)``.
+    def true_instances(
+        self, image_id: int | str, size: tuple[int, int], category_ids: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """Return the instances of an image in these categories, with COCO's defaults filled in.
+
+        An annotation without an area (no mask, or polygons of fewer than three points) is no
+        instance.
 
         Raises:
             ValueError: the file does not list the image, or states another size.
@@ -71,19 +76,6 @@ class CocoFile:
                 f'the predictions for image {image_id!r} are {size} pixels (height, width), '
                 f'{self.path} says {self.sizes[image_id]}'
             )
-
-    def true_instances(
-        self, image_id: int | str, size: tuple[int, int], category_ids: Sequence[int]
-    ) -> list[dict[str, Any]]:
-        """Return the instances of an image in these categories, with COCO's defaults filled in.
-
-        An annotation without an area (no mask, or polygons of fewer than three points) is no
-        instance.
-
-        Raises:
-            ValueError: the file does not list the image, or states another size.
-        """
-        self.check_image(image_id, size)
         counted = set(category_ids)
         return [
             {

@@ -1,6 +1,5 @@
 """COCO's mask AP."""
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -83,7 +82,7 @@ class InstanceMetric(BaseMetric):
         return segment_files(record) if self.ann_file is None else [(self.ann_file, ANN_FILE_HINT)]
 
     def process(self, data_batch: Any, data_samples: Sequence[Sample]) -> None:
-        """Keep the instances of each image as run lengths.
+        """Keep the predicted and true instances of each image, masks as run lengths or polygons.
 
         Raises:
             FileNotFoundError: ``ann_file`` does not exist.
@@ -96,41 +95,47 @@ class InstanceMetric(BaseMetric):
             kept = things[labels]
             if not kept.all():
                 masks, labels, scores = masks[kept], labels[kept], scores[kept]
-            image = ImageInstances(
-                image_id=sample['img_id'],
-                size=masks.shape[1:],
-                predicted=predicted_instances(masks, labels, scores, category_ids),
+            size = masks.shape[1:]
+            self.results.append(
+                ImageInstances(
+                    image_id=sample['img_id'],
+                    size=size,
+                    predicted=predicted_instances(masks, labels, scores, category_ids),
+                    true=self._true_instances(sample, size, things, category_ids),
+                )
             )
-            if self.ann_file is None:
-                image = _with_panoptic_truth(image, sample, things, category_ids)
-            else:
-                self._file().check_image(image.image_id, image.size)
-            self.results.append(image)
 
     def compute_metrics(self, results: list[ImageInstances]) -> dict[str, float]:
         """Compute the AP of all images together."""
         things = np.flatnonzero(self._things())
         category_ids = [self._category_ids()[i] for i in things]
-        images = [self._with_file_truth(image, category_ids) for image in results]
         faster = has_faster_coco_eval()
-        scores = self._scores('segm', images, category_ids, faster)
+        scores = self._scores('segm', results, category_ids, faster)
         metrics = {f'segm_{name}': value for name, value in scores.average.items()}
         names = [self.dataset_meta['classes'][i] for i in things]
         percent = np.where(scores.per_class < 0, np.nan, 100 * scores.per_class)
         rows = [(name, *values) for name, values in zip(names, percent, strict=True)]
         _log(f'mask AP per class:\n{text_table(("class", "AP", "AP50", "AP75"), rows)}')
         if self.boundary and faster:
-            boundary = self._scores('boundary', images, category_ids, faster)
+            boundary = self._scores('boundary', results, category_ids, faster)
             metrics['boundary_mAP'] = boundary.average['mAP']
         elif self.boundary:
             _log('no boundary AP: faster-coco-eval is not installed (pip install faster-coco-eval)')
         return metrics
 
-    def _with_file_truth(self, image: ImageInstances, category_ids: list[int]) -> ImageInstances:
-        if self.ann_file is None:  # the truth was added in `process`
-            return image
-        true = self._file().true_instances(image.image_id, image.size, category_ids)
-        return dataclasses.replace(image, true=true)
+    def _true_instances(
+        self, sample: Sample, size: tuple[int, int], things: np.ndarray, category_ids: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        if self.ann_file is not None:
+            counted = [category_ids[i] for i in np.flatnonzero(things)]
+            return self._file().true_instances(sample['img_id'], size, counted)
+        truth = true_segments_of(sample)
+        if truth.segment_map.shape != size:
+            raise ValueError(
+                f'{source_of(sample)}: the prediction is {size} pixels (height, width), the ground '
+                f'truth {truth.segment_map.shape}'
+            )
+        return true_instances(truth, things, category_ids)
 
     def _scores(
         self, kind: str, images: list[ImageInstances], category_ids: list[int], faster: bool
@@ -187,18 +192,6 @@ class InstanceMetric(BaseMetric):
         if self.ann_file is None:
             return range(len(classes))
         return category_ids_by_name(classes, self._file().categories)
-
-
-def _with_panoptic_truth(
-    image: ImageInstances, sample: Sample, things: np.ndarray, category_ids: Sequence[int]
-) -> ImageInstances:
-    truth = true_segments_of(sample)
-    if truth.segment_map.shape != image.size:
-        raise ValueError(
-            f'{source_of(sample)}: the prediction is {image.size} pixels (height, width), the '
-            f'ground truth {truth.segment_map.shape}'
-        )
-    return dataclasses.replace(image, true=true_instances(truth, things, category_ids))
 
 
 def _log(message: str) -> None:
