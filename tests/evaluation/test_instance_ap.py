@@ -101,17 +101,6 @@ def test_only_the_given_classes_and_the_best_instances_count(coco):
     assert scores.average['mAP'] == precision[precision > -1].mean()
 
 
-def test_faster_coco_eval_says_the_same(coco):
-    pytest.importorskip('faster_coco_eval')
-    file, predicted = coco
-    ids = sorted(file.categories)
-    listed = images(file, predicted, ids)
-    slow = instance_scores(listed, ids)
-    fast = instance_scores(listed, ids, faster=True)
-    assert fast.average == pytest.approx(slow.average, abs=1e-9)
-    np.testing.assert_allclose(fast.per_class, slow.per_class, rtol=0, atol=1e-9)
-
-
 def test_perfect_is_1_and_nothing_is_0(coco):
     file, _ = coco
     ids = sorted(file.categories)

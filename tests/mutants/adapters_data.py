@@ -119,8 +119,8 @@ MUTANTS = (
         name='the_zero_label_is_a_class',
         breaks='With reduce_zero_label, label 0 of a map is no class.',
         file='mmseg_m2f/adapters/metrics/semantic.py',
-        old='has_no_class |= label_map == 0',
-        new='has_no_class |= label_map < 0',
+        old='label_map -= 1',
+        new='label_map = np.maximum(label_map - 1, 0)',
         tests=('tests/adapters/metrics/test_metrics.py',),
     ),
     Mutant(

@@ -121,8 +121,7 @@ class SemanticMetric(BaseMetric):
             label_map = np.asarray(image).astype(np.int64)
         has_no_class = label_map == self._ignored()
         if self.reduce_zero_label:
-            has_no_class |= label_map == 0
-            label_map -= 1
+            label_map -= 1  # 0 becomes NO_CLASS
         label_map[has_no_class] = NO_CLASS
         return label_map
 

@@ -135,6 +135,7 @@ def test_lazy_init_needs_no_file():
         (lambda c: c.update(annotations=None), r"ins\.json .* no list of \['annotations'\]"),
         (lambda c: c['annotations'][0].update(category_id=[1]), r'category_id \[1\]'),
         (lambda c: c.pop('images'), r"it has no list of \['images'\]"),
+        (lambda c: c['images'].append(c['images'][0]), 'lists the image 0 twice'),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, change, message):

@@ -280,55 +280,31 @@ def official_categories(name):
     ]
 
 
-# Name, JSON file, folders, photo, PNG, label map, and what differs in the data set's settings.
+# Metadata, JSON file; folders of images, PNG files and label maps; their names.
 LAYOUTS = {
     'coco': (
-        'coco_panoptic',
-        'annotations/panoptic_val2017.json',
-        {
-            'img': 'val2017',
-            'seg': 'annotations/panoptic_val2017',
-            'label_map': 'panoptic_semseg_val2017',
-        },
+        ('coco_panoptic', 'annotations/panoptic_val2017.json'),
+        ('val2017', 'annotations/panoptic_val2017', 'panoptic_semseg_val2017'),
         ('00000000013{}.jpg', '00000000013{}.png', '00000000013{}.png'),
-        {},
     ),
     'cityscapes': (
-        'cityscapes',
-        'gtFine/cityscapes_panoptic_val.json',
-        {
-            'img': 'leftImg8bit/val',
-            'seg': 'gtFine/cityscapes_panoptic_val',
-            'label_map': 'gtFine/val',
-        },
+        ('cityscapes', 'gtFine/cityscapes_panoptic_val.json'),
+        ('leftImg8bit/val', 'gtFine/cityscapes_panoptic_val', 'gtFine/val'),
         (
             'aachen/aachen_00000{}_000019_leftImg8bit.png',
             'aachen_00000{}_000019_gtFine_panoptic.png',
             'aachen/aachen_00000{}_000019_gtFine_labelTrainIds.png',
         ),
-        {'label_map_suffix': '_gtFine_labelTrainIds.png'},
     ),
     'ade20k': (
-        'ade20k',
-        'ade20k_panoptic_val.json',
-        {
-            'img': 'images/validation',
-            'seg': 'ade20k_panoptic_val',
-            'label_map': 'annotations/validation',
-        },
+        ('ade20k', 'ade20k_panoptic_val.json'),
+        ('images/validation', 'ade20k_panoptic_val', 'annotations/validation'),
         ('ADE_val_0000000{}.jpg', 'ADE_val_0000000{}.png', 'ADE_val_0000000{}.png'),
-        {},
     ),
     'mapillary': (
-        'mapillary',
-        'annotations/panoptic_validation.json',
-        {
-            'img': 'validation/images',
-            'seg': 'validation/panoptic',
-            'label_map': 'validation/labels',
-        },
+        ('mapillary', 'annotations/panoptic_validation.json'),
+        ('validation/images', 'validation/panoptic', 'validation/labels'),
         ('x{}_A-b.jpg', 'x{}_A-b.png', 'x{}_A-b.png'),
-        {},
     ),
 }
 
@@ -337,7 +313,9 @@ LAYOUTS = {
     ('name', 'scripts_names'), [*((name, False) for name in LAYOUTS), ('cityscapes', True)]
 )
 def test_published_layouts(tmp_path, name, scripts_names):
-    metadata, ann_file, prefix, names, settings = LAYOUTS[name]
+    (metadata, ann_file), folders, names = LAYOUTS[name]
+    prefix = dict(zip(('img', 'seg', 'label_map'), folders, strict=True))
+    suffix = '_gtFine_labelTrainIds.png' if name == 'cityscapes' else '.png'
     category_ids = load_metadata(metadata).category_ids
     first, last = category_ids[0], category_ids[-1]
     entries = []
@@ -360,7 +338,7 @@ def test_published_layouts(tmp_path, name, scripts_names):
             'data_prefix': prefix,
             'metadata': metadata,
             'pipeline': [{'type': 'LoadImageFromFile'}, {'type': 'mmseg_m2f.LoadSegments'}],
-            **settings,
+            'label_map_suffix': suffix,
         }
     )
     assert len(dataset) == 3

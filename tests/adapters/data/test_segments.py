@@ -1,6 +1,5 @@
 """Maps against Pillow on the colors of a PNG, polygons against pixels counted by hand."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from mmseg_m2f.adapters.data.segments import (
     gather,
     paste,
 )
-from mmseg_m2f.evaluation.panoptic_map import read_ids
 
 TINY = Path(__file__).parents[3] / 'data/tiny'
 NEAREST = Image.Resampling.NEAREST
@@ -111,24 +109,6 @@ def test_a_map_without_segments():
     assert moved.index_map().shape == (6, 6)
 
 
-@pytest.mark.parametrize('name', ['coco', 'facade'])
-def test_areas_of_real_segments(name):
-    content = json.loads((TINY / name / 'annotations/panoptic_val.json').read_text())
-    for annotation in content['annotations']:
-        ids = read_ids(str(TINY / name / 'panoptic/val' / annotation['file_name']))
-        infos = annotation['segments_info']
-        segments = SegmentMap(
-            ids=ids,
-            segment_ids=np.array([info['id'] for info in infos], np.int32),
-            labels=np.zeros(len(infos), np.int64),
-            is_thing=np.zeros(len(infos), bool),
-            grid=PixelGrid.of(ids.shape),
-        )
-        index_map = segments.resize(ids.shape).index_map()
-        areas = np.bincount(index_map.ravel() + 1, minlength=len(infos) + 1)[1:]
-        assert areas.tolist() == [info['area'] for info in infos]
-
-
 def shapes(*segmentations, size):
     """Make instances with `LoadSegments`."""
     results = {
@@ -197,25 +177,19 @@ def test_a_polygon_is_drawn_at_the_final_size():
     assert (np.abs(np.diff(ends)) <= 2).all()
 
 
-def test_overlapping_instances_keep_their_areas():
-    segments = shapes(rectangle(0, 0, 6, 6), rectangle(3, 3, 9, 9), size=(10, 10))
-    masks = segments.resize((20, 20)).masks()
-    assert masks.sum(axis=(1, 2)).tolist() == [144, 144]
-    assert (masks[0] & masks[1]).sum() == 36
-
-
-def test_an_instance_of_several_polygons_is_one_mask():
-    two_parts = rectangle(0, 0, 2, 2) + rectangle(5, 5, 8, 9)
-    masks = shapes(two_parts, size=(10, 10)).masks()
-    assert (masks[0] == (filled((10, 10), 0, 0, 2, 2) | filled((10, 10), 5, 5, 8, 9))).all()
-
-
 def test_what_lies_outside_is_empty():
-    segments = shapes(rectangle(1, 1, 3, 3), rectangle(7, 7, 9, 9), size=(10, 10))
-    assert segments.crop(4, 4, 6, 6).masks().sum(axis=(1, 2)).tolist() == [0, 4]
-    assert segments.crop(0, 0, 5, 5).masks().sum(axis=(1, 2)).tolist() == [4, 0]
-    # Beside it in one direction only.
-    assert not segments.crop(0, 5, 10, 2).masks().any()
+    bitmap = coco_mask.encode(np.asfortranarray(filled((10, 10), 7, 7, 9, 9), np.uint8))
+    # Polygons and a bitmap in one image.
+    segments = shapes(rectangle(1, 1, 3, 3), rectangle(7, 7, 9, 9), bitmap, size=(10, 10))
+    for crop, areas in (
+        ((4, 4, 6, 6), [0, 4, 4]),
+        ((0, 0, 5, 5), [4, 0, 0]),
+        ((8, 8, 2, 2), [0, 1, 1]),
+        # Beside them in one direction only.
+        ((0, 5, 10, 2), [0, 0, 0]),
+        ((4, 0, 2, 10), [0, 0, 0]),
+    ):
+        assert segments.crop(*crop).pad((12, 12)).masks().sum(axis=(1, 2)).tolist() == areas
 
 
 def test_polygons_are_drawn_as_pycocotools_draws_them():
@@ -257,14 +231,6 @@ def test_bitmaps_follow_the_nearest_pixel(compressed):
         expected = np.zeros((25, 25), bool)
         expected[:20, :12] = resized[:, ::-1][5:25, 2:14]
         assert (ours == expected).all()
-
-
-def test_a_bitmap_outside_of_the_crop_is_empty():
-    bitmap = coco_mask.encode(np.asfortranarray(filled((8, 8), 1, 1, 3, 4), np.uint8))
-    segments = shapes(bitmap, size=(8, 8))
-    assert segments.crop(0, 4, 8, 4).masks().sum() == 0
-    assert segments.crop(3, 0, 5, 8).masks().sum() == 0
-    assert segments.crop(2, 3, 4, 4).pad((6, 6)).masks().sum() == 1
 
 
 def test_polygons_and_bitmaps_in_one_image():

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from mmseg_m2f.adapters.metrics import cityscapes, instance, panoptic, semantic
+from mmseg_m2f.adapters.metrics.sample_fields import instances_of
 from mmseg_m2f.evaluation.instance_ap import has_faster_coco_eval
 from mmseg_m2f.evaluation.panoptic_map import decode_panoptic, read_segments
 from mmseg_m2f.metadata import load_metadata
@@ -181,7 +182,7 @@ def test_classes_without_ids_are_numbered_as_mmdet_numbers_them(few):
         evaluate('InstanceMetric', samples, meta, ann_file=str(INSTANCES))
 
 
-def test_stuff_is_no_instance(few):
+def test_stuff_is_no_instance(few, logged):
     samples = guessed_samples(few)
     expected = evaluate('InstanceMetric', samples, few.metainfo)
     for sample in samples:
@@ -191,6 +192,14 @@ def test_stuff_is_no_instance(few):
         everywhere = torch.ones_like(sample['pred_sem_seg']['sem_seg'], dtype=torch.bool)
         instances['masks'] = torch.cat([instances['masks'], everywhere])
     assert evaluate('InstanceMetric', samples, few.metainfo) == expected
+    before, after = (line for line in logged if line.startswith('segm AP of'))
+    assert before == after
+
+
+def test_an_empty_list_of_run_lengths_has_the_size_of_the_file():
+    instances = {'masks': [], 'labels': torch.zeros(0, dtype=torch.int64), 'scores': torch.zeros(0)}
+    sample = {'ori_shape': (4, 5), 'img_shape': (8, 10), 'pred_instances': instances}
+    assert instances_of(sample).masks.shape == (0, 4, 5)
 
 
 def test_tables_of_all_classes_are_logged(few, logged):
