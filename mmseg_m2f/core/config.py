@@ -67,7 +67,7 @@ class PixelDecoderConfig:
 class DecoderConfig:
     """Masked-attention transformer decoder (paper section 3.2): nine layers, ten predictions.
 
-    ``checkpointing`` is that of the pixel decoder, for the layers of this one.
+    ``checkpointing``: see ``PixelDecoderConfig``.
     """
 
     num_classes: int
@@ -80,14 +80,8 @@ class DecoderConfig:
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in (
-            'num_classes',
-            'channels',
-            'num_queries',
-            'num_heads',
-            'num_levels',
-            'ffn_dim',
-        ):
+        sizes = ('num_classes', 'channels', 'num_queries', 'num_heads', 'num_levels', 'ffn_dim')
+        for name in sizes:
             value = getattr(self, name)
             _require(value > 0, f'{name} must be positive, got {value}')
         _require(
@@ -172,11 +166,11 @@ class PostprocessConfig:
 class CompatConfig:
     """Where MMDetection departs from the official code: the keys of a head's ``compat``.
 
-    ``init``: attention and feed-forward weights Xavier-uniform (official) or Xavier-normal.
+    ``init``: attention and feed-forward weights are Xavier-uniform (official) or Xavier-normal.
     ``num_masks_mode``: the mask losses are divided by the number of targets (official) or by that
-    of matched targets, of which a image without any counts as one. ``keep_empty_gt``: a target
-    whose mask a crop has emptied is still to be found. ``panoptic_mask_intersection``: a panoptic
-    segment ends where its mask does; without, it keeps all the pixels its query leads.
+    of matched targets, where an image without any counts as one. ``keep_empty_gt``: a target whose
+    mask a crop has emptied is still to be found. ``panoptic_mask_intersection``: a panoptic segment
+    ends where its mask does; if False, it keeps all the pixels its query leads.
     """
 
     init: str = 'official'

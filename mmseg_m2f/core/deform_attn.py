@@ -13,9 +13,10 @@ LevelShapes = Sequence[tuple[int, int]]
 
 
 class MSDeformAttn(nn.Module):
-    """Each query looks at ``num_points`` learnt offsets per head and level.
+    """Attention of each query to ``num_points`` sampled places per head and level.
 
-    ``backend`` names the operator's back end (``ops.ms_deform_attn``); ``'auto'`` chooses.
+    The places are offsets that the query predicts. ``backend`` names the operator's back end
+    (``ops.ms_deform_attn``); ``'auto'`` chooses.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class MSDeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Point p of head h starts p + 1 steps away in direction h; all weights are equal.
+        """Start point p of head h p + 1 steps away in direction h, with equal weights.
 
         Source: official ``pixel_decoder/ops/modules/ms_deform_attn.py``.
         """
@@ -87,7 +88,7 @@ class MSDeformAttn(nn.Module):
 def pixel_centres(
     level_shapes: LevelShapes, *, device: torch.device, dtype: torch.dtype
 ) -> Float[Tensor, 'S 2']:
-    """Centres ``(x, y)`` in (0, 1) of every token of every level, in token order."""
+    """Return the centres ``(x, y)`` in (0, 1) of all levels' tokens, in token order."""
     return torch.cat([_centres(*shape, device, dtype) for shape in level_shapes])
 
 

@@ -20,9 +20,11 @@ class ClassLoss(nn.Module):
 
     Args:
         num_classes: K.
-        weight: of this term in the sum.
-        class_weight: of each real class; default all 1.
-        no_object_weight: of class index K. The mean is per process, as in the official code.
+        weight: factor of this term in the sum of losses.
+        class_weight: one weight per real class; default all 1.
+        no_object_weight: weight of class index K, no-object.
+
+    The mean is per process, as in the official code.
     """
 
     class_weight: Tensor
@@ -54,7 +56,7 @@ class ClassLoss(nn.Module):
     def forward(
         self, class_logits: Float[Tensor, 'B Q K1'], target_classes: Int[Tensor, 'B Q']
     ) -> Float[Tensor, '']:
-        """Weighted mean over the ``B * Q`` queries."""
+        """Average over the ``B * Q`` queries, weighted by class."""
         class_weight = self.class_weight.to(class_logits.dtype)
         loss = F.cross_entropy(class_logits.flatten(0, 1), target_classes.flatten(), class_weight)
         return self.weight * loss
@@ -82,7 +84,7 @@ class RowLoss(nn.Module):
         point_targets: Float[Tensor, '*M P'],
         num_masks: Float[Tensor, ''],
     ) -> Float[Tensor, '...']:
-        """Sum over the last axis of masks over ``num_masks``, times the weight."""
+        """Sum over the last axis of masks, divide by ``num_masks``, multiply by the weight."""
         num_points = point_logits.shape[-1]
         rows = point_logits.reshape(-1, num_points), point_targets.reshape(-1, num_points)
         bytes_per_row = point_logits.element_size() * num_points
@@ -96,7 +98,7 @@ class PointMaskLoss(RowLoss):
     def per_row(
         self, point_logits: Float[Tensor, '*M P'], point_targets: Float[Tensor, '*M P']
     ) -> Float[Tensor, '*M']:
-        """Non-negative."""
+        """Compute the loss of each mask, at least 0."""
         loss = F.binary_cross_entropy_with_logits(point_logits, point_targets, reduction='none')
         return loss.mean(-1)
 
@@ -107,7 +109,7 @@ class PointDiceLoss(RowLoss):
     def per_row(
         self, point_logits: Float[Tensor, '*M P'], point_targets: Float[Tensor, '*M P']
     ) -> Float[Tensor, '*M']:
-        """In [0, 1)."""
+        """Compute the loss of each mask, in [0, 1)."""
         probs = point_logits.sigmoid()
         overlap = 2 * (probs * point_targets).sum(-1)
         return 1 - (overlap + 1) / (probs.sum(-1) + point_targets.sum(-1) + 1)

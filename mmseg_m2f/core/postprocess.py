@@ -1,4 +1,4 @@
-"""From mask logits to full size: what the semantic, instance and panoptic results share.
+"""Resizing to full size, which the semantic, instance and panoptic results share.
 
 Post-processing treats one image and its last prediction. The order of operations is the model's:
 

@@ -1,4 +1,4 @@
-"""Annotations to ``MaskTarget`` (spec: one boolean mask per class or segment)."""
+"""Annotations to ``MaskTarget``: one boolean mask per class or segment."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from mmseg_m2f.core.structures import MaskTarget
 def label_map_targets(
     label_maps: Sequence[Int[Tensor, '_ _']], num_classes: int, ignore_index: int = 255
 ) -> list[MaskTarget]:
-    """Of each map ``(H, W)`` one mask per class that occurs, in ascending order of the label.
+    """Make one mask per class that occurs in a map ``(H, W)``, in ascending order of the label.
 
-    Pixels of ``ignore_index`` belong to no mask, so they count as negative for each: the official
-    rule. A map of nothing else gives a target with no masks. The maps may differ in size; the host
-    waits for the device once for all of them.
+    Pixels of ``ignore_index`` belong to no mask, so that they count as negative for each: the
+    official rule. A map of nothing else gives a target without masks. The maps may differ in size;
+    the host waits for the device once for all of them.
 
     Raises:
         WrongLabelError: a label is neither in ``[0, num_classes)`` nor ``ignore_index``.
@@ -33,10 +33,10 @@ def label_map_targets(
 def foreground_targets(
     label_maps: Sequence[Int[Tensor, '_ _']], ignore_index: int = 255
 ) -> list[MaskTarget]:
-    """The targets of a model with a single class: label 1 is that class, label 0 is none.
+    """Make the targets of a model with a single class: label 1 is that class, label 0 is none.
 
-    MMSegmentation's convention for one output channel: predictions are 0 and 1 as well, so the
-    data set names two classes, background and foreground.
+    This is MMSegmentation's convention for one output channel. The predictions are 0 and 1 as well,
+    so that the data set names two classes, background and foreground.
 
     Raises:
         WrongLabelError: a label other than 0, 1 and ``ignore_index``.
@@ -60,7 +60,7 @@ class WrongLabelError(ValueError):
 def _labels_present(
     label_maps: Sequence[Int[Tensor, '_ _']], num_classes: int, ignore_index: int
 ) -> list[list[int]]:
-    """The classes in each map. The only wait for the device."""
+    """Return the classes in each map; this is the only wait for the device."""
     found = [_slots_present(label_map, num_classes, ignore_index) for label_map in label_maps]
     if not found:
         return []
@@ -81,7 +81,7 @@ def _labels_present(
 def _slots_present(
     label_map: Int[Tensor, 'H W'], num_classes: int, ignore_index: int
 ) -> Bool[Tensor, 'slots']:
-    """Whether each class occurs, and at the end whether anything does that is not allowed."""
+    """Say of each class whether it occurs, and at the end whether a wrong label does."""
     labels = label_map.flatten().long()
     ignored, wrong = num_classes, num_classes + 1
     slot = torch.where((labels < 0) | (labels >= num_classes), wrong, labels)
@@ -99,12 +99,12 @@ def _masks_of(label_map: Int[Tensor, 'H W'], labels: list[int]) -> MaskTarget:
 def instance_target(
     labels: Int[Tensor, 'N'], masks: Bool[Tensor, 'N H W'] | UInt8[Tensor, 'N H W']
 ) -> MaskTarget:
-    """Instances as they are: masks may overlap and may be empty."""
+    """Take instances as they are: masks may overlap and may be empty."""
     return MaskTarget(labels.long(), masks.bool())
 
 
 def segment_target(segment_map: Int[Tensor, 'H W'], labels: Int[Tensor, 'N']) -> MaskTarget:
-    """The segments of a map of indices into ``labels``; -1 marks pixels of none.
+    """Make a mask per segment of a map of indices into ``labels``; -1 marks pixels of none.
 
     Segments without a pixel are kept, as the official panoptic mappers keep those that a crop has
     emptied; ``without_empty`` drops them. ``check_segments`` says whether the indices fit.
@@ -118,7 +118,7 @@ def check_segments(
     labels: Sequence[Int[Tensor, '_']],
     num_classes: int,
 ) -> None:
-    """Whether indices and labels of all images fit; the host waits for the device once.
+    """Check that indices and labels of all images fit; the host waits for the device once.
 
     Raises:
         WrongLabelError: an index that is neither -1 nor one into its image's labels, or a label
@@ -144,23 +144,23 @@ def check_segments(
 
 
 def without_empty(target: MaskTarget) -> MaskTarget:
-    """Without masks that hold no pixel, as the official COCO instance mapper drops them."""
+    """Drop masks without pixels, as the official COCO instance mapper does."""
     kept = target.masks.flatten(1).any(1).nonzero()[:, 0]
     return MaskTarget(target.labels[kept], target.masks[kept])
 
 
 def pad_target(target: MaskTarget, size: tuple[int, int]) -> MaskTarget:
-    """Masks padded at the right and the bottom to ``size``, the network input's.
+    """Pad the masks at the right and the bottom to ``size``, that of the network's input.
 
     Raises:
-        ValueError: the masks are larger than that.
+        ValueError: the masks are larger.
     """
     height, width = target.masks.shape[-2:]
     if (height, width) == size:
         return target
     if height > size[0] or width > size[1]:
         raise ValueError(
-            f'masks of {height} x {width} do not fit a image of {size[0]} x {size[1]} (height x '
+            f'masks of {height} x {width} do not fit an image of {size[0]} x {size[1]} (height x '
             'width): the pipeline must resize and crop both alike.'
         )
     padding = (0, size[1] - width, 0, size[0] - height)
@@ -168,10 +168,10 @@ def pad_target(target: MaskTarget, size: tuple[int, int]) -> MaskTarget:
 
 
 def check_labels(labels: Int[Tensor, 'N'], num_classes: int, image: int = 0) -> None:
-    """Labels are class indices.
+    """Check that labels are class indices.
 
     Raises:
-        WrongLabelError: a label outside ``[0, num_classes)``; its ``image`` is that given.
+        WrongLabelError: a label lies outside ``[0, num_classes)``; the error names ``image``.
     """
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong) > 0:

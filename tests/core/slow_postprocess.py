@@ -23,7 +23,7 @@ def full_size(mask_logits, padded, cropped, original):
 
 
 def class_probabilities(class_logits):
-    """In the network's precision, which decides which of two nearly equal ones is the greater."""
+    """Softmax in the network's precision, which decides between two nearly equal ones."""
     return class_logits.softmax(-1).numpy()
 
 

@@ -63,41 +63,40 @@ def test_thresholds_may_lie_at_either_end():
         assert config.score_thr == value
 
 
+PIXEL_DECODER_SIZES = (
+    'channels',
+    'num_heads',
+    'num_points',
+    'num_levels',
+    'ffn_dim',
+    'norm_groups',
+)
+DECODER_SIZES = ('num_classes', 'channels', 'num_queries', 'num_heads', 'num_levels', 'ffn_dim')
+
+
+@pytest.mark.parametrize('value', [0, -1])
+def test_sizes_must_be_positive(value):
+    for name in PIXEL_DECODER_SIZES:
+        with pytest.raises(ValueError, match=f'pixel_decoder.{name} must be positive, got {value}'):
+            PixelDecoderConfig(**{name: value})
+    for name in DECODER_SIZES:
+        with pytest.raises(ValueError, match=f'{name} must be positive, got {value}'):
+            DecoderConfig(**{'num_classes': 2, name: value})
+    with pytest.raises(ValueError, match=f'num_points must be positive, got {value}'):
+        PointConfig(num_points=value)
+
+
 @pytest.mark.parametrize(
     ('make', 'settings', 'message'),
     [
-        (PixelDecoderConfig, {'channels': 0}, 'pixel_decoder.channels must be positive, got 0'),
-        (PixelDecoderConfig, {'num_heads': -1}, 'pixel_decoder.num_heads must be positive, got -1'),
-        (PixelDecoderConfig, {'num_points': 0}, 'pixel_decoder.num_points must be positive, got 0'),
-        (PixelDecoderConfig, {'num_levels': 0}, 'pixel_decoder.num_levels must be positive, got 0'),
-        (PixelDecoderConfig, {'ffn_dim': 0}, 'pixel_decoder.ffn_dim must be positive, got 0'),
-        (PixelDecoderConfig, {'norm_groups': 0}, 'pixel_decoder.norm_groups must be positive'),
-        (
-            PixelDecoderConfig,
-            {'num_layers': -1},
-            'pixel_decoder.num_layers must not be negative, got -1',
-        ),
-        (
-            PixelDecoderConfig,
-            {'channels': 100},
-            r'multiple of 2\*num_heads \(16\) and of norm_groups \(32\), got 100',
-        ),
-        (
-            PixelDecoderConfig,
-            {'channels': 48},
-            r'multiple of 2\*num_heads \(16\) and of norm_groups \(32\), got 48',
-        ),
+        (PixelDecoderConfig, {'num_layers': -1}, 'num_layers must not be negative, got -1'),
+        (PixelDecoderConfig, {'channels': 100}, r'of 2\*num_heads \(16\) and of norm_groups'),
+        (PixelDecoderConfig, {'channels': 48}, r'and of norm_groups \(32\), got 48'),
         (
             PixelDecoderConfig,
             {'channels': 6, 'num_heads': 3, 'norm_groups': 3},
             'channels must be a multiple of 4, got 6',
         ),
-        (DecoderConfig, {'num_classes': 0}, 'num_classes must be positive, got 0'),
-        (DecoderConfig, {'num_classes': 2, 'channels': 0}, 'channels must be positive, got 0'),
-        (DecoderConfig, {'num_classes': 2, 'num_queries': 0}, 'num_queries must be positive'),
-        (DecoderConfig, {'num_classes': 2, 'num_heads': 0}, 'num_heads must be positive, got 0'),
-        (DecoderConfig, {'num_classes': 2, 'num_levels': 0}, 'num_levels must be positive, got 0'),
-        (DecoderConfig, {'num_classes': 2, 'ffn_dim': 0}, 'ffn_dim must be positive, got 0'),
         (
             DecoderConfig,
             {'num_classes': 2, 'num_layers': -1},
@@ -108,24 +107,19 @@ def test_thresholds_may_lie_at_either_end():
             {'num_classes': 2, 'channels': 100},
             r'decoder.channels must be even and a multiple of num_heads \(8\), got 100',
         ),
+        (PointConfig, {'oversample_ratio': 0.5}, 'oversample_ratio must be at least 1, got 0.5'),
+        (PointConfig, {'importance_ratio': 1.5}, r'importance_ratio must lie in \[0, 1\], got 1.5'),
+        (PointConfig, {'importance_ratio': -0.1}, r'importance_ratio must lie in \[0, 1\]'),
+        (PostprocessConfig, {'object_mask_thr': 1.1}, r'object_mask_thr must lie in \[0, 1\]'),
+        (PostprocessConfig, {'overlap_thr': -0.1}, r'test_cfg.overlap_thr must lie in \[0, 1\]'),
+        (PostprocessConfig, {'score_thr': 2}, r'test_cfg.score_thr must lie in \[0, 1\], got 2'),
+        (PostprocessConfig, {'max_per_image': 0}, 'max_per_image must be a positive integer, got'),
         (PostprocessConfig, {'mask_format': 'polygon'}, r"mask_format must be one of .* 'polygon'"),
         (
             PostprocessConfig,
             {'mask_format': 'rle', 'non_overlap': True},
             r"non_overlap needs all masks at once: set mask_format='bitmap'",
         ),
-        (PointConfig, {'num_points': 0}, 'num_points must be positive, got 0'),
-        (PointConfig, {'oversample_ratio': 0.5}, 'oversample_ratio must be at least 1, got 0.5'),
-        (PointConfig, {'importance_ratio': 1.5}, r'importance_ratio must lie in \[0, 1\], got 1.5'),
-        (PointConfig, {'importance_ratio': -0.1}, r'importance_ratio must lie in \[0, 1\]'),
-        (
-            PostprocessConfig,
-            {'object_mask_thr': 1.1},
-            r'test_cfg.object_mask_thr must lie in \[0, 1\], got 1.1',
-        ),
-        (PostprocessConfig, {'overlap_thr': -0.1}, r'test_cfg.overlap_thr must lie in \[0, 1\]'),
-        (PostprocessConfig, {'score_thr': 2}, r'test_cfg.score_thr must lie in \[0, 1\], got 2'),
-        (PostprocessConfig, {'max_per_image': 0}, 'max_per_image must be a positive integer, got'),
         (
             CompatConfig,
             {'init': 'normal'},
@@ -140,29 +134,22 @@ def test_wrong_setting_says_what_is_allowed_and_what_was_given(make, settings, m
 
 
 @pytest.mark.parametrize(
-    ('name', 'value', 'message'),
+    ('config', 'name', 'value', 'message'),
     [
-        ('score_thr', '0.3', r"test_cfg.score_thr must lie in \[0, 1\], got '0.3'"),
-        ('overlap_thr', None, r'test_cfg.overlap_thr must lie in \[0, 1\], got None'),
-        ('max_per_image', 10.0, 'test_cfg.max_per_image must be a positive integer, got 10.0'),
-        ('max_per_image', True, 'test_cfg.max_per_image must be a positive integer, got True'),
-        ('panoptic_on', 1, 'test_cfg.panoptic_on must be True or False, got 1'),
-        ('non_overlap', 'yes', "test_cfg.non_overlap must be True or False, got 'yes'"),
+        (PostprocessConfig(), 'score_thr', '0.3', r"test_cfg.score_thr .* \[0, 1\], got '0.3'"),
+        (PostprocessConfig(), 'overlap_thr', None, r'test_cfg.overlap_thr .* \[0, 1\], got None'),
+        (PostprocessConfig(), 'max_per_image', 10.0, 'must be a positive integer, got 10.0'),
+        (PostprocessConfig(), 'max_per_image', True, 'must be a positive integer, got True'),
+        (PostprocessConfig(), 'panoptic_on', 1, 'panoptic_on must be True or False, got 1'),
+        (PostprocessConfig(), 'non_overlap', 'yes', "non_overlap must be True or False, got 'yes'"),
+        (CompatConfig(), 'keep_empty_gt', 0, 'compat.keep_empty_gt must be True or False, got 0'),
+        (CompatConfig(), 'panoptic_mask_intersection', 0, 'must be True or False, got 0'),
     ],
 )
-def test_test_cfg_says_so_if_a_value_is_of_the_wrong_kind(name, value, message):
-    config = PostprocessConfig()
+def test_a_value_of_the_wrong_kind_is_named(config, name, value, message):
     # Past the constructor, whose types are checked in tests only.
     object.__setattr__(config, name, value)
     with pytest.raises(ValueError, match=message):
-        config.__post_init__()
-
-
-@pytest.mark.parametrize('name', ['keep_empty_gt', 'panoptic_mask_intersection'])
-def test_compat_says_so_if_a_value_is_of_the_wrong_kind(name):
-    config = CompatConfig()
-    object.__setattr__(config, name, 0)
-    with pytest.raises(ValueError, match=f'compat.{name} must be True or False, got 0'):
         config.__post_init__()
 
 

@@ -296,7 +296,7 @@ def one_process(rank, folder):
 
 
 def averaged_gradients(folder):
-    """What the first of two processes is left with; one that hangs shows where and fails."""
+    """Return the gradients of the first of two processes; one that hangs shows where and fails."""
     processes = multiprocessing.spawn(one_process, (folder,), nprocs=2, join=False, daemon=True)
     results = [folder / '0.pt', folder / '1.pt']
     try:

@@ -148,23 +148,15 @@ def test_matches_equal_brute_force(points):
     assert as_lists(matches) == brute_force_matches(matcher, predictions, features, targets)
 
 
-@pytest.mark.parametrize('num_targets', [0, 1, 5, 9])
+@pytest.mark.parametrize('num_targets', [(0, 0), (0, 2), (1, 2), (5, 2), (9, 2)], ids=str)
 def test_there_are_as_many_pairs_as_the_fewer_of_queries_and_targets(num_targets):
-    targets = [make_target(num_targets), make_target(2)]
+    targets = [make_target(number) for number in num_targets]
     matches = HungarianMatcher(num_points=32)(make_predictions(), make_features(), targets)
-    num_pairs = min(5, num_targets)
-    for index in matches[0]:
-        assert index.shape == (3, num_pairs)
-        assert index.dtype == torch.int64
-        for row in index.tolist():
-            assert len(set(row)) == num_pairs
-    assert matches[1].query_idx.shape == (3, 2)
-
-
-def test_a_batch_without_any_target():
-    targets = [make_target(0), make_target(0)]
-    matches = HungarianMatcher(num_points=32)(make_predictions(), make_features(), targets)
-    assert [match.query_idx.shape for match in matches] == [(3, 0), (3, 0)]
+    for match, number in zip(matches, num_targets, strict=True):
+        for index in match:
+            assert index.shape == (3, min(5, number))
+            assert index.dtype == torch.int64
+            assert all(len(set(row)) == len(row) for row in index.tolist())
 
 
 def test_permuting_queries_and_targets_permutes_the_matches():
@@ -235,6 +227,11 @@ def test_a_foreign_cost_takes_the_path_by_prediction_with_equal_results():
 
 
 def test_infinite_costs_are_clamped_and_matching_goes_on():
+    prediction = make_predictions(1, 1)[0]
+    prediction.class_logits[0, :, 1] = -math.inf  # a probability of zero
+    match = HungarianMatcher(num_points=8)([prediction], make_features(1), [make_target(2)])[0]
+    assert match.query_idx.shape == (1, 2)
+
     def impossible(class_logits, point_logits, labels, point_targets):
         cost = torch.zeros(len(class_logits), len(labels))
         cost[0], cost[1, 0] = math.inf, -math.inf
@@ -244,13 +241,6 @@ def test_infinite_costs_are_clamped_and_matching_goes_on():
     match = matcher(make_predictions(1, 1), make_features(1), [make_target(2)])[0]
     assert 0 not in match.query_idx
     assert (1, 0) in pairs(match, 0)
-
-
-def test_minus_infinity_among_the_class_logits_is_a_probability_of_zero():
-    prediction = make_predictions(1, 1)[0]
-    prediction.class_logits[0, :, 1] = -math.inf
-    match = HungarianMatcher(num_points=8)([prediction], make_features(1), [make_target(2)])[0]
-    assert match.query_idx.shape == (1, 2)
 
 
 @pytest.mark.parametrize('field', ['class_logits', 'mask_embed'])

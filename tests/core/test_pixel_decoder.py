@@ -130,6 +130,11 @@ def test_an_encoder_layer_normalises_after_each_residual():
     torch.testing.assert_close(out, F.layer_norm(middle + change, (16,)))
 
 
+def assert_equal(features, others):
+    assert torch.equal(features.mask_features, others.mask_features)
+    assert all(map(torch.equal, features.memory, others.memory))
+
+
 @torch.no_grad()
 def test_the_whole_pass_is_float32_under_autocast():
     decoder, maps = make_decoder(), make_maps(9, 14)
@@ -137,32 +142,16 @@ def test_the_whole_pass_is_float32_under_autocast():
     with torch.autocast('cpu', dtype=torch.bfloat16):
         got = decoder(maps)
         from_half = decoder([x.bfloat16() for x in maps])
-    assert torch.equal(got.mask_features, expected.mask_features)
-    for one, other in zip(got.memory, expected.memory, strict=True):
-        assert torch.equal(one, other)
+    assert_equal(got, expected)
     assert from_half.mask_features.dtype == torch.float32
     assert {x.dtype for x in from_half.memory} == {torch.float32}
 
 
-def exact_and_mixed():
+def test_mixed_precision_rounds_under_autocast_only_and_keeps_the_locations():
     exact, mixed = make_decoder(), make_decoder(mixed_precision=True)
     mixed.load_state_dict(exact.state_dict())
-    return exact, mixed
-
-
-@torch.no_grad()
-def test_mixed_precision_changes_nothing_without_autocast():
-    exact, mixed = exact_and_mixed()
-    maps = make_maps(9, 14)
-    expected, got = exact(maps), mixed(maps)
-    assert torch.equal(got.mask_features, expected.mask_features)
-    for one, other in zip(got.memory, expected.memory, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_mixed_precision_rounds_and_keeps_the_locations():
-    exact, mixed = exact_and_mixed()
     maps, seen = make_maps(9, 14), []
+    assert_equal(exact(maps), mixed(maps))
     mixed.layers[0].attn.register_forward_pre_hook(lambda _, args: seen.append(args))
     expected = exact(maps)
     with torch.autocast('cpu', dtype=torch.bfloat16):

@@ -80,7 +80,7 @@ def test_half_types_are_computed_in_float32(dtype):
 
 
 def assert_best(labels, scores):
-    """Of the highest score, or of one that rounding cannot tell from it."""
+    """Each pixel has the class of the highest score, or of one within rounding of it."""
     assert labels.shape == scores.shape[1:]
     chosen = scores.gather(0, labels[None])[0]
     torch.testing.assert_close(chosen, scores.amax(0), rtol=0, atol=1e-4)

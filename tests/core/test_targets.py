@@ -166,7 +166,7 @@ def test_padding_belongs_to_no_mask():
 @pytest.mark.parametrize('size', [(1, 3), (2, 2), (1, 9)])
 def test_masks_are_never_cropped_in_silence(size):
     target = instance_target(torch.tensor([1]), torch.ones(1, 2, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=f'2 x 3 do not fit a image of {size[0]} x {size[1]}'):
+    with pytest.raises(ValueError, match=f'2 x 3 do not fit an image of {size[0]} x {size[1]}'):
         pad_target(target, size)
 
 

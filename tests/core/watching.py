@@ -1,4 +1,4 @@
-"""What PyTorch is asked to do while a function runs."""
+"""Watch what PyTorch does while a function runs."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode

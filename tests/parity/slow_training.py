@@ -20,7 +20,7 @@ OVERSAMPLING, IMPORTANCE = 3, 0.75
 
 
 class Target(NamedTuple):
-    """What is in a image: ``labels (N,)``, ``masks (N, H, W)`` as numbers at the input's size."""
+    """The targets of an image: ``labels (N,)``, ``masks (N, H, W)`` as numbers, input-sized."""
 
     labels: Tensor
     masks: Tensor
@@ -40,7 +40,7 @@ class Points(NamedTuple):
 def draw_points(
     num_targets: int, num_queries: int, num_points: int, num_predictions: int, *, shared: bool
 ) -> Points:
-    """From the global generator, in float64."""
+    """Draw from the global generator, in float64."""
     pairs, uncertain = min(num_targets, num_queries), int(IMPORTANCE * num_points)
     shapes = (
         (1 if shared else num_predictions, num_points),
@@ -88,7 +88,7 @@ def match(
 
 
 def loss_points(logits: Tensor, candidates: Tensor, rest: Tensor) -> Tensor:
-    """Of one mask: the least certain three quarters from the candidates, and the rest."""
+    """Draw points for one mask: the least certain candidates for three quarters, and the rest."""
     certainty = read(logits.detach(), candidates).abs()
     num_uncertain = int(IMPORTANCE * (len(candidates) // OVERSAMPLING))
     return torch.cat([candidates[certainty.argsort()[:num_uncertain]], rest])
@@ -134,7 +134,7 @@ def all_losses(
     points: Sequence[Points],
     num_masks: float | None = None,
 ) -> dict[str, Tensor]:
-    """Of all predictions, the last without a prefix; the normaliser is the number of targets."""
+    """Return all losses, the last without a prefix; the number of targets divides the masks'."""
     if num_masks is None:
         num_masks = max(sum(len(target.labels) for target in targets), 1)
     found = {}

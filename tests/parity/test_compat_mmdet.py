@@ -58,7 +58,7 @@ def test_panoptic_segments_with_and_without_the_intersection(within_masks):
 
 
 def is_normal(value):
-    """By the fourth moment, which is 3 variances squared of a normal law, 1.8 of a uniform one."""
+    """Decide by the fourth moment: 3 variances squared for a normal law, 1.8 for a uniform one."""
     return ((value**4).mean() / (value**2).mean() ** 2).item() > 2.4
 
 

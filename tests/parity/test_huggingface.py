@@ -70,7 +70,7 @@ class Pair(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """Of all predictions: ``classes (L+1, B, Q, K+1)`` and ``masks (L+1, B, Q, h, w)``."""
+    """Return ``classes (L+1, B, Q, K+1)`` and ``masks (L+1, B, Q, h, w)`` of all predictions."""
 
     classes: Tensor
     masks: Tensor

@@ -50,7 +50,7 @@ Groups = dict[str, list[str]]
 
 
 def official_group(module: nn.Module, name: str) -> str:
-    """Of the parameter ``name`` that ``module`` itself owns."""
+    """Return the settings of the parameter ``name`` that ``module`` itself owns."""
     lr = BACKBONE_LR if 'backbone' in name else LR
     table = 'relative_position_bias_table' in name or 'absolute_pos_embed' in name
     undecayed = table or isinstance(module, (*OFFICIAL_NORMS, nn.Embedding))
@@ -134,7 +134,7 @@ def test_the_official_rule_gives_the_recorded_groups(row: str, model: nn.Module)
 
 
 def test_what_is_recorded_says_what_the_recipe_says() -> None:
-    """In words of the recipe, so that the record is not only what was found."""
+    """Say it in words of the recipe, so that the record is not only what was found."""
     head = golden()['head']
     names = {name: group for group, names in head.items() for name in names}
     for table in ('query_feat', 'query_embed', 'level_embed'):

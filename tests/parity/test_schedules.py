@@ -28,7 +28,7 @@ EVERY = {**POLY, **STEP}
 
 
 def official_factor(name: str, iteration: int) -> float:
-    """What the starting rate is multiplied by in this iteration, counted from 0."""
+    """Return the factor of the starting rate in this iteration, counted from 0."""
     share = min(iteration / WARMUP_ITERS, 1.0)
     warmup = WARMUP_FACTOR * (1 - share) + share
     if name in POLY:

@@ -199,12 +199,12 @@ def target(labels: list[int], masks: list[Tensor]) -> slow.Target:
 
 CASES: dict[str, tuple[str, Callable[[], Case]]] = {
     'classes': ('segmentor', lambda: label_map_case((3, 5))),
-    'a image of ignored pixels': ('segmentor', lambda: label_map_case((4, 0))),
+    'an image of ignored pixels': ('segmentor', lambda: label_map_case((4, 0))),
     'ignored pixels only': ('segmentor', lambda: label_map_case((0, 0))),
     'more classes than queries': ('segmentor', lambda: label_map_case((11, 2))),
     'instances': ('detector', lambda: instance_case((3, 5))),
     'empty masks': ('detector', lambda: instance_case((3, 2), num_empty=2)),
-    'a image without instances': ('detector', lambda: instance_case((0, 4))),
+    'an image without instances': ('detector', lambda: instance_case((0, 4))),
     'no instance': ('detector', lambda: instance_case((0, 0))),
     'more instances than queries': ('detector', lambda: instance_case((11, 12), num_empty=1)),
 }

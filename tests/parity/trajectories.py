@@ -27,7 +27,7 @@ CHANNELS = [16, 32, 64, 128]
 NUM_STEPS, BATCH_SIZE, SIZE = 20, 2, (96, 96)
 # A photo has some 40 segments, so that at times the queries do not suffice.
 NUM_QUERIES, NUM_POINTS, NUM_LAYERS = 12, 1024, 3
-# Every step of these has a image without anything.
+# Every step of these has an image without anything.
 EMPTY_EVERY = 4
 MMDET = {
     'init': 'mmdet',
@@ -225,7 +225,7 @@ def switched(num_steps: int = NUM_STEPS, seed: int = 0, **compat: Any) -> Trajec
 
 
 def change(one: Trajectory, other: Trajectory) -> list[float]:
-    """Of the loss, by step."""
+    """Return the loss of each step."""
     return [a['loss'] / b['loss'] - 1 for a, b in zip(one, other, strict=True)]
 
 
