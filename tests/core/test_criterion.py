@@ -20,6 +20,7 @@ from mmseg_m2f.core.matching import HungarianMatcher
 from mmseg_m2f.core.points import PointSampler
 from mmseg_m2f.core.structures import MaskPrediction, MaskTarget, Match, mask_logits
 from tests.conftest import TinyModel
+from tests.core.test_matching import make_target
 
 ONE = torch.tensor(1.0)
 DEADLINE_SECONDS = 120
@@ -35,12 +36,6 @@ def fixed_points(num_rows, num_points, device, dtype):
 def make_criterion(num_classes=4, num_points=16, **parts):
     sampler = PointSampler(PointConfig(num_points=num_points), fixed_points)
     return MaskClassificationLoss(ClassLoss(num_classes), points=sampler, **parts)
-
-
-def make_target(num_targets, num_classes=4, size=(24, 32)):
-    return MaskTarget(
-        torch.randint(num_classes, (num_targets,)), torch.rand(num_targets, *size) < 0.5
-    )
 
 
 def make_inputs(num_targets, num_predictions=2, num_queries=5, dtype=torch.float32):

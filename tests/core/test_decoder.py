@@ -165,14 +165,6 @@ def test_levels_are_visited_in_turn_coarsest_first(num_levels):
 
 
 @torch.no_grad()
-def test_the_first_prediction_sees_no_image():
-    decoder = make_decoder(num_layers=0)
-    one, other = decoder(make_features())[0], decoder(make_features())[0]
-    assert torch.equal(one.class_logits, other.class_logits)
-    assert torch.equal(one.class_logits[0], one.class_logits[1])
-
-
-@torch.no_grad()
 def test_a_batch_equals_its_images_one_by_one():
     decoder, features = make_decoder().double(), make_features(batch=3, dtype=torch.float64)
     together = decoder(features)

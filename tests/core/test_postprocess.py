@@ -6,16 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from mmseg_m2f.core import chunks
 from mmseg_m2f.core.postprocess import (
     input_band,
     mask_areas,
     original_band,
-    query_chunks,
     resize_band,
     resize_masks,
     restore_masks,
-    row_bands,
     rows_read,
     to_original,
 )
@@ -50,40 +47,6 @@ def test_restoring_to_the_same_size_changes_no_bit():
     restored = restore_masks(mask_logits, ImageGeometry((24, 28), (23, 21), (23, 21)))
     assert torch.equal(restored, padded[:, :23, :21])
     assert torch.equal(restored, resize_masks(padded[:, :23, :21], (23, 21)))
-
-
-@pytest.mark.parametrize(
-    ('padded', 'original', 'step'),
-    [
-        ((800, 1088), (480, 640), 2),  # the padded image is the larger one
-        ((64, 64), (100, 200), 3),
-        ((64, 64), (1000, 1000), 1),  # one query exceeds the budget
-    ],
-)
-@pytest.mark.parametrize('num_queries', [0, 1, 100])
-def test_query_chunks_keep_the_budget(padded, original, step, num_queries, monkeypatch):
-    largest = max(padded[0] * padded[1], original[0] * original[1])
-    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 4 * step * largest if step > 1 else 100)
-    geometry = ImageGeometry(padded, padded, original)
-    found = list(query_chunks(torch.zeros(num_queries, 4, 4), geometry))
-    assert [chunk.start for chunk in found] == list(range(0, num_queries, step))
-    covered = [query for chunk in found for query in range(num_queries)[chunk]]
-    assert covered == list(range(num_queries))
-
-
-@pytest.mark.parametrize(
-    ('resized', 'original', 'step'),
-    [
-        ((40, 50), (80, 100), 7),  # 20 queries, 100 pixels wide
-        ((40, 50), (20, 25), 5),  # a row reads two rows, padded to 64 pixels
-    ],
-)
-def test_row_bands_keep_the_budget_and_cover_the_image(resized, original, step, monkeypatch):
-    monkeypatch.setattr(chunks, 'CHUNK_BYTES', {7: 4 * 20 * 100 * 7, 5: 4 * 20 * 2 * 64 * 5}[step])
-    geometry = ImageGeometry((64, 64), resized, original)
-    bands = list(row_bands(torch.zeros(20, 4), geometry))
-    assert len(bands[0]) == step
-    assert [row for band in bands for row in band] == list(range(original[0]))
 
 
 def test_areas_are_exact_beyond_what_float32_counts():

@@ -182,13 +182,6 @@ def test_pixels_go_to_the_best_instance():
     torch.testing.assert_close(got.scores, torch.tensor([0.9]))
 
 
-def test_pairs_of_masks_share_no_pixel():
-    for seed in range(0, 60, 5):
-        got = result_of(slow.random_scene(seed), config(non_overlap=True))
-        assert got.masks.sum(0).max() <= 1 if len(got.masks) else True
-        assert got.masks.flatten(1).any(1).all()
-
-
 def test_boxes_enclose_the_masks():
     for seed in range(20):
         got = result_of(slow.random_scene(seed), config())

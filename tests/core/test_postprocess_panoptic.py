@@ -203,15 +203,6 @@ def test_no_query_is_sure_enough():
     assert (got.segment_map.dtype, got.is_thing.dtype) == (torch.int32, torch.bool)
 
 
-def test_ids_are_consecutive_and_all_of_them_are_seen():
-    for seed in range(60):
-        got = result_of(slow.random_scene(seed), config(0.0, 0.0))
-        seen = set(got.segment_map.unique().tolist()) - {0}
-        assert seen == set(range(1, len(got.labels) + 1))
-        stuff = got.labels[~got.is_thing].tolist()
-        assert len(stuff) == len(set(stuff))
-
-
 def test_only_kept_queries_are_restored(monkeypatch):
     restored = []
 
