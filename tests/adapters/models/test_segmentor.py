@@ -1,4 +1,4 @@
-"""Our segmentor beside mmseg's, of which it is a form."""
+"""Our segmentor gives the labels of mmseg's."""
 
 import copy
 import sys
@@ -17,7 +17,7 @@ from tests.core.watching import Watch
 
 
 def of_ours(stock, test_cfg=None):
-    """Our segmentor with the parts and weights of mmseg's."""
+    """Return our segmentor with the parts and weights of mmseg's."""
     keys = {'backbone': {'type': 'ResNet', 'depth': 18, 'base_channels': 8}}
     head = {'type': 'mmseg_m2f.Mask2FormerHead', 'num_classes': 3, 'in_channels': [8, 16, 32, 64]}
     keys['decode_head'] = {**head, **SMALL}
@@ -30,7 +30,7 @@ def of_ours(stock, test_cfg=None):
 
 
 def spread_scores(model):
-    """Queries of random weights want the same: make some classes and masks stand out."""
+    """Change the weights so that several classes and masks stand out."""
     torch.manual_seed(0)
     decoder = model.decode_head.decoder
     torch.nn.init.normal_(decoder.class_embed.weight, std=2)
@@ -49,7 +49,7 @@ def results(model, data):
 
 
 def check_labels(found, expected):
-    """Equal, but where the scores are equal up to rounding."""
+    """Check that labels are equal, except where scores are equal up to rounding."""
     assert found.pred_sem_seg.data.shape == expected.pred_sem_seg.data.shape
     assert found.pred_sem_seg.data.dtype == torch.int64
     scores = expected.seg_logits.data
@@ -99,7 +99,7 @@ def test_sliding_windows_equal_mmsegs_bit_for_bit(window):
     ],
     ids=str,
 )
-def test_what_only_mmseg_knows_is_left_to_mmseg(change):
+def test_other_cases_are_those_of_mmseg(change):
     head = {key: value for key, value in change.items() if key in ('num_classes', 'align_corners')}
     meta = {key: value for key, value in change.items() if key not in head}
     stock = spread_scores(build_segmentor(**head))

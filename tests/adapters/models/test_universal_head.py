@@ -1,4 +1,4 @@
-"""The detector inside mmdet: losses, predictions, edge cases, and what it says of mistakes."""
+"""The detector inside mmdet: losses, predictions, edge cases, errors."""
 
 import itertools
 import json
@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from PIL import Image
@@ -58,7 +57,7 @@ def build_detector(num_classes=5, test_cfg=None, **head):
 
 
 def noise_image(size, num_targets, num_classes=5, seed=0):
-    """A image of noise with random rectangles, in mmdet's own layout."""
+    """Return an image of noise with random rectangles, in mmdet's own layout."""
     generator = np.random.default_rng(seed)
     masks = np.zeros((num_targets, *size), np.uint8)
     for mask in masks:
@@ -111,27 +110,24 @@ def test_the_weights_are_below_the_usual_prefixes():
     assert not [name for name in names if 'is_thing' in name]
 
 
+# Settings of the head, and the numbers of targets of two images.
 EDGE_CASES = {
-    'one class': ({'num_classes': 1}, 3),
-    'two classes': ({'num_classes': 2}, 3),
-    '20 queries': ({'num_queries': 20}, 3),
-    'nothing in the batch': ({}, 0),
-    '300 targets, 100 queries': ({'num_queries': 100}, 300),
-    'no things': ({'thing_ids': []}, 3),
+    'one class': ({'num_classes': 1}, (3, 3)),
+    'two classes': ({'num_classes': 2}, (3, 3)),
+    '20 queries': ({'num_queries': 20}, (3, 3)),
+    'no target': ({}, (0, 0)),
+    'one image without a target': ({}, (0, 4)),
+    '300 targets, 100 queries': ({'num_queries': 100}, (300, 300)),
+    'no things': ({'thing_ids': []}, (3, 3)),
 }
 
 
 @pytest.mark.parametrize('case', EDGE_CASES)
 def test_edge_cases_train_and_predict(case):
     settings, num_targets = EDGE_CASES[case]
-    model = build_detector(**settings)
-    num_classes = settings.get('num_classes', 5)
-    check_training_and_prediction(model, two_images(num_targets, num_classes))
-
-
-def test_a_image_without_targets_beside_one_with_some():
-    images = [noise_image((40, 60), num_targets, seed=num_targets) for num_targets in (0, 4)]
-    check_training_and_prediction(build_detector(), batch(images))
+    classes = settings.get('num_classes', 5)
+    images = [noise_image((40, 60), n, classes, seed) for seed, n in enumerate(num_targets)]
+    check_training_and_prediction(build_detector(**settings), batch(images))
 
 
 @pytest.mark.cuda
@@ -140,7 +136,7 @@ def test_trains_and_predicts_on_a_gpu():
 
 
 def test_crowd_only(tmp_path):
-    """mmdet's own loading and packing of a image that has nothing but a crowd region."""
+    """An image with a crowd region only has no target; mmdet loads and packs it."""
     record = json.loads((COCO / 'annotations/instances_train.json').read_text())
     image = record['images'][0]
     crowd = next(a for a in record['annotations'] if a['image_id'] == image['id'])
@@ -182,7 +178,7 @@ def check_training_and_prediction(model, data):
 
 
 def coco_instances(annotations):
-    """mmdet's ``CocoDataset`` with mmdet's transforms only."""
+    """Return mmdet's ``CocoDataset`` with mmdet's transforms only."""
     init_default_scope('mmdet')
     return DATASETS.build(
         {
@@ -200,46 +196,8 @@ def coco_instances(annotations):
     )
 
 
-def coco_polygons(tmp_path):
-    """The first four images with polygons, one of them in two parts, in the place of RLE."""
-    import cv2
-    from pycocotools import mask as coco_mask
-
-    record = json.loads((COCO / 'annotations/instances_train.json').read_text())
-    record['images'] = record['images'][:4]
-    kept = {image['id'] for image in record['images']}
-    annotations = []
-    for annotation in record['annotations']:
-        if annotation['image_id'] in kept and not annotation['iscrowd']:
-            mask = coco_mask.decode(annotation['segmentation'])
-            contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-            parts = [c.flatten().tolist() for c in contours if len(c) > 2]
-            if parts:
-                annotations.append({**annotation, 'segmentation': parts})
-    record['annotations'] = annotations
-    path = tmp_path / 'polygons.json'
-    path.write_text(json.dumps(record))
-    return path
-
-
-@pytest.mark.parametrize('kind', ['bitmaps', 'polygons'])
-def test_mmdet_s_own_instance_data_trains(kind, tmp_path):
-    dataset = coco_instances(coco_polygons(tmp_path))
-    if kind == 'polygons':
-        dataset.pipeline.transforms[1].poly2mask = False
-    images = [dataset[index] for index in range(2)]
-    data = {key: [item[key] for item in images] for key in images[0]}
-    assert len(data['data_samples'][0].gt_instances) > 0
-    name = type(data['data_samples'][0].gt_instances.masks).__name__
-    assert name == {'bitmaps': 'BitmapMasks', 'polygons': 'PolygonMasks'}[kind]
-    model = build_detector(num_classes=80)
-    total, _ = model.parse_losses(losses_of(model, data))
-    assert torch.isfinite(total)
-    total.backward()
-
-
 def test_our_layout_and_mmdet_s_give_the_same_losses():
-    """Things and stuff without overlap, once as an index map, once as instances and a label map."""
+    """Segments as an index map, and the same ones as instances and a label map."""
     segment_map = torch.full((40, 60), -1)
     segment_map[:20, :30], segment_map[20:, :20], segment_map[30:, 40:] = 0, 1, 2
     labels = torch.tensor([1, 4, 0])  # a thing, then stuff in falling order
@@ -300,7 +258,7 @@ def assert_same(one, other):
 def test_images_of_different_sizes_are_treated_alone():
     """The batch pads to the larger image: both orders of the batch give the same results."""
     model = sharpen(build_detector(num_queries=20))
-    # Equal padded sizes, so that even alone a image is the same network input.
+    # Equal padded sizes: an image alone is the same network input.
     images = [noise_image((50, 90), 2, seed=1), noise_image((60, 70), 2, seed=2)]
     together = predict(model, batch(images), **SURE)
     for index, data in enumerate(images):
@@ -356,7 +314,7 @@ def test_instances_as_run_lengths_are_those_of_the_bitmaps():
     assert torch.equal(decoded.bool(), bitmaps.masks)
     for name in ('labels', 'scores', 'bboxes'):
         assert torch.equal(codes[name], bitmaps[name])
-    # What metrics and images read is the same.
+    # Metrics read the same from both.
     from mmseg_m2f.adapters.metrics.sample_fields import instances_of
 
     size = bitmaps.masks.shape[1:]
@@ -392,18 +350,12 @@ def test_nan_names_the_prediction_and_the_image():
         losses_of(model, two_images())
 
 
-def test_more_targets_than_queries_is_said_once(caplog):
+def test_more_targets_than_queries_warn_once(said):
     model = build_detector()
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(caplog.handler)
-    try:
-        for _ in range(2):
-            losses_of(model, two_images(num_targets=9))
-    finally:
-        logger.removeHandler(caplog.handler)
-    [record] = [r for r in caplog.records if 'queries' in r.message]
-    assert 'street_0.jpg has 9 targets, but the head has only 8 queries' in record.message
-    assert record.levelname == 'WARNING'
+    for _ in range(2):
+        losses_of(model, two_images(num_targets=9))
+    [line] = [line for line in said if 'queries' in line]
+    assert 'street_0.jpg has 9 targets, but the head has only 8 queries' in line
 
 
 @pytest.mark.parametrize(
@@ -419,9 +371,14 @@ def test_more_targets_than_queries_is_said_once(caplog):
         ({'num_classes': 1000}, r'fewer than 1000 classes.*panoptic_on=False'),
     ],
 )
-def test_mistakes_in_the_configuration_are_explained(settings, message):
+def test_mistakes_in_the_config_are_explained(settings, message):
     with pytest.raises(ValueError, match=message):
         build_detector(**settings)
+
+
+def test_a_thousand_classes_need_the_panoptic_map_off():
+    model = build_detector(num_classes=1000, test_cfg={'panoptic_on': False})
+    assert model.test_cfg == PostprocessConfig(panoptic_on=False)
 
 
 def test_the_detector_lists_its_keys_and_takes_no_train_cfg():
@@ -430,11 +387,6 @@ def test_the_detector_lists_its_keys_and_takes_no_train_cfg():
         MMDET_MODELS.build(
             {'type': 'mmseg_m2f.Mask2Former', 'backbone': {}, 'panoptic_head': head, 'train_cfg': 1}
         )
-
-
-def test_a_thousand_classes_are_fine_without_the_panoptic_map():
-    model = build_detector(num_classes=1000, test_cfg={'panoptic_on': False})
-    assert model.test_cfg == PostprocessConfig(panoptic_on=False)
 
 
 def test_the_resolved_configuration_builds_the_same_head_again():

@@ -1,4 +1,4 @@
-"""Which parameter learns how fast and decays how much."""
+"""Learning rate and weight decay of each kind of parameter."""
 
 import importlib
 
@@ -13,7 +13,7 @@ LR, DECAY = 1e-4, 0.05
 
 
 class EveryKind(nn.Module):
-    """One module of each kind that the recipe treats in its own way."""
+    """One module of each kind that the recipe knows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def build(model: nn.Module, paramwise_cfg: dict | None = None, **wrapper: object
 
 
 def settings(wrapper: OptimWrapper) -> dict[str, tuple[float, float]]:
-    """Parameter name -> (lr, weight decay)."""
+    """Return {parameter name: (lr, weight decay)}."""
     return {
         name: (group['lr'], group['weight_decay'])
         for group in wrapper.optimizer.param_groups
@@ -77,17 +77,15 @@ def settings(wrapper: OptimWrapper) -> dict[str, tuple[float, float]]:
 
 
 def test_official_groups() -> None:
-    got = settings(build(Network(), {'backbone_lr_mult': 0.1}))
+    model = Network()
+    wrapper = build(model)
     expected = {}
     for part, lr in (('backbone', LR * 0.1), ('head', LR)):
         expected |= {f'{part}.{name}': (lr, DECAY) for name in DECAYED}
         expected |= {f'{part}.{name}': (lr, 0.0) for name in UNDECAYED}
-    assert got == expected
-
-
-def test_every_parameter_once_in_four_groups_in_order_of_appearance() -> None:
-    model = Network()
-    groups = build(model).optimizer.param_groups
+    assert settings(wrapper) == expected
+    # Four groups, in the order of first appearance, with each parameter once.
+    groups = wrapper.optimizer.param_groups
     assert [(group['lr'], group['weight_decay']) for group in groups] == [
         (pytest.approx(1e-5), DECAY),
         (pytest.approx(1e-5), 0.0),
