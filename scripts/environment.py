@@ -20,7 +20,7 @@ class SetupError(Exception):
 
 
 def succeeds(command: List[str]) -> bool:
-    """Whether the command can be started and exits with status 0; its output is dropped."""
+    """Tell whether the command starts and exits with status 0. Its output is dropped."""
     null = subprocess.DEVNULL
     try:
         return subprocess.run(command, stdin=null, stdout=null, stderr=null).returncode == 0
@@ -46,19 +46,19 @@ class Environment:
         return os.path.join(ROOT, 'requirements', name + '.txt')
 
     def pin(self, distribution: str) -> str:
-        """The line of the stack's requirements that names ``distribution``."""
+        """Return the line of the stack's requirements that names ``distribution``."""
         with open(self.requirements(self.stack)) as file:
             return next(line.strip() for line in file if line.startswith(distribution))
 
     def installed(self, distribution: str) -> Optional[str]:
-        """The installed version. Read from a folder's name, which needs no new process."""
+        """Return the installed version, from the name of a folder: this needs no new process."""
         name = distribution.replace('-', '_')
         site = os.path.join(self.path, 'lib', 'python3*', 'site-packages')
         found = glob.glob(os.path.join(site, name + '-*.dist-info'))
         return os.path.basename(found[0])[len(name) + 1 : -len('.dist-info')] if found else None
 
     def query(self, code: str) -> Optional[str]:
-        """What a line of Python prints in the environment; None if it cannot run."""
+        """Return what a line of Python prints in the environment; None if it cannot run."""
         try:
             output = subprocess.check_output(
                 [self.python, '-c', code], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""What the set-up needs of the machine. A check raises SetupError: one sentence, with a remedy."""
+"""Checks of the machine before the set-up. Each raises SetupError: one sentence, with a remedy."""
 
 import os
 import shlex
@@ -70,7 +70,7 @@ def check_network(environment: Environment) -> None:
 
 
 def check_cuda_compiler(environment: Environment) -> None:
-    """A torch that sees a GPU makes mmcv compile CUDA code."""
+    """Check for nvcc if torch sees a GPU: mmcv then compiles CUDA code."""
     answer = environment.query(
         'import torch; from torch.utils.cpp_extension import CUDA_HOME; '
         'print(torch.cuda.is_available() and not CUDA_HOME and torch.version.cuda)'

@@ -40,7 +40,7 @@ def read_stamp(environment: Environment) -> Dict[str, Optional[str]]:
 
 
 def fingerprint(environment: Environment, torch: str) -> Dict[str, Optional[str]]:
-    """What was asked for, and the two versions whose mismatch breaks compiled operators."""
+    """Return what was asked for, and the two versions that compiled operators depend on."""
     names = ['build', environment.stack, 'constraints-' + environment.stack, 'test']
     digest = hashlib.sha256(ROOT.encode())
     for path in [*map(environment.requirements, names), os.path.join(ROOT, 'pyproject.toml')]:
@@ -92,13 +92,13 @@ def operators_work(environment: Environment) -> bool:
 
 
 def build_jobs() -> int:
-    """One compiler per core, as far as memory reaches: each takes up to 2 GB."""
+    """Return the number of compilers: one per core, as far as memory reaches (2 GB each)."""
     memory_gb = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
     return max(1, min(os.cpu_count() or 1, int(memory_gb // 2)))
 
 
 def install_mmcv(environment: Environment) -> None:
-    """Install mmcv and see its operators work; else compile them against the installed torch."""
+    """Install mmcv. If its operators do not work, compile them against the installed torch."""
     name = MMCV[environment.stack]
     pin = environment.pin(name + '==')
     variables = {

@@ -1,4 +1,4 @@
-"""What train.py and test.py share: the options every OpenMMLab tool has, and the config.
+"""The command line that the tools share: the options of OpenMMLab's tools, and the config.
 
 Nothing heavy is imported before the command line has been read, so that ``-h`` and a typing error
 are answered at once.
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class UsageError(Exception):
-    """What the user can put right, in one sentence."""
+    """A mistake that the user can put right, in one sentence."""
 
 
 class ConfigOptions(argparse.Action):
-    """``KEY=VALUE ...`` by MMEngine's rules."""
+    """Read ``KEY=VALUE ...`` by MMEngine's rules."""
 
     def __call__(
         self,
@@ -41,7 +41,7 @@ class ConfigOptions(argparse.Action):
 
 
 def create_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the config and the options all tools have."""
+    """Return a parser with the config and the options that all tools have."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -70,7 +70,7 @@ def create_parser(description: str) -> argparse.ArgumentParser:
 
 
 def add_min_matched(parser: argparse.ArgumentParser) -> None:
-    """``--min-matched``, for tools that load weights."""
+    """Add ``--min-matched``, for tools that load weights."""
     parser.add_argument(
         '--min-matched',
         type=_share,
@@ -89,19 +89,19 @@ def _share(text: str) -> float:
 
 
 def check_checkpoint(path: str, what: str) -> None:
-    """As `check_file`; a folder of Hugging Face is a checkpoint as well."""
+    """Raise UsageError if a checkpoint is missing. It may be a folder of Hugging Face."""
     if not Path(path).is_dir():
         check_file(path, what)
 
 
 def check_file(path: str, what: str) -> None:
-    """Raises UsageError if a local file is not there; addresses are left to MMEngine."""
+    """Raise UsageError if a local file is missing. Addresses are left to MMEngine."""
     if '://' not in path and not Path(path).is_file():
         raise UsageError(f'{what} not found: {path}')
 
 
 def load_config(args: argparse.Namespace) -> 'Config':
-    """The config with the command line worked in."""
+    """Read the config and apply the command line to it."""
     check_file(args.config, 'config')
     from mmengine.config import Config
 
@@ -117,7 +117,7 @@ def load_config(args: argparse.Namespace) -> 'Config':
 
 
 def build_runner(config: 'Config') -> 'Runner':
-    """MMEngine's runner, or the one the config names as ``runner_type``."""
+    """Build MMEngine's runner, or the one that the config names as ``runner_type``."""
     if config.launcher == 'pytorch':
         _start_cpu_processes(config)
     from mmengine.registry import RUNNERS
@@ -128,7 +128,7 @@ def build_runner(config: 'Config') -> 'Runner':
 
 @contextmanager
 def stop_at_bad_checkpoint(min_matched: float, other_classes: bool = True) -> Iterator[None]:
-    """Loads by these rules; a checkpoint that breaks them ends the program with one message."""
+    """End the program with one message if a checkpoint breaks the rules of loading."""
     from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
     from mmseg_m2f.adapters.checkpoints.rules import load_rules
 
@@ -147,7 +147,7 @@ def _start_cpu_processes(config: 'Config') -> None:
         return
     torch.distributed.init_process_group('gloo')
     if 'SyncBN' in str(config.model):
-        print('SyncBN needs GPUs: on the CPU every process normalises its own images (BN)')
+        print('SyncBN needs GPUs: on the CPU every process normalizes its own images (BN)')
         _replace_sync_bn(config.model)
     config.setdefault(
         'model_wrapper_cfg',
@@ -161,7 +161,7 @@ def _start_cpu_processes(config: 'Config') -> None:
 
 
 def _replace_sync_bn(config: dict[str, Any]) -> None:
-    """``type='SyncBN'`` to ``'BN'`` wherever it stands in ``config``."""
+    """Replace ``type='SyncBN'`` by ``'BN'`` wherever it stands in ``config``."""
     for key, value in config.items():
         if isinstance(value, dict):
             _replace_sync_bn(value)

@@ -28,7 +28,7 @@ def create_convert_parser() -> argparse.ArgumentParser:
         dest='source_layout',
         choices=['auto', *LAYOUTS, *BACKBONE_LAYOUTS],
         default='auto',
-        help='whose names the source has; by default they tell themselves',
+        help='whose names the source has; found from the names by default',
     )
     parser.add_argument(
         '--to',
@@ -48,10 +48,10 @@ def create_convert_parser() -> argparse.ArgumentParser:
 
 
 def convert(args: argparse.Namespace) -> str:
-    """Convert as told; the closing line.
+    """Convert as the arguments say, and return the closing line.
 
     Raises:
-        CheckpointError, ValueError, ImportError: as `convert_checkpoint`.
+        CheckpointError, ValueError, ImportError: see `convert_checkpoint`.
     """
     from mmseg_m2f.adapters.checkpoints.convert_file import convert_checkpoint
 

@@ -28,7 +28,7 @@ OURS = 'mask2former'
 
 
 def measure(task: Task, config: str, training: Training, *options: str) -> dict[str, Any]:
-    """Shares of one, so that measures of different origin read alike; None: it has none."""
+    """Test a model. Return its measures as shares of one, None for one that it does not have."""
     metrics = test(config, training, *options)
     measured = {
         name: round(metrics[key] / full, 4) if key in metrics else None
@@ -43,14 +43,14 @@ def measure(task: Task, config: str, training: Training, *options: str) -> dict[
 
 
 def measure_peer(task: Task, work_dir: Path, seconds: float, seed: int | None) -> dict[str, Any]:
-    """The same for the other head, with as many iterations as fit into ``seconds``."""
+    """Train and measure the other head, with as many iterations as fit into ``seconds``."""
     say(f"{task.library}'s own head: how many iterations it manages in the same time")
     training = train_for(task.peer_config, work_dir, seconds, seed)
     return measure(task, task.peer_config, training, '--show-dir', str(work_dir / 'images'))
 
 
 def confusion_matrix(label_dir: Path, prediction_dir: Path, num_classes: int) -> np.ndarray:
-    """Pixels by (ground truth, prediction); ignored ones are left out."""
+    """Count pixels by (ground truth, prediction), without ignored ones."""
     matrix = np.zeros((num_classes, num_classes), np.int64)
     for path in sorted(prediction_dir.glob('*.png')):
         truth = np.asarray(Image.open(label_dir / path.name)).astype(np.int64)
@@ -72,7 +72,7 @@ def write_per_class(path: Path, classes: Sequence[str], confusion: np.ndarray) -
 
 
 def best_constant(confusion: np.ndarray) -> float:
-    """The mIoU of one class everywhere: its share of the pixels, over the classes that occur."""
+    """Return the mIoU of predicting one class everywhere, over the classes that occur."""
     truth = confusion.sum(1)
     return float(truth.max() / truth.sum() / (truth > 0).sum())
 
@@ -86,7 +86,7 @@ def _spent(result: Mapping[str, Any]) -> str:
 
 
 def summary(task: Task, results: Mapping[str, Any]) -> str:
-    """A line for each model, a column for each measure."""
+    """Return a line for each model, with a column for each measure."""
     lines = rows(task, full_names(task), results, '{:.3f}'.format, _spent, width=8)
     if 'best_constant_mIoU' in results:
         lines.append(f'  {"best constant prediction":28}{results["best_constant_mIoU"]:8.3f}')
@@ -97,7 +97,7 @@ def summary(task: Task, results: Mapping[str, Any]) -> str:
 
 
 def add_label_maps(task: Task, dataset: Any, work_dir: Path, results: dict[str, Any]) -> None:
-    """The table per class, and what to compare a mIoU with, from the predicted label maps."""
+    """Write the table per class, and add what a mIoU compares with, from the label maps."""
     assert task.label_maps
     classes = json.loads((ROOT / dataset.data_root / 'classes.json').read_text())['classes']
     names = [entry['name'] for entry in classes]

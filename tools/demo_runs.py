@@ -1,4 +1,4 @@
-"""How the demo runs the other tools: their commands, their progress, what they leave behind."""
+"""Run the other tools for the demo: their commands, progress and results."""
 
 import json
 import os
@@ -28,11 +28,11 @@ STARTED = time.monotonic()
 
 
 class DemoError(Exception):
-    """What stopped the demo: a missing library, or a command and the end of its output."""
+    """The demo cannot go on: a library is missing, or a command failed."""
 
 
 class Training(NamedTuple):
-    """``seconds`` is the time within the iterations, without start, validation and saving."""
+    """A training; ``seconds`` is the time of its iterations, without validation and saving."""
 
     work_dir: Path
     iterations: int
@@ -45,7 +45,7 @@ def say(message: str) -> None:
 
 
 def run(command: Sequence[str], log: Path) -> None:
-    """Run a tool with its output in ``log``; of the training iterations some are shown."""
+    """Run a tool with its output in ``log``, and show some of the training iterations."""
     say('$ python ' + ' '.join(command))
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -87,7 +87,7 @@ def follow(output: Iterable[str], log: TextIO) -> None:
 def train(
     config: str, work_dir: Path, iterations: int | None = None, seed: int | None = None
 ) -> Training:
-    """Train by tools/train.py; ``iterations`` shortens or stretches the config's schedule."""
+    """Train by tools/train.py. ``iterations`` shortens or stretches the config's schedule."""
     command = ['tools/train.py', config, '--work-dir', str(work_dir)]
     settings = {} if seed is None else {'randomness.seed': seed}
     if iterations:
@@ -107,7 +107,7 @@ def train(
 
 
 def train_for(config: str, work_dir: Path, seconds: float, seed: int | None = None) -> Training:
-    """Train for as many iterations as fit into ``seconds``, by the pace of a short try."""
+    """Train for as many iterations as fit into ``seconds``; a short try tells the pace."""
     train(config, work_dir / 'probe', 2 * LOG_INTERVAL)
     # The first iterations warm up and do not count.
     pace = logged_training(work_dir / 'probe')[-1]['time']
@@ -117,7 +117,7 @@ def train_for(config: str, work_dir: Path, seconds: float, seed: int | None = No
 
 
 def logged_training(work_dir: Path) -> list[dict[str, Any]]:
-    """What the newest training logged every few iterations."""
+    """Return the lines that the newest training logged every few iterations."""
     log = newest(work_dir, '*/vis_data/scalars.json').read_text()
     return [line for line in map(json.loads, log.splitlines()) if 'loss' in line]
 
@@ -127,7 +127,7 @@ def newest(folder: Path, pattern: str) -> Path:
 
 
 def test(config: str, training: Training, *options: str) -> dict[str, float]:
-    """The metrics of the trained model by tools/test.py."""
+    """Test the trained model by tools/test.py and return its metrics."""
     checkpoint = (training.work_dir / 'last_checkpoint').read_text().strip()
     work_dir = training.work_dir / 'test'
     command = ['tools/test.py', config, checkpoint, '--work-dir', str(work_dir), *options]

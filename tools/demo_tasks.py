@@ -1,4 +1,4 @@
-"""What the demo trains and measures for each task, and the head of OpenMMLab it compares with."""
+"""The tasks of the demo: configs, measures, and the head of OpenMMLab to compare with."""
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -6,17 +6,20 @@ from typing import Any, NamedTuple
 
 
 class Measure(NamedTuple):
-    """``key`` is the metric in the log of tools/test.py, ``full`` its highest value there."""
+    """A metric: its ``key`` in the log of tools/test.py and its highest value there, ``full``."""
 
     key: str
     full: float
 
 
 class Task(NamedTuple):
-    """``results`` is the folder of the predictions, ``label_maps`` that of the label maps in it.
+    """A task of the demo.
 
-    ``library`` has the framework the task runs in and the other head; ``peer_needs`` is what that
-    head imports besides.
+    Attributes:
+        library: the framework that the task runs in; it has the other head.
+        peer_needs: the library that the other head imports besides.
+        results: the folder of the predictions.
+        label_maps: the folder of the predicted label maps.
     """
 
     config: str
@@ -29,7 +32,7 @@ class Task(NamedTuple):
 
     @property
     def headline(self) -> list[str]:
-        """The measures the summary shows."""
+        """Return the measures that the summary shows."""
         return [name for name in ('mIoU', 'PQ', 'AP') if name in self.measures]
 
 
@@ -84,7 +87,7 @@ def rows(
     spent: Callable[[Any], str],
     width: int,
 ) -> list[str]:
-    """The headline's measures of each model in ``names``; ``shown`` and ``spent`` format them."""
+    """Return a line for each model in ``names``; ``shown`` and ``spent`` format its numbers."""
     lines = [f'  {"":28}' + ''.join(f'{name:>{width}}' for name in task.headline)]
     for key, name in names.items():
         result = results[key]
@@ -99,7 +102,7 @@ def rows(
 
 
 def why_not(name: str) -> str | None:
-    """What the task lacks in this environment, in one sentence."""
+    """Return a sentence about the library that the task lacks here, None if it lacks none."""
     library = TASKS[name].library
     if find_spec(library) is not None:
         return None
@@ -111,7 +114,7 @@ def why_not(name: str) -> str | None:
 
 
 def why_no_peer(name: str, skip: bool) -> str | None:
-    """Why the other head is left out."""
+    """Return why the other head is left out, None if it is not."""
     if skip:
         return '--skip-peer was given'
     task = TASKS[name]

@@ -23,7 +23,7 @@ SPLITS = ('train', 'val')
 
 
 class Command(NamedTuple):
-    """``function`` is in ``prepare/<module>.py``; ``root`` is where the configs look."""
+    """A data set and task: a function of ``prepare/<module>.py``, the folder of the configs."""
 
     module: str
     function: str
@@ -103,7 +103,7 @@ def _cores() -> int:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Make the splits; a line for each, and one for all."""
+    """Make the splits and print a line for each, and one for all."""
     from prepare.progress import clock, say
 
     command = COMMANDS[args.command]

@@ -12,7 +12,7 @@ KEPT_META = ('dataset_meta', 'head_config', 'iter', 'epoch', 'seed', 'mmengine_v
 
 
 def publish(source: str, target: str) -> int:
-    """Write ``target``; the number of tensors in it.
+    """Write ``target`` and return the number of tensors in it.
 
     Raises:
         CheckpointError: ``source`` is no checkpoint or asks for more than plain values.

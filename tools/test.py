@@ -59,7 +59,7 @@ def create_test_parser() -> argparse.ArgumentParser:
 
 
 def is_detector(config: 'Config') -> bool:
-    """Whether the model is one of mmdet's kind: instances, panoptic segments; else mmseg's."""
+    """Tell whether the model is a detector (instances, panoptic segments) or a segmentor."""
     from mmengine.registry import MODELS
 
     from mmseg_m2f.adapters.models.lazy import build_detector
@@ -118,7 +118,7 @@ def add_hooks(config: 'Config', out: str | None, show_dir: str | None) -> None:
 
 
 def has_ground_truth(config: 'Config') -> bool:
-    """Whether the test dataset says where its ground truth is (a wrapper's is not looked into)."""
+    """Tell whether the test data set has ground truth. Wrappers of data sets are not opened."""
     dataset = config.test_dataloader.dataset
     if not is_detector(config):
         return 'data_prefix' not in dataset or bool(dataset.data_prefix.get('seg_map_path'))

@@ -48,7 +48,7 @@ def set_resume(config: 'Config', resume: str | None) -> None:
 
 
 def enable_amp(config: 'Config') -> None:
-    """Mixed precision for a config made without it; other settings of it are kept."""
+    """Switch mixed precision on; other settings of the optimizer wrapper are kept."""
     wrapper = config.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
     if kind not in AMP_CAPABLE:

@@ -1,4 +1,4 @@
-"""Tiny rows, dumped as a user's configs and trained once by tools/train.py."""
+"""Small configs, written as a user's files and trained once by tools/train.py."""
 
 import os
 import re
@@ -30,7 +30,7 @@ class Trained(NamedTuple):
 
 
 def run(*command: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A command in the environment of the tests, one thread, all output together."""
+    """Run a command in the environment of the tests with one thread; errors join the output."""
     scripts = Path(sys.executable).parent
     environment = {
         **os.environ,
@@ -51,14 +51,14 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> subprocess.Complet
 
 
 def run_tool(name: str, *arguments: str | Path, cwd: Path) -> str:
-    """The output of a tool that has to succeed."""
+    """Run a tool that has to succeed, and return its output."""
     done = run(sys.executable, TOOLS / name, *arguments, cwd=cwd)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 def metrics(output: str) -> dict[str, str]:
-    """The numbers of the last test or validation, none of them 0 whatever the weights."""
+    """Return the metrics of the last test or validation; those of labels must not be 0."""
     found = dict(re.findall(r'(aAcc|mIoU|mAcc|coco\S+): (-?[\d.]+)', output))
     for name in ('aAcc', 'mIoU', 'mAcc'):
         assert float(found[name]) > 0, output
@@ -66,9 +66,9 @@ def metrics(output: str) -> dict[str, str]:
 
 
 def write_weights(config: Path, photo: Path, present: Sequence[int]) -> Path:
-    """A checkpoint beside ``config`` that tells parts of ``photo`` apart, as classes ``present``.
+    """Write a checkpoint beside ``config`` that finds several of the classes in ``photo``.
 
-    Models as they are initialised, or trained for two iterations, are all alike: right nowhere.
+    A model that is new or trained for two iterations is right nowhere, so its metrics tell nothing.
     """
     from mmengine import Config
     from mmengine.registry import MODELS, DefaultScope
@@ -93,7 +93,7 @@ def write_weights(config: Path, photo: Path, present: Sequence[int]) -> Path:
 
 
 def foreign_file(trained: Trained, layout: str) -> Path:
-    """The trained weights as another project saves them."""
+    """Write the trained weights as another project saves them."""
     from mmseg_m2f.adapters.checkpoints.convert_file import SUFFIXES, convert_checkpoint
 
     path = trained.folder / f'{layout}{SUFFIXES[layout]}'
@@ -104,7 +104,7 @@ def foreign_file(trained: Trained, layout: str) -> Path:
 
 @pytest.fixture(scope='session')
 def row(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The config file of a reduced row whose photos and label maps lie beside it."""
+    """Write the config of a reduced row, with photos and label maps beside it."""
     from mmengine import Config
 
     from tests.reduced import reduce_config
@@ -132,7 +132,7 @@ def trained(row: Path) -> Trained:
 
 @pytest.fixture(scope='session')
 def panoptic_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The panoptic demo's config on a few of its photos, with a smaller model."""
+    """Write the panoptic demo's config with a few of its photos and a smaller model."""
     pytest.importorskip('mmdet')
     from mmengine import Config
 

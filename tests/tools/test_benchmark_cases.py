@@ -1,4 +1,4 @@
-"""What the benchmarks compare, on small images in this process; nothing is timed."""
+"""The comparisons of the benchmarks, on small images in this process. Nothing is timed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A user's own parts train from a config, as the documentation shows them."""
+"""The example of a user's own parts in the documentation trains from a config."""
 
 import json
 

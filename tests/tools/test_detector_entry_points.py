@@ -1,4 +1,4 @@
-"""What mmdet ships for every model works with ours: inference API, inferencer, visualizer."""
+"""mmdet's inference API, inferencer and visualizer work with our models."""
 
 import json
 import sys
@@ -146,14 +146,14 @@ def test_inferencer_draws_above_the_score_threshold_only(inferencer: DetInferenc
     assert np.abs(everything.astype(int) - original).mean() > 10
 
 
-def test_visualisation_of_a_panoptic_map_of_nothing(inferencer: DetInferencer) -> None:
+def test_an_empty_panoptic_map_is_drawn(inferencer: DetInferencer) -> None:
     inferencer.model.test_cfg = {'object_mask_thr': 1.0, 'semantic_on': False}
     result = inferencer(str(PHOTOS[0]), pred_score_thr=1.0, return_vis=True)
     assert result['visualization'][0].shape == (*SIZES[0], 3)
     assert not result['predictions'][0]['panoptic_seg'].any()
 
 
-def test_a_palette_that_is_but_a_name(files: tuple[str, str]) -> None:
+def test_a_palette_may_be_a_name(files: tuple[str, str]) -> None:
     inferencer = DetInferencer(*files, device='cpu', palette='random', show_progress=False)
     result = inferencer(str(PHOTOS[0]), return_vis=True)
     assert result['visualization'][0].shape == (*SIZES[0], 3)

@@ -74,7 +74,7 @@ def test_mmdet_tests_a_config_of_ours_on_an_official_file(trained_panoptic: Trai
 
 @ONLY_ONEDL
 def test_our_tools_train_through_mim(trained: Trained, tmp_path):
-    """From the editable clone of the set-up."""
+    """mim finds the tools of the editable installation."""
     arguments = ['--work-dir', tmp_path, '--cfg-options', *SHORT]
     output = mim('train', 'mmseg_m2f', trained.config, *arguments, cwd=trained.folder)
     script = re.search(r'Training command is \S+ (\S+)', output)[1]
@@ -84,7 +84,7 @@ def test_our_tools_train_through_mim(trained: Trained, tmp_path):
 
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory) -> Path:
-    """A folder with the package installed in the ordinary way, wheel and all."""
+    """A folder with the package installed from a wheel."""
     source, target = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('installed')
     for name in ('pyproject.toml', 'README.md', 'LICENSE', 'model-index.yml'):
         shutil.copy(ROOT / name, source)

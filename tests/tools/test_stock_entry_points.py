@@ -1,4 +1,4 @@
-"""What mmseg ships for every model works with ours: inference API, inferencer, analysis tools."""
+"""mmseg's inference API, inferencer and analysis tools work with our models."""
 
 import sys
 from pathlib import Path

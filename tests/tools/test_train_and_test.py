@@ -1,4 +1,4 @@
-"""tools/train.py and tools/test.py, the way users call them."""
+"""tools/train.py and tools/test.py as users call them."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from tests.tools.conftest import ROOT, TOOLS, Trained, run, run_tool
 
 @pytest.fixture
 def load_tool(monkeypatch):
-    """A tool as a module, its neighbours importable as when it is run."""
+    """Load a tool as a module that can import its neighbours, as when it is run."""
     monkeypatch.syspath_prepend(str(TOOLS))
 
     def load(name: str):
@@ -126,8 +126,7 @@ def test_tta_needs_the_config_to_define_it(load_tool):
         ('mmdet_r18_facade-instance.py', True),
     ],
 )
-def test_the_models_type_decides_what_is_saved(load_tool, path, expected):
-    """Ours, mmseg's and mmdet's alike."""
+def test_the_type_of_the_model_decides_what_is_saved(load_tool, path, expected):
     pytest.importorskip('mmdet' if expected else 'mmseg')
     test = load_tool('test')
     config = Config.fromfile(ROOT / 'configs/demo' / path)
@@ -149,7 +148,7 @@ def test_tta_of_a_detector_is_refused(load_tool, panoptic_row):
 def without_annotations(
     folder: Path, name: str = 'panoptic_val.json', **more: list[object]
 ) -> Path:
-    """The facade photos for validation as a test set: images, categories and ``more``."""
+    """Write the validation photos as a test set: images, categories and ``more``."""
     known = json.loads((ROOT / 'data/tiny/facade/annotations' / name).read_text())
     path = folder / 'image_info.json'
     path.write_text(json.dumps({key: known[key] for key in ('images', 'categories')} | more))
@@ -157,7 +156,7 @@ def without_annotations(
 
 
 def records_of(config: Config) -> list[dict]:
-    """The records of the data set that a test would build."""
+    """Return the records of the data set that a test would build."""
     from mmengine.registry import DATASETS, DefaultScope
 
     import mmseg_m2f.adapters  # noqa: F401 - registers ours

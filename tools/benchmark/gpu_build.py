@@ -1,9 +1,9 @@
 """Install mmcv with deformable attention as its only compiled operator (about a minute).
 
-    python tools/gpu_smoke_build.py onedl_mmcv-2.3.6.tar.gz SITE
+    python tools/benchmark/gpu_build.py onedl_mmcv-2.3.6.tar.gz SITE
 
-unpacks mmcv into the folder SITE and compiles for the GPU of this machine, or for the CPU, where
-the operator then only exists by name.
+It unpacks mmcv into the folder SITE and compiles for the GPU of this machine. Without a GPU the
+operator exists only by name.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def left_out_names(mmcv: Path) -> list[str]:
-    """The extension functions that mmcv's Python code asks for, without those that are built."""
+    """List the functions that mmcv's Python code asks of its extension and that are not built."""
     names: set[str] = set()
     for path in mmcv.glob('ops/**/*.py'):
         for names_text in re.findall(r"load_ext\(\s*'_ext',\s*\[(.*?)\]", path.read_text(), re.S):
@@ -41,7 +41,7 @@ def compile_extension(mmcv: Path, build: Path) -> Path:
     """Compile the reduced ``_ext`` in the folder ``build`` and return the library's path."""
     (build / 'left_out.inc').write_text(''.join(f'"{name}",\n' for name in left_out_names(mmcv)))
     csrc = mmcv / 'ops' / 'csrc'
-    sources = [Path(__file__).with_name('gpu_smoke_ext.cpp'), csrc / 'pytorch/ms_deform_attn.cpp']
+    sources = [Path(__file__).with_name('gpu_ext.cpp'), csrc / 'pytorch/ms_deform_attn.cpp']
     flags = []
     if torch.cuda.is_available():
         sources.append(csrc / 'pytorch/cuda/ms_deform_attn_cuda.cu')

@@ -1,6 +1,6 @@
 // A reduced mmcv._ext: deformable attention works, every other operator is a name that explains.
 //
-// mmcv.ops asks for all names of its extension at import. left_out.inc, which gpu_smoke_build.py
+// mmcv.ops asks for all names of its extension at import. left_out.inc, which gpu_build.py
 // writes, lists those that are not compiled.
 #include <torch/extension.h>
 

@@ -1,1 +1,1 @@
-"""From the data sets as they are downloaded to what the configs read."""
+"""Conversions of downloaded data sets to the files that the configs read."""

@@ -27,14 +27,14 @@ FOLDERS = {'train': 'training', 'val': 'validation'}
 
 
 class Instances(NamedTuple):
-    """``ids`` ``(height, width)``, 0 none; ``categories`` from these ids to 1..100."""
+    """Instance ids ``(height, width)``, 0 for none, and the category 1..100 of each id."""
 
     ids: 'np.ndarray'
     categories: dict[int, int]
 
 
 def make_panoptic(root: Path, out: Path, splits: Sequence[str], workers: int) -> Iterator[Outcome]:
-    """``ade20k_panoptic_{train,val}.json`` and the PNG files in the folders of the same names."""
+    """Make ``ade20k_panoptic_{train,val}.json`` and the PNG files in folders of these names."""
     from mmseg_m2f.metadata import load_metadata
 
     metadata = load_metadata('ade20k')
@@ -48,7 +48,7 @@ def make_panoptic(root: Path, out: Path, splits: Sequence[str], workers: int) ->
 
 
 def make_instance(root: Path, out: Path, splits: Sequence[str], workers: int) -> Iterator[Outcome]:
-    """``ade20k_instance_{train,val}.json`` in COCO's format."""
+    """Make ``ade20k_instance_{train,val}.json`` in COCO's format."""
     from mmseg_m2f.metadata import load_metadata
 
     metadata = load_metadata('ade20k_instance')
@@ -69,7 +69,7 @@ def _plan(
     categories: list[Json],
     convert: Callable[[Image], Record],
 ) -> list[Split]:
-    """Looks everything up before anything is written."""
+    """Look everything up before anything is written."""
     names = ', '.join(f'{folder}/' for folder in folders)
     layout = Layout(root, f'{names} each with training/*, validation/*')
     plan = []
@@ -103,9 +103,9 @@ def _plan(
 
 
 def panoptic_record(stuff: Sequence[int], thing_categories: Sequence[int], image: Image) -> Record:
-    """Stuff from the semantic map, over it the instances.
+    """Write the id map of an image: stuff from the semantic map, and instances over it.
 
-    As in the official preparation, area and box of stuff are those before instances cover it, and
+    Like in the official preparation, area and box of stuff are those before instances cover it, and
     a thing's pixels in the semantic map that no instance claims are void.
     """
     import numpy as np
@@ -138,7 +138,7 @@ def panoptic_record(stuff: Sequence[int], thing_categories: Sequence[int], image
 
 
 def instance_record(thing_categories: Sequence[int], image: Image) -> Record:
-    """Each instance as a mask."""
+    """Return the record of an image with each instance as a mask."""
     photo, instance_path = image.sources
     size = read_size(photo)
     instances = _read_instances(instance_path, size, len(thing_categories))
@@ -166,7 +166,7 @@ def _segment(number: int, category: int, area: int, bbox: list[int]) -> Json:
 
 
 def _read_instances(path: Path, size: tuple[int, int], num_categories: int) -> Instances:
-    """Red is the category, green the number of the instance within the image, 0 none."""
+    """Read an instance map: red is the category, green the number of the instance, 0 none."""
     import numpy as np
 
     pixels = read_map(path)

@@ -1,4 +1,4 @@
-"""One JSON file for each split, from one record for each image; interrupted work goes on.
+"""Write one JSON file for each split from one record for each image. Interrupted work goes on.
 
 The records are kept beside the JSON file, in ``NAME.json.part``, until that file is whole. No step
 holds more than one record in memory; only a finished file that is to be checked is read at once.
@@ -25,7 +25,7 @@ Json = dict[str, Any]
 
 
 class Image(NamedTuple):
-    """``name`` identifies it; ``file_name`` stands in the JSON; ``target`` is the PNG to write."""
+    """An image: its id ``name``, the ``file_name`` for the JSON, the PNG to write (``target``)."""
 
     name: str
     file_name: str
@@ -34,9 +34,9 @@ class Image(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What the JSON says of a image: its image, and its annotations without ids.
+    """The entries of an image in the JSON file, annotations without ids.
 
-    ``written`` tells whether its PNG had to be written.
+    ``written`` tells whether the PNG had to be written.
     """
 
     image: Json
@@ -45,7 +45,7 @@ class Record(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What was made of a split; ``kept`` images were finished before."""
+    """The result of a split; ``kept`` images were finished before."""
 
     images: int
     segments: int
@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """``numbered``: COCO's instance format, where annotations and images are numbered from 1."""
+    """A split to make; ``numbered``: ids count from 1, which is COCO's instance format."""
 
     name: str
     path: Path
@@ -67,7 +67,7 @@ class Split:
 
 
 def panoptic_categories(metadata: 'DatasetMetadata') -> list[Json]:
-    """As COCO's panoptic format has them, in the order of the classes."""
+    """Return the categories in COCO's panoptic format, in the order of the classes."""
     columns = zip(metadata.category_ids, metadata.classes, metadata.palette, strict=True)
     return [
         {
@@ -81,13 +81,13 @@ def panoptic_categories(metadata: 'DatasetMetadata') -> list[Json]:
 
 
 def instance_categories(metadata: 'DatasetMetadata') -> list[Json]:
-    """As COCO's instance format has them, in the order of the classes."""
+    """Return the categories in COCO's instance format, in the order of the classes."""
     columns = zip(metadata.category_ids, metadata.classes, strict=True)
     return [{'id': category_id, 'name': name} for category_id, name in columns]
 
 
 def make(split: Split, workers: int) -> Outcome:
-    """Make what is not there yet."""
+    """Make what is missing of a split."""
     found = _finished(split)
     if found is not None:
         lost = [image for image in split.images if not _has_png(image)]
@@ -113,7 +113,7 @@ def make(split: Split, workers: int) -> Outcome:
 
 
 class Journal:
-    """The finished records: a line each, ``name TAB record``, after a line that tells whose."""
+    """The file of finished records: a heading, then lines of ``name TAB record``."""
 
     def __init__(self, split: Split) -> None:
         self.path = split.path.with_name(f'{split.path.name}.part')
@@ -150,7 +150,7 @@ class Journal:
         return name in self._offsets
 
     def add(self, name: str, record: Record) -> None:
-        """Safe against an interrupt from now on."""
+        """Write a record at once, so that an interrupt does not lose it."""
         line = json.dumps([record.image, record.annotations], sort_keys=True)
         self._file.seek(0, os.SEEK_END)
         self._offsets[name] = self._file.tell()
@@ -158,7 +158,7 @@ class Journal:
         self._file.flush()
 
     def records(self, names: Iterable[str]) -> Iterator[Record]:
-        """In the order of the names."""
+        """Yield the records in the order of the names."""
         for name in names:
             self._file.seek(self._offsets[name])
             image, annotations = json.loads(self._file.readline().partition(b'\t')[2])
@@ -166,7 +166,7 @@ class Journal:
 
 
 def _finished(split: Split) -> Json | None:
-    """The JSON file that is there, if it is of these images and categories."""
+    """Return the existing JSON file if it is of these images and categories."""
     if not split.path.is_file():
         return None
     # Other tools name the photos differently in the panoptic format, but agree on the ids.
@@ -203,7 +203,7 @@ def _outcome(split: Split, found: Json, new: int) -> Outcome:
 
 
 def _write_json(split: Split, journal: Journal) -> int:
-    """Write the JSON file; the number of segments in it."""
+    """Write the JSON file and return the number of segments in it."""
     names = [image.name for image in split.images]
     entries = _numbered if split.numbered else _panoptic
     segments = 0
@@ -247,7 +247,7 @@ def _panoptic(records: Iterable[Record], images: Sequence[Image]) -> Iterator[tu
 def write_dataset(
     path: Path, annotations: Iterable[Json], categories: list[Json], images: Iterable[Json]
 ) -> None:
-    """A JSON file with an entry on each line, sorted keys, and nothing that depends on the time."""
+    """Write a JSON file: an entry on each line, sorted keys, nothing that depends on the time."""
     info = {'description': MADE_BY, 'version': str(FORMAT)}
     with replacing(path, 'w') as file:
         for key, entries in (

@@ -35,7 +35,7 @@ LARGEST_ID = 33_999
 
 
 def make_panoptic(root: Path, out: Path, splits: Sequence[str], workers: int) -> Iterator[Outcome]:
-    """``gtFine/cityscapes_panoptic_{train,val}.json`` and the folders of PNG files."""
+    """Make ``gtFine/cityscapes_panoptic_{train,val}.json`` and the folders of PNG files."""
     from mmseg_m2f.metadata import load_metadata
 
     metadata = load_metadata('cityscapes')
@@ -47,7 +47,7 @@ def make_panoptic(root: Path, out: Path, splits: Sequence[str], workers: int) ->
 
 
 def make_instance(root: Path, out: Path, splits: Sequence[str], workers: int) -> Iterator[Outcome]:
-    """``gtFine/cityscapes_instance_{train,val}.json`` in COCO's format."""
+    """Make ``gtFine/cityscapes_instance_{train,val}.json`` in COCO's format."""
     from mmseg_m2f.metadata import load_metadata
 
     metadata = load_metadata('cityscapes_instance')
@@ -65,7 +65,7 @@ def _plan(
     categories: list[Json],
     convert: Callable[[Image], Record],
 ) -> list[Split]:
-    """Looks everything up before anything is written."""
+    """Look everything up before anything is written."""
     layout = Layout(
         root,
         f'gtFine/{{train,val}}/CITY/*{IDS} and leftImg8bit/{{train,val}}/CITY/*{PHOTO}',
@@ -106,7 +106,7 @@ def _plan(
 
 
 def panoptic_record(labels: frozenset[int], things: frozenset[int], image: Image) -> Record:
-    """Segments in cityscapesScripts' format: their ids are the values of the instance map."""
+    """Return the segments of an image, with the ids that cityscapesScripts gives them."""
     import numpy as np
 
     ids = _read_ids(image.sources[0])
@@ -127,7 +127,7 @@ def panoptic_record(labels: frozenset[int], things: frozenset[int], image: Image
 
 
 def instance_record(labels: frozenset[int], image: Image) -> Record:
-    """Each instance, and each group as a crowd, as a mask."""
+    """Return the masks of an image: instances, and groups as crowds."""
     ids = _read_ids(image.sources[0])
     extents = {value: extent for value, extent in measure(ids).items() if _label(value) in labels}
     masks = encode_masks(ids, list(extents))

@@ -16,7 +16,7 @@ IGNORED = 255
 
 
 class LabelMap(NamedTuple):
-    """``segments`` are pairs of segment id and category id."""
+    """A label map to make; ``segments`` are pairs of segment id and category id."""
 
     source: Path
     target: Path
@@ -24,7 +24,7 @@ class LabelMap(NamedTuple):
 
 
 def make_semantic(root: Path, out: Path, splits: Sequence[str], workers: int) -> Iterator[Outcome]:
-    """``panoptic_semseg_{train,val}2017/*.png``: classes 0 to 132, 255 where there is none."""
+    """Make ``panoptic_semseg_{train,val}2017/*.png``: classes 0 to 132, 255 for none."""
     from mmseg_m2f.metadata import load_metadata
 
     category_ids = load_metadata('coco_panoptic').category_ids
@@ -75,7 +75,7 @@ def _shorten(entry: dict[str, Any]) -> Any:
 
 
 def make_label_map(class_of: dict[int, int], label_map: LabelMap) -> bool:
-    """Whether the file had to be written. Pixels of no listed segment are ignored."""
+    """Make a label map, 255 outside the segments, and return whether it had to be written."""
     import numpy as np
 
     source, target, segments = label_map

@@ -1,4 +1,4 @@
-"""Reading what was downloaded, and writing files that are either whole or not there."""
+"""Read what was downloaded, and write files that are either whole or missing."""
 
 import contextlib
 import json
@@ -17,42 +17,42 @@ PNG_END = b'\x00\x00\x00\x00IEND\xaeB`\x82'
 
 
 class Layout:
-    """The folder of a data set, and the sentence for what is missing in it."""
+    """The folder of a data set, which says in a sentence what is missing in it."""
 
     def __init__(self, root: Path, expected: str) -> None:
         self.root = root
         self.expected = expected
 
     def missing(self, path: Path, remark: str = '') -> UsageError:
-        """The error to raise for a path that should be there."""
+        """Return the error to raise for a missing path."""
         return UsageError(
             f'{path} is missing{remark}: expected in {self.root} are {self.expected} '
             '(docs/datasets.md tells where to get them)'
         )
 
     def folder(self, name: str) -> Path:
-        """Raises UsageError if it is not there."""
+        """Return a path below the root; raise UsageError if it is missing."""
         path = self.root / name
         if not path.is_dir():
             raise self.missing(path)
         return path
 
     def file(self, name: str) -> Path:
-        """Raises UsageError if it is not there."""
+        """Return a path below the root; raise UsageError if it is missing."""
         path = self.root / name
         if not path.is_file():
             raise self.missing(path)
         return path
 
     def names(self, folder: Path, ending: str) -> list[str]:
-        """The sorted names in a folder with this ending; none at all is an error."""
+        """Return the sorted names with this ending; raise UsageError if there are none."""
         names = list_names(folder, ending)
         if not names:
             raise self.missing(folder / f'*{ending}')
         return sorted(names)
 
     def require(self, folder: Path, names: Iterable[str]) -> None:
-        """Every one of these files, looked up by one listing of the folder."""
+        """Raise UsageError unless all of these files exist, by one listing of the folder."""
         there = list_names(folder, '')
         lost = [name for name in names if name not in there]
         if lost:
@@ -61,7 +61,7 @@ class Layout:
 
 
 def list_names(folder: Path, ending: str) -> set[str]:
-    """Names in a folder with this ending, hidden ones left out; none if there is no folder."""
+    """List the names in a folder with this ending, without hidden ones."""
     if not folder.is_dir():
         return set()
     with os.scandir(folder) as entries:
@@ -73,7 +73,7 @@ def list_names(folder: Path, ending: str) -> set[str]:
 
 
 def read_map(path: Path) -> 'np.ndarray':
-    """A label or id map as it is stored: ``(height, width)`` or ``(height, width, channels)``."""
+    """Read a label or id map: ``(height, width)`` or ``(height, width, channels)``."""
     import numpy as np
     from PIL import Image
 
@@ -85,7 +85,7 @@ def read_map(path: Path) -> 'np.ndarray':
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """``(height, width)`` from the head of the file."""
+    """Read ``(height, width)`` from the head of an image file."""
     from PIL import Image
 
     try:
@@ -96,7 +96,7 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def read_json(path: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """``hook`` may replace each object by something smaller while the file is read."""
+    """Read a JSON file; ``hook`` may replace each object by something smaller meanwhile."""
     try:
         with path.open(encoding='utf-8') as file:
             return json.load(file, object_hook=hook)
@@ -105,7 +105,7 @@ def read_json(path: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -
 
 
 def is_whole_png(path: Path) -> bool:
-    """Judged by the two ends of the file; the pixels are not decoded."""
+    """Tell whether a PNG file is whole, by its two ends. The pixels are not decoded."""
     try:
         with path.open('rb') as file:
             head = file.read(8)
@@ -117,7 +117,7 @@ def is_whole_png(path: Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
-    """A file under a temporary name that takes its place when the block ends without error."""
+    """Open a temporary file that takes its place when the block ends without error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'{path.name}.tmp')
     try:
@@ -130,7 +130,7 @@ def replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
 
 
 def write_png(path: Path, pixels: 'np.ndarray') -> None:
-    """``uint8``, ``(height, width)`` or ``(height, width, 3)``."""
+    """Write pixels: ``uint8``, ``(height, width)`` or ``(height, width, 3)``."""
     from PIL import Image
 
     with replacing(path, 'wb') as file:
@@ -138,7 +138,7 @@ def write_png(path: Path, pixels: 'np.ndarray') -> None:
 
 
 def keep_or_write_png(path: Path, pixels: 'np.ndarray') -> bool:
-    """Write the file unless it holds these very pixels; whether it was written."""
+    """Write the file unless it holds these pixels; return whether it was written."""
     import numpy as np
 
     if is_whole_png(path) and np.array_equal(read_map(path), pixels):

@@ -15,7 +15,7 @@ FOLDERS = {'train': 'training', 'val': 'validation'}
 
 
 class Content(NamedTuple):
-    """``dropped`` counts the segments of other categories; their pixels become void."""
+    """A file read; ``dropped`` counts segments of other categories, whose pixels become void."""
 
     annotations: list[Json]
     images: list[Json]
@@ -24,7 +24,7 @@ class Content(NamedTuple):
 
 
 def make_panoptic(root: Path, out: Path, splits: Sequence[str], workers: int) -> Iterator[Outcome]:
-    """``annotations/panoptic_{training,validation}.json``; the PNG files stay where they are."""
+    """Make ``annotations/panoptic_{training,validation}.json``; the PNG files stay in place."""
     from mmseg_m2f.metadata import load_metadata
 
     metadata = load_metadata('mapillary')
@@ -79,7 +79,7 @@ def _read(layout: Layout, folder: str, known: frozenset[int]) -> Content:
 
 
 def _write(path: Path, content: Content, categories: list[Json]) -> bool:
-    """Whether the file had to be written: one with this very content is left alone."""
+    """Write the file unless it has this content; return whether it was written."""
     new = path.with_name(f'{path.name}.new')
     write_dataset(new, content.annotations, categories, content.images)
     if path.is_file() and filecmp.cmp(new, path, shallow=False):

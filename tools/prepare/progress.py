@@ -1,4 +1,4 @@
-"""Work through many images with several processes, and say how far it is."""
+"""Convert many images with several processes, and show the progress."""
 
 import multiprocessing
 import os
@@ -18,18 +18,18 @@ QUEUED_PER_WORKER = 4
 
 
 def clock(seconds: float) -> str:
-    """As ``h:mm:ss``."""
+    """Format seconds as ``h:mm:ss``."""
     minutes, rest = divmod(round(seconds), 60)
     return f'{minutes // 60}:{minutes % 60:02}:{rest:02}'
 
 
 def say(message: str) -> None:
-    """Print it at once, also into a pipe."""
+    """Print a message at once, also into a pipe."""
     print(message, flush=True)
 
 
 def show_progress(name: str, results: Iterable[Result], total: int) -> Iterator[Result]:
-    """Hand the results on; a line every few seconds."""
+    """Pass the results on, and print a line every few seconds."""
     started = shown = time.monotonic()
     for done, result in enumerate(results, 1):
         yield result
@@ -44,7 +44,7 @@ def show_progress(name: str, results: Iterable[Result], total: int) -> Iterator[
 def convert_all(
     convert: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> Iterator[tuple[Item, Result]]:
-    """``convert`` of each item, in their order. Needs no memory for those already handed out."""
+    """Yield ``convert`` of each item in their order, and keep none of the results."""
     if workers <= 1 or len(items) <= 1:
         for item in items:
             yield item, convert(item)

@@ -7,14 +7,14 @@ if TYPE_CHECKING:
 
 
 class Extent(NamedTuple):
-    """``bbox`` is ``[x, y, width, height]`` in whole pixels."""
+    """Area and box of a segment; ``bbox`` is ``[x, y, width, height]`` in whole pixels."""
 
     area: int
     bbox: list[int]
 
 
 def measure(ids: 'np.ndarray') -> dict[int, Extent]:
-    """The extent of every id that occurs, in ascending order; 0 is none. ``ids`` are small."""
+    """Measure every id that occurs but 0, in ascending order. The ids must be small."""
     import numpy as np
 
     areas = np.bincount(ids.ravel())
@@ -39,14 +39,14 @@ def measure(ids: 'np.ndarray') -> dict[int, Extent]:
 
 
 def to_colors(ids: 'np.ndarray') -> 'np.ndarray':
-    """COCO's panoptic PNG: id = R + 256 G + 65536 B."""
+    """Write ids as the colors of COCO's panoptic PNG: id = R + 256 G + 65536 B."""
     import numpy as np
 
     return np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
 
 
 def from_colors(pixels: 'np.ndarray') -> 'np.ndarray':
-    """Ids of a panoptic PNG."""
+    """Read the ids from the colors of a panoptic PNG."""
     import numpy as np
 
     red, green, blue = (pixels[..., channel].astype(np.int32) for channel in range(3))
@@ -54,7 +54,7 @@ def from_colors(pixels: 'np.ndarray') -> 'np.ndarray':
 
 
 def encode_masks(ids: 'np.ndarray', wanted: list[int]) -> list[dict[str, Any]]:
-    """COCO's run-length encoding of the masks ``ids == value``."""
+    """Encode the masks ``ids == value`` by COCO's run lengths."""
     import numpy as np
     from pycocotools import mask as coco_mask
 
