@@ -20,7 +20,7 @@ Forward = Callable[..., Any]
 HEAD: dict[type, Forward] = {
     FeedForward: head.feed_forward,  # image 1.30, step 1.18
     MSDeformAttn: head.deformable_attention,  # image 1.11, step 1.05
-    ConvNorm: head.conv_norm,  # image 1.06, step 1.09
+    ConvNorm: head.conv_norm,  # image 1.06, step 1.09; with AVX2 code step 1.27
 }
 # Classes of both mmseg and mmdet, by their place in ``models.backbones``.
 BACKBONES: dict[str, Forward] = {

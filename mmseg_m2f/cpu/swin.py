@@ -53,7 +53,7 @@ def block(self: Any, x: Tensor, hw_shape: Sequence[int]) -> Tensor:
 
 
 def _may_run(module: nn.Module, x: Tensor, inner: Collection[type]) -> bool:
-    """As ``may_run``, and in evaluation mode: dropout and dropped paths are left out."""
+    """Tell the same as ``may_run``, for a module in evaluation mode, without dropout."""
     is_training = any(part.training for part in module.modules())
     return not torch.is_grad_enabled() and not is_training and may_run(module, x, inner)
 

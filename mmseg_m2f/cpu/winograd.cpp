@@ -1,12 +1,14 @@
-// 3 x 3 convolution with stride 1 and padding 1 by Winograd's F(4 x 4, 3 x 3), forward and backward.
+// 3 x 3 convolution with stride 1 and padding 1 by Winograd's F(4 x 4, 3 x 3), forward and
+// backward.
 //
-// A map is cut into tiles of 4 x 4 outputs, which 6 x 6 inputs determine. Both the inputs and the
-// weights are transformed (B^T d B, G g G^T), multiplied point by point, which over all channels is
-// one matrix product for each of the 36 points, and transformed back (A^T m A): 36 products a
-// channel for 16 outputs where the sum has 144. Source: Lavin and Gray, arXiv:1509.09308.
+// A map is cut into tiles of 4 x 4 outputs, each of which depends on 6 x 6 inputs. Inputs and
+// weights are transformed (B^T d B, G g G^T) and multiplied point by point: over all channels this
+// is one matrix product for each of the 36 points. The result is transformed back (A^T m A). So 16
+// outputs take 36 products a channel, where the sum has 144. Source: Lavin and Gray,
+// arXiv:1509.09308.
 //
-// Maps are in channels-last order. Tiles are worked on in batches whose transforms stay in the
-// caches. Every number is computed by one thread in an order that depends on the sizes only.
+// Maps are in channels-last order. A batch of tiles is small enough for its transforms to stay in
+// the caches. One thread computes a number, in an order that depends only on the sizes.
 
 #include <algorithm>
 #include <cstdint>
@@ -25,12 +27,12 @@ constexpr int kLanes = 4, kRows = 6;
 #endif
 constexpr int kColumns = 2 * kLanes;
 constexpr int kPoints = 36;
-// Floats of a batch of tiles, inputs and outputs together: 2 MiB, as the second caches of some
-// cores hold.
+// Floats of a batch of tiles, inputs and outputs together: 2 MiB, which fit into a core's cache.
 constexpr Index kBatchFloats = Index{1} << 19;
 // Below this the products of a batch are too small for their panels.
 constexpr Index kFewestTiles = 8 * kRows;
-// Strips that one thread takes at once: their rows stay in its cache while the panels pass.
+// Strips that a thread multiplies with all panels one after another, as their rows stay in its
+// cache.
 constexpr Index kStripsAtOnce = 4;
 
 // May lie anywhere and alias floats.
@@ -57,8 +59,8 @@ struct Sizes {
   }
 };
 
-// What a pass works on: the transforms of a batch of tiles, inputs and outputs, and those of the
-// weights. The caller brings the memory, as its allocator may keep it from one call to the next.
+// Sizes of the memory that a pass needs: the transforms of a batch of tiles, inputs and outputs,
+// and those of the weights. The caller allocates it.
 struct Workspace {
   Index in_row, out_row, in_plane, out_plane, weights;
 
@@ -67,8 +69,8 @@ struct Workspace {
   }
 };
 
-// For so many channels in. A row has a vector more than the channels: at a power of two rows would
-// share the sets of the cache.
+// Workspace for so many input channels. A row has one vector more than its channels: rows a power
+// of two apart would share the same sets of the cache.
 Workspace workspace_for(const Sizes& sizes, Index in) {
   const Index batch = sizes.tiles_of_batch(), columns = sizes.panels() * kColumns;
   const Index in_row = round_up(in, kLanes) + kLanes, out_row = columns + kLanes;
@@ -77,7 +79,7 @@ Workspace workspace_for(const Sizes& sizes, Index in) {
 
 Workspace workspace_of_forward(const Sizes& sizes) { return workspace_for(sizes, sizes.in); }
 
-// Whole strips: what pads the channels in is multiplied, too.
+// The input channels are padded to whole strips, and the padding is multiplied, too.
 Workspace workspace_of_backward(const Sizes& sizes) {
   return workspace_for(sizes, round_up(sizes.in, kRows));
 }
@@ -92,13 +94,13 @@ struct Place {
         left(tile % sizes.columns() * 4) {}
 };
 
-// The points are 0, +-kNear, +-kFar and infinity. Those of the paper, 1 and 2, are cheaper to
-// multiply with; these leave errors less than half as large, as the transforms' numbers are closer
-// to 1 (Barabasz et al., arXiv:1803.10986, on how points decide about errors).
+// The points are 0, +-kNear, +-kFar and infinity. The paper takes 1 and 2 for near and far, which
+// are cheaper to multiply with. With these the errors are less than half as large, as the
+// transforms' numbers are closer to 1 (Barabasz et al., arXiv:1803.10986).
 constexpr float kNear = 2 / 3.f, kFar = 3 / 2.f;
 constexpr float kNear2 = kNear * kNear, kFar2 = kFar * kFar;
 constexpr float kSum = kNear2 + kFar2, kProduct = kNear2 * kFar2;
-// Derivatives of the polynomial through the points, there: what the weights are divided by.
+// The weights are divided by the derivative of the polynomial with these roots, at each point.
 constexpr float kAtNear = 1 / (2 * kNear2 * (kNear2 - kFar2));
 constexpr float kAtFar = 1 / (2 * kFar2 * (kFar2 - kNear2));
 
@@ -175,7 +177,7 @@ inline void transform_both(const T (&given)[kFrom][kFrom], T (&result)[kTo][kTo]
   for (int y = 0; y < kTo; ++y) one(half[y], result[y]);
 }
 
-// A square of pixels whose top left is (top, left), zero outside of the map.
+// Load a square of pixels whose top left is (top, left); pixels outside the map are zero.
 template <int kSide>
 inline void gather(const float* map, const Sizes& sizes, Index channels, Index top, Index left,
                    Vector (&square)[kSide][kSide]) {
@@ -233,8 +235,8 @@ void outputs_of_tile(const float* from, Index plane, const float* bias, const Si
   }
 }
 
-// to (+)= a b: kRows rows of a, whose step along the sum and from row to row are given, times
-// kColumns columns of b.
+// Compute to = a b, or to += a b: kRows rows of a times kColumns columns of b. Either the rows of a
+// or the terms of the sum lie side by side; the others lie `stride` apart.
 template <bool kRowsContiguous>
 inline void multiply(Index depth, const float* a, Index stride, const float* b, Index next,
                      float* to, Index leading, bool add) {
@@ -260,13 +262,13 @@ inline void multiply(Index depth, const float* a, Index stride, const float* b, 
   }
 }
 
-// The weights (out, in, 3, 3) at these strides, in floats; the spatial ones may be negative.
+// The weights (out, in, 3, 3) and their strides in floats; the spatial strides may be negative.
 struct Weights {
   const float* at;
   Index out, in, row, column;
 };
 
-// The 9 taps of kLanes channels out for some channels in, lane by lane; what is beyond is zero.
+// Load the 9 taps of kLanes output channels for some input channels; channels beyond stay zero.
 constexpr Index kTapsAtOnce = 16;
 inline void taps_of_lanes(const Weights& weights, const Sizes& sizes, Index first, Index start,
                           float (&taps)[kTapsAtOnce][9][kLanes]) {
@@ -279,7 +281,7 @@ inline void taps_of_lanes(const Weights& weights, const Sizes& sizes, Index firs
     }
 }
 
-// kLanes columns of (point, panel, in, column of the panel).
+// Transform the weights of kLanes output channels to (point, panel, in, column of the panel).
 void weights_of_lanes(const Weights& weights, const Sizes& sizes, Index first, float* to) {
   const Index panel = first / kColumns, column = first % kColumns;
   float taps[kTapsAtOnce][9][kLanes] = {};
@@ -295,8 +297,8 @@ void weights_of_lanes(const Weights& weights, const Sizes& sizes, Index first, f
   }
 }
 
-// Gradients of the points (point, in, out) to those of the weights (out, in, 3, 3), for kLanes
-// channels out.
+// Transform the gradients of the points (point, in, out) to those of the weights (out, in, 3, 3),
+// for kLanes output channels.
 void gradients_of_weights(const float* points, Index plane, Index leading, Index first,
                           const Sizes& sizes, float* to) {
   for (Index c = 0; c < sizes.in; ++c) {
@@ -318,7 +320,7 @@ Sizes read_sizes(const Index* sizes) {
 
 extern "C" {
 
-// Channels that both kinds of maps must have a multiple of.
+// Input and output channels must be multiples of this number.
 int lanes() { return kLanes; }
 
 // Floats of the three parts of a workspace.
@@ -329,7 +331,7 @@ void backward_weight_floats(const Index* dims, Index* to) {
   workspace_of_backward(read_sizes(dims)).write_floats(to);
 }
 
-// y (batch, height, width, out) of x (batch, height, width, in); bias (out) may be null.
+// Compute y (batch, height, width, out) from x (batch, height, width, in); bias (out) may be null.
 void forward(const Index* dims, const float* x, const float* weight, const Index* strides,
              const float* bias, float* y, float* const* workspace, int threads) {
   const Sizes sizes = read_sizes(dims);
@@ -368,7 +370,7 @@ void forward(const Index* dims, const float* x, const float* weight, const Index
   }
 }
 
-// The gradient (out, in, 3, 3) of the weights, from x and the gradient of y.
+// Compute the gradient (out, in, 3, 3) of the weights from x and the gradient of y.
 void backward_weight(const Index* dims, const float* x, const float* grad, float* grad_weight,
                      float* const* workspace, int threads) {
   const Sizes sizes = read_sizes(dims);
@@ -376,7 +378,7 @@ void backward_weight(const Index* dims, const float* x, const float* grad, float
   const Index tiles = sizes.tiles(), batch = sizes.tiles_of_batch();
   const Index in_padded = round_up(sizes.in, kRows), out_padded = sizes.panels() * kColumns;
   float *inputs = workspace[0], *outputs = workspace[1], *points = workspace[2];
-  // What pads the rows is multiplied, too.
+  // The padding of the rows is multiplied, too.
   std::fill_n(inputs, kPoints * space.in_plane, 0.f);
   std::fill_n(outputs, kPoints * space.out_plane, 0.f);
 #pragma omp parallel num_threads(threads)

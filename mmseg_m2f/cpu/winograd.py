@@ -16,6 +16,8 @@ from mmseg_m2f.ops.native import Library
 
 LIBRARY = Library('winograd', __file__)
 
+# Without Winograd's algorithm a training step of the R50 model took 1.10 times as long (Zen 5 with
+# AVX-512; with AVX2 code 1.31), an image 1.06 to 1.08.
 # Below so many multiplications of the sum the transforms cost what the products save.
 FEWEST_MULTIPLICATIONS = 10**8
 

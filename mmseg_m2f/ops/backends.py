@@ -37,21 +37,21 @@ class BackendTable:
 
     @property
     def names(self) -> list[str]:
-        """Names in order of preference."""
+        """The names in order of preference."""
         return [backend.name for backend in self._backends]
 
     def register(self, backend: Backend) -> None:
-        """Put ``backend`` before all others; one of the same name is replaced."""
+        """Put ``backend`` before all others; replace one of the same name."""
         self._backends = [backend] + [b for b in self._backends if b.name != backend.name]
 
     def check_name(self, name: str) -> None:
-        """Raises ValueError unless ``name`` is ``'auto'`` or a registered back end."""
+        """Raise ValueError unless ``name`` is ``'auto'`` or a registered back end."""
         if name not in ('auto', *self.names):
             known = ', '.join(repr(known) for known in ['auto', *self.names])
             raise ValueError(f'{self.operator}: unknown back end {name!r}; known: {known}')
 
     def choose(self, name: str, *args: Any) -> Backend:
-        """The back end ``name``, or for ``'auto'`` the first that can run on ``args``.
+        """Return the back end ``name``, or for ``'auto'`` the first that can run on ``args``.
 
         Raises:
             ValueError: the name is unknown, or the named back end cannot run on ``args``.

@@ -1,4 +1,4 @@
-"""C++ sources compiled on first use and kept; a machine without a compiler is told why not."""
+"""C++ sources that are compiled on first use and kept in the user's cache."""
 
 import ctypes
 import functools
@@ -20,7 +20,7 @@ _FLOATING_POINT = ('-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast'
 
 
 class Library:
-    """One C++ source with a C interface, as a shared library.
+    """One C++ source with a C interface, built as a shared library.
 
     Args:
         name: stands in file names and messages.
@@ -33,18 +33,18 @@ class Library:
         self._outcome: tuple[ctypes.CDLL | None, str | None] | None = None
 
     def why_not(self) -> str | None:
-        """None if the library can be had; compiles it if need be. The reason is logged once."""
+        """Why there is no library, or None; compiles it if needed. A reason is logged once."""
         return self._load()[1]
 
     def loaded(self) -> ctypes.CDLL:
-        """The library. Raises RuntimeError with the reason of ``why_not``."""
+        """Return the library. Raises RuntimeError with the reason of ``why_not``."""
         library, objection = self._load()
         if library is None:
             raise RuntimeError(f'{self.name}: {objection}')
         return library
 
     def _load(self) -> tuple[ctypes.CDLL | None, str | None]:
-        """Library and None, or None and the reason; tried once."""
+        """Try once; return the library and None, or None and the reason."""
         if self._outcome is None:
             try:
                 self._outcome = ctypes.CDLL(str(self._built())), None
@@ -55,7 +55,7 @@ class Library:
         return self._outcome
 
     def _built(self) -> Path:
-        """Path of the library, compiled if the cache has none for this source and machine."""
+        """Return the path of the library; compile it unless the cache has it."""
         # PyTorch has loaded OpenMP already; the library uses the same one.
         command = [_compiler(), *_FLAGS, *_FLOATING_POINT, _for_this_processor(), '-fopenmp']
         path = _cache() / f'{self.name}-{self._key(command)}.so'
@@ -72,7 +72,7 @@ class Library:
 
     @staticmethod
     def _compile(command: list[str], path: Path) -> None:
-        # Under its own name first: of several processes none sees half a file.
+        # Written elsewhere and moved: other processes never see half a file.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             part = Path(folder) / path.name
             subprocess.run(
@@ -101,7 +101,7 @@ def _for_this_processor() -> str:
 
 @functools.cache
 def _processor() -> bytes:
-    """What tells processors apart that need other code, as in a cluster with a shared home."""
+    """Describe the processor: a cluster may share one cache among different ones."""
     description = Path('/proc/cpuinfo')
     if not description.exists():
         return f'{platform.machine()} {platform.processor()}'.encode()
@@ -112,7 +112,7 @@ def _processor() -> bytes:
 
 
 def _cache() -> Path:
-    """The user's cache folder. Others may not write there: what lies in it is run."""
+    """Return the user's cache folder. Others must not write there: its libraries are run."""
     base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     folder = Path(base) / 'mmseg_m2f'
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -123,7 +123,7 @@ def _cache() -> Path:
 
 
 def _reason(error: Exception) -> str:
-    """One line: the compiler's first complaint, else the error itself."""
+    """Return the compiler's first complaint, or else the error itself, as one line."""
     complaints = getattr(error, 'stderr', None) or str(error)
     lines = str(complaints).strip().splitlines()
     return next((line for line in lines if 'error' in line), lines[0] if lines else repr(error))

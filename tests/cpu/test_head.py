@@ -20,7 +20,7 @@ SHAPES = [(3, 4), (6, 8)]
 
 
 def arguments(part):
-    """What the part is called with; the first is its differentiable input."""
+    """Return the arguments of a call; the first is the differentiable input."""
     torch.manual_seed(1)
     if isinstance(part, ConvNorm):
         return [torch.randn(2, 32, 9, 7, requires_grad=True)]
@@ -130,7 +130,7 @@ for got in (compiled, exported):
 
 
 def test_compilers_and_exporters_see_the_operators_of_pytorch():
-    """In a process of its own, without the shape checker, which ``torch.compile`` cannot take."""
+    """It runs in another process: ``torch.compile`` cannot take the tests' shape checker."""
     command = [sys.executable, '-c', CAPTURED]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

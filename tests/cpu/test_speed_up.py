@@ -1,4 +1,4 @@
-"""What ``speed_up`` does to a model, and that ``restore`` takes all of it back."""
+"""The changes that ``speed_up`` makes in a model, and that ``restore`` takes back."""
 
 import copy
 import io
@@ -81,7 +81,7 @@ def test_copies_and_saved_models_compute_with_their_own_weights():
 
 
 def test_a_wrapper_that_exchanges_the_class_is_obeyed():
-    """As sharding and parametrisations do."""
+    """Sharding and parametrisations do this."""
     part, x = speed_up(FeedForward(8, 16)), torch.randn(3, 8)
     expected = part(x)
     part.__class__ = type('Sharded', (FeedForward,), {})

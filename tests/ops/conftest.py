@@ -1,4 +1,4 @@
-"""The CPU code, built for processors whose registers are shorter than this one's."""
+"""A fixture that builds C++ code for processors with shorter registers than this one's."""
 
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +11,7 @@ _FLAGS = {'avx512f': '-mno-avx512f', 'avx': '-mno-avx'}
 
 
 def _instructions() -> list[str]:
-    """Of this processor, those that can be left out."""
+    """Name the instruction sets of this processor that a compiler can be told to leave out."""
     description = Path('/proc/cpuinfo')
     known = set(description.read_text().split()) if description.exists() else set()
     return [name for name in _FLAGS if name in known]
@@ -19,7 +19,7 @@ def _instructions() -> list[str]:
 
 @pytest.fixture(params=_instructions())
 def shorter_registers(request, tmp_path, monkeypatch):
-    """Builds the library of a module without these instructions, for one test."""
+    """Build the library of a module without these instructions, for one test."""
     compiler = tmp_path / 'compiler'
     compiler.write_text(f'#!/bin/sh\nexec {native._compiler()} "$@" {_FLAGS[request.param]}\n')
     compiler.chmod(0o755)

@@ -32,7 +32,7 @@ def inputs(*, dtype=torch.float32, head_dim=32, tokens=12, points=4, queries=5, 
 @needs_triton
 @pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.cuda)])
 def test_cases_of_the_kernels(device):
-    """In a process of their own, without the shape checker, which ``torch.compile`` cannot take."""
+    """They run in another process: ``torch.compile`` cannot take the tests' shape checker."""
     variables = {'TRITON_INTERPRET': '1' if device == 'cpu' else '0', 'OMP_NUM_THREADS': '1'}
     done = subprocess.run(
         [*PYTEST, 'tests/ops/triton_cases.py'],

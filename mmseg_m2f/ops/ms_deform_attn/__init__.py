@@ -25,31 +25,30 @@ def ms_deform_attn(
     logits: Float[Tensor, 'B Q heads L P'],
     backend: str = 'auto',
 ) -> Float[Tensor, 'B Q C']:
-    """Sum of bilinear samples of ``value``, weighted by the softmax of ``logits``.
+    """Sum bilinear samples of ``value``, weighted by the softmax of ``logits``.
 
-    The operator takes what the linear layers give, so that a back end may do the softmax and the
-    arithmetic of the locations on the way: neither has to exist as a tensor.
+    The operator takes the outputs of the linear layers. So a back end can compute the softmax and
+    the locations itself, and neither has to exist as a tensor.
 
     Args:
-        value: tokens of all levels one after the other, row by row; ``S`` is the sum of the areas.
+        value: tokens of all levels, one level after the other, row by row. ``S`` is their number.
         level_shapes: ``(height, width)`` of each level, in the order of ``value``.
-        reference_points: ``(x, y)`` of each query in units of the levels' extent,
-            ``align_corners=False``; the same for all levels, heads and images. Not
-            differentiated.
+        reference_points: ``(x, y)`` of each query in [0, 1], ``align_corners=False``; the same for
+            all levels, heads and images. No gradient.
         offsets: ``(x, y)`` from the reference point to each sample, in pixels of the sample's
-            level; what lies outside a map is zero there. Of a half type they are widened before
-            the location is computed.
-        logits: of the weights of the samples; the softmax is over the ``L * P`` of a head.
+            level. Outside a map the value is 0. Half types are converted to float32 first.
+        logits: the softmax over the ``L * P`` samples of a head gives their weights.
         backend: ``'auto'`` or the name of a registered back end.
 
     Returns:
         ``(B, Q, heads * D)`` of the dtype of ``value``, differentiable with respect to ``value``,
-        ``offsets`` and ``logits``. Locations, weights and sums are computed in float32 at least.
-        The backward pass of a CUDA back end may accumulate in an order that differs between runs.
+        ``offsets`` and ``logits``. Locations, weights and sums are computed in float32 (float64 for
+        a float64 ``value``). The backward pass of a CUDA back end may add in an order that differs
+        between runs.
 
     Raises:
-        ValueError: the shapes do not fit together, ``level_shapes`` does not add up to ``S`` or
-            has not ``L`` entries, or the back end cannot run.
+        ValueError: the shapes do not fit together, ``level_shapes`` does not have ``L`` entries
+            that add up to ``S`` tokens, or the named back end cannot run.
     """
     args = (value, level_shapes, reference_points, offsets, logits)
     check_shapes(*args)
@@ -63,7 +62,7 @@ def check_shapes(
     offsets: Tensor,
     logits: Tensor,
 ) -> None:
-    """What a compiled kernel takes on trust."""
+    """Raise ValueError unless the shapes fit together; a compiled kernel does not check them."""
     batch, _, num_heads, _ = value.shape
     num_queries, num_levels = offsets.shape[1], offsets.shape[3]
     fitting = (batch, num_queries, num_heads, num_levels, offsets.shape[4])

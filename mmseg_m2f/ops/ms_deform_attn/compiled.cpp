@@ -1,7 +1,8 @@
 // Multi-scale deformable attention on the CPU, forward and backward; __init__.py has the contract.
 //
-// Compiled on first use and called through a C interface, so that it needs no header of PyTorch
-// and builds in seconds. T is the type computed in (float or double), V the type value is kept in.
+// The file is compiled on first use. It has a C interface and needs no header of PyTorch, so that
+// it builds in seconds. T is the type of the computation (float or double), V the type of the
+// value.
 
 #include <algorithm>
 #include <cmath>
@@ -29,13 +30,13 @@ inline void store(double number, double* out) { *out = number; }
 inline void store(float number, BFloat16* out) {
   uint32_t wide;
   std::memcpy(&wide, &number, sizeof wide);
-  // To the nearest, ties to even; a NaN stays one because its quiet bit is set.
+  // Round to the nearest, ties to even. The quiet bit keeps a NaN a NaN.
   const bool is_nan = number != number;
   out->bits = is_nan ? static_cast<uint16_t>((wide >> 16) | 0x40)
                      : static_cast<uint16_t>((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16);
 }
 
-// Of a register. Longer vectors would compile, too, but GCC keeps them in memory.
+// Bytes of a register. GCC compiles longer vectors, too, but keeps them in memory.
 #if defined(__AVX512F__)
 constexpr int kBytes = 64;
 #elif defined(__AVX__)
@@ -67,15 +68,15 @@ inline void store(const Lanes<float>& lanes, BFloat16* out) {
   std::memcpy(numbers, &lanes, sizeof lanes);
   for (int i = 0; i < Vector<float>::lanes; ++i) store(numbers[i], out + i);
 }
-// All cache lines of `count` numbers that may begin within one.
+// Prefetch all cache lines of `count` numbers, which may begin inside a line.
 template <typename T>
 inline void prefetch(const T* from, int64_t count) {
   for (int64_t at = 0; at < count; at += kCacheLine / sizeof(T)) __builtin_prefetch(from + at);
   __builtin_prefetch(from + count - 1);
 }
 
-// Of two vectors a and b, block by block of WIDTH lanes: half a block of a, then one of b, both from
-// lane FROM of their block.
+// Return, for each block of WIDTH lanes, half a block of a and then half a block of b, both from
+// lane FROM of their block on.
 template <int WIDTH, int FROM, typename V, int... LANE>
 inline V halves_of(const V& a, const V& b, std::integer_sequence<int, LANE...>) {
   constexpr int lanes = sizeof...(LANE), half = WIDTH / 2;
@@ -90,8 +91,8 @@ inline V halves_of(const V& a, const V& b, std::integer_sequence<int, LANE...>) 
   return __builtin_shuffle(a, b, from);
 #endif
 }
-// Lane i becomes the sum of the lanes of vectors[i]; half of the vectors onto the other half, until
-// one is left. Overwrites them.
+// Sum the lanes of each vector: lane i of vectors[0] becomes the sum of vectors[i]. Adds half of
+// the vectors to the other half until one is left, and overwrites all of them.
 template <int WIDTH, typename V>
 inline void add_up(V* vectors) {
   constexpr int lanes = sizeof(V) / sizeof(vectors[0][0]);
@@ -105,14 +106,14 @@ inline void add_up(V* vectors) {
 struct Sizes {
   int64_t batch, tokens, queries, heads, levels, points, head_dim;
   int64_t samples() const { return levels * points; }
-  // Of a query's head in (B, Q, heads).
+  // Index of a query's head in (B, Q, heads).
   int64_t place(int64_t image, int64_t query, int64_t head) const {
     return (image * queries + query) * heads + head;
   }
 };
 
-// e^x for x <= 0 within two units in the last place, written so that the compiler can do many at
-// once (the library's is called one by one): e^x = 2^n e^r with |r| <= ln(2) / 2.
+// Compute e^x for x <= 0 within two units in the last place: e^x = 2^n e^r with |r| <= ln(2) / 2.
+// The compiler computes many of these at once; the library's function takes one number at a time.
 inline float exp_of_negative(float x) {
   x = x < -87.0f ? -87.0f : x;  // e^-87 is the smallest normal number; a NaN passes
   const float n = std::nearbyint(x * 1.44269504f);
@@ -131,11 +132,11 @@ inline float exp_of_negative(float x) {
 }
 inline double exp_of_negative(double x) { return std::exp(x); }
 
-// Lists of samples are padded to whole groups: a loop over a group has no rest.
+// Lists of samples are padded to whole groups, so that a loop over a group has a fixed length.
 constexpr int64_t kGroup = 16;
 inline int64_t whole_groups(int64_t count) { return (count + kGroup - 1) / kGroup * kGroup; }
 
-// Of the first `count` of a padded list; what follows comes out as good as zero.
+// Softmax of the first `count` numbers of a padded list; the padding becomes 0 (e^-87 in float).
 template <typename T>
 inline void softmax(const T* logits, int64_t count, int64_t padded, T* out) {
   constexpr T lowest = -std::numeric_limits<T>::infinity();
@@ -169,15 +170,15 @@ struct Inputs {
   const T* logits;        // (B, Q, heads, L * P)
 };
 
-// One head of one image, its tokens side by side: in `value` they lie a whole query apart, and
-// such a stride, a power of two, leaves most of the cache unused. Row S is zero: the pixel that
-// stands for all outside the map.
+// A copy of one head of one image with its tokens side by side. In `value` they lie all heads
+// apart, and such a stride, a power of two, leaves most of the cache unused. Row S is zero: it
+// stands for all pixels outside the map.
 template <typename T>
 class HeadMap {
  public:
   explicit HeadMap(const Sizes& sizes)
       : dim_(sizes.head_dim), memory_((sizes.tokens + 1) * sizes.head_dim + kCacheLine / sizeof(T)) {
-    // A row that begins inside a cache line costs one line more to read.
+    // Rows begin at a cache line: otherwise each would read one line more.
     const auto beyond = reinterpret_cast<uintptr_t>(memory_.data()) % kCacheLine;
     rows_ = memory_.data() + (kCacheLine - beyond) % kCacheLine / sizeof(T);
   }
@@ -207,12 +208,12 @@ class HeadMap {
   T* rows_;
 };
 
-// Queries whose samples are computed before any of them is used: the chains of steps that wait for
-// one another then run side by side.
+// The samples of so many queries are computed before any is used: steps that wait for one another
+// then run side by side.
 constexpr int64_t kBatch = 8;
 
-// The samples of one query and one head. Lists run over the samples, so that one loop treats
-// many of them at once.
+// The samples of one query and one head. Each property is a list over the samples, so that a loop
+// computes many samples at once.
 template <typename T>
 class Samples {
  public:
@@ -247,7 +248,7 @@ class Samples {
   void read(const Inputs<T, V>& in, int64_t query, int64_t place) {
     const T* logits = in.logits + place * count;
     const T* offsets = in.offsets + place * count * 2;
-    // The same head of the next batch, before it is waited for.
+    // Prefetch the same head of the next batch.
     const int64_t ahead = kBatch * in.sizes.heads * count;
     prefetch(logits + ahead, padded_);
     prefetch(offsets + 2 * ahead, 2 * padded_);
@@ -265,7 +266,7 @@ class Samples {
  private:
   int64_t padded_;
   int32_t outside_;
-  // Groups are read whole, and so beyond the samples; behind the last there is nothing to read.
+  // Groups are read whole, beyond the samples; behind the last sample there is nothing to read.
   std::vector<T> last_logits_, last_offsets_;
   std::vector<int32_t> height_, width_, first_;
 
@@ -282,8 +283,8 @@ class Samples {
       const int32_t height = heights[i], width = widths[i];
       T x = query_x * width + (offset[2 * i] - T(0.5));
       T y = query_y * height + (offset[2 * i + 1] - T(0.5));
-      // One pixel outside is as far as far outside; what a whole number cannot hold, and a NaN,
-      // is brought there.
+      // Farther than one pixel outside makes no difference. Numbers that an integer cannot hold,
+      // and NaN, are moved there.
       x = x > -2 ? x : T(-2);
       y = y > -2 ? y : T(-2);
       x = x < width + 1 ? x : T(width + 1);
@@ -310,7 +311,7 @@ class Samples {
   }
 };
 
-// Channels `at` and following of a sum over the samples, kept in registers.
+// Sum the samples' channels from `at` on in registers.
 template <int BLOCKS, typename T, typename V>
 inline void sum_block(HeadMap<T>& map, const Samples<T>& samples, int64_t at, V* out) {
   Lanes<T> sum[BLOCKS] = {};
@@ -344,7 +345,7 @@ inline void sum_samples(HeadMap<T>& map, const Samples<T>& samples, int64_t dim,
   }
 }
 
-// The work is cut into pieces of queries of one head of one image.
+// Threads share out pieces of so many queries of one head of one image.
 constexpr int64_t kPiece = 256;
 
 template <typename T, typename V>
@@ -380,7 +381,7 @@ void forward(const Inputs<T, V>& in, V* out, int threads) {
   }
 }
 
-// The gradients of the samples of one query, from that of their sum.
+// Computes the gradients of a query's samples from the gradient of their sum.
 template <typename T>
 class SampleGradients {
  public:
@@ -416,17 +417,17 @@ class SampleGradients {
     Lanes<T> lanes;
   };
   int64_t count_, padded_;
-  // Of the gradient with each pixel, by corner and sample; their lanes are still to be added up.
+  // Products of the gradient and each pixel, by corner and sample, before their lanes are summed.
   std::vector<Product> products_;
   std::vector<T> weight_, x_, y_;
 
-  // Channels `at` and following, spread over the four pixels of every sample.
+  // Add the gradient's channels from `at` on to the four pixels of every sample.
   template <int BLOCKS>
   void spread(const HeadMap<T>& map, HeadMap<T>& grad_map, const Samples<T>& samples,
               const T* grad, int64_t at) {
     Lanes<T> part[BLOCKS];
     for (int k = 0; k < BLOCKS; ++k) part[k] = load(grad + at + k * kLanes);
-    // What is written could be these numbers themselves, for all that the compiler knows.
+    // Local copies: for all the compiler knows, the stores below could change the members.
     const int64_t count = count_, padded = padded_;
     Product* products = products_.data();
     for (int64_t i = 0; i < count; ++i) {
@@ -461,8 +462,8 @@ class SampleGradients {
       }
   }
 
-  // Gradients of the weights, which softmax has made, and of the locations in pixels; returns the
-  // mean of the former, weighted.
+  // Compute the gradients of the weights and of the locations in pixels. Returns the weighted mean
+  // of the former, which the gradient of the softmax needs.
   T differentiate(const Samples<T>& samples) {
     Lanes<T> mean = {};
     for (int64_t first = 0; first < padded_; first += kLanes) {
@@ -489,8 +490,8 @@ class SampleGradients {
   }
 };
 
-// One thread owns one head of one image: no two threads add to the same token, so the sums
-// need no atomics and come out the same in every run.
+// One thread computes one head of one image. No two threads add to the same token, so that the sums
+// need no atomics and are the same in every run.
 template <typename T, typename V>
 void backward(const Inputs<T, V>& in, const T* grad_out, T* grad_value, T* grad_offsets,
               T* grad_logits, int threads) {

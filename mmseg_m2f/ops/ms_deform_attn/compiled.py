@@ -1,8 +1,8 @@
-"""The operator on the CPU, forward and backward, by ``compiled.cpp``.
+"""The back end for CPUs, forward and backward: ``compiled.cpp``.
 
-The source is compiled when the operator is first used, for the processor of this machine, and
-kept in the user's cache (``$XDG_CACHE_HOME/mmseg_m2f``, ``~/.cache/mmseg_m2f`` by default). It is
-called through a C interface: without PyTorch's headers it compiles in seconds rather than a minute.
+The source is compiled on first use, for the processor of this machine, and kept in the user's cache
+(``$XDG_CACHE_HOME/mmseg_m2f``, by default ``~/.cache/mmseg_m2f``). It has a C interface and needs
+no header of PyTorch, so that compiling takes seconds and not a minute.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from mmseg_m2f.ops.native import Library
 
 LIBRARY = Library('ms_deform_attn', __file__)
 
-# What is computed in, and the name of the compiled function, by the dtype of the value.
+# For each dtype of the value: the dtype of the computation, and the compiled function's name.
 _FUNCTIONS = {
     torch.float32: (torch.float32, 'float32'),
     torch.float64: (torch.float64, 'float64'),
@@ -32,7 +32,7 @@ def why_not(
     offsets: Tensor,
     logits: Tensor,
 ) -> str | None:
-    """None for float32, float64 or bfloat16 on a CPU with a C++ compiler, else the objection."""
+    """Why the back end cannot run; None for float32, float64, bfloat16 on a CPU with a compiler."""
     if value.device.type != 'cpu':
         return f'it is made for the CPU, got {value.device.type}'
     if value.dtype not in _FUNCTIONS:
@@ -44,7 +44,7 @@ def why_not(
 
 @constant_when_compiled
 def _missing() -> str | None:
-    """Of a compiled graph this is a constant: a machine with a compiler keeps it."""
+    """Why there is no library; a graph of ``torch.compile`` keeps the answer."""
     return LIBRARY.why_not()
 
 
@@ -58,7 +58,7 @@ def ms_deform_attn_compiled(
     """See ``ops.ms_deform_attn``. The backward pass gives the same bits in every run."""
     sides = [side for shape in level_shapes for side in shape]
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        sides = [int(side) for side in sides]  # tensors there, which an operator's list cannot hold
+        sides = [int(side) for side in sides]  # in a trace they are tensors
     return _forward(value, sides, reference_points, offsets, logits)
 
 
@@ -136,14 +136,17 @@ _forward.register_autograd(_differentiate, setup_context=_keep)
 def _prepared(
     value: Tensor, reference_points: Tensor, offsets: Tensor, logits: Tensor
 ) -> tuple[list[Tensor], str]:
-    """The inputs contiguous, all but the value in the dtype computed in; the function's name."""
+    """Make the inputs contiguous, all but the value in the dtype of the computation.
+
+    Returns them and the name of the compiled function.
+    """
     exact, name = _FUNCTIONS[value.dtype]
     others = [x.to(exact).contiguous() for x in (reference_points, offsets, logits)]
     return [value.contiguous(), *others], name
 
 
 def _call(function: str, sides: list[int], inputs: list[Tensor], outputs: list[Tensor]) -> None:
-    """Run a function of the library; ``inputs`` begin with value, reference points, offsets."""
+    """Call a function of the library. The first inputs are value, reference points and offsets."""
     value, offsets = inputs[0], inputs[2]
     batch, tokens, heads, head_dim = value.shape
     queries, levels, points = offsets.shape[1], offsets.shape[3], offsets.shape[4]

@@ -1,4 +1,4 @@
-"""The readable reference in plain PyTorch: it runs anywhere, and judges every other back end."""
+"""The readable reference in plain PyTorch. It runs anywhere; the other back ends must equal it."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ def locations_and_weights(
     offsets: Locations,
     logits: Weights,
 ) -> tuple[Locations, Weights]:
-    """Where the samples lie and what they weigh, in float32 or, of a float64 value, float64.
+    """Compute where the samples lie and what they weigh, in float32 (float64 for float64 values).
 
     Returns:
-        ``(x, y)`` in units of each level's extent, ``align_corners=False``; and the softmax of the
-        logits over levels and points together.
+        Locations ``(x, y)``, which are in [0, 1] inside a map, ``align_corners=False``; and the
+        softmax of the logits over levels and points together.
     """
     exact = torch.promote_types(value.dtype, torch.float32)
     extent = _extent(tuple(level_shapes), value.device, exact)
@@ -36,7 +36,7 @@ def locations_and_weights(
 def _extent(
     level_shapes: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype
 ) -> Float[Tensor, 'L 2']:
-    """Width and height of each level; kept, so that no step waits for a copy to the device."""
+    """Return width and height of each level; cached, so that no step waits for a copy."""
     # A tensor made under inference mode could not be kept for a later backward pass.
     with torch.inference_mode(False):
         sizes = [(width, height) for height, width in level_shapes]
@@ -84,12 +84,12 @@ def ms_deform_attn_reference(
     areas = [height * width for height, width in level_shapes]
     with torch.autocast(value.device.type, enabled=False):
         for level, tokens in enumerate(maps.split(areas, dim=-1)):
-            # Without a contiguous grid the call misses its fast path and takes a fifth longer.
+            # grid_sample is a fifth slower on a grid that is not contiguous.
             points = grid[:, :, level].contiguous()
             samples = F.grid_sample(
                 tokens.unflatten(-1, level_shapes[level]), points, align_corners=False
             )
-            # Level by level: the samples of all levels never exist together.
+            # The samples of one level exist at a time.
             out = out + (samples * weights[:, None, :, level]).sum(-1)  # (B heads, D, Q)
     out = out.view(batch, num_heads, head_dim, -1).permute(0, 3, 1, 2).flatten(2)
     return out.to(value.dtype)

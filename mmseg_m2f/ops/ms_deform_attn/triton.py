@@ -1,9 +1,12 @@
-"""CUDA: one fused Triton kernel forward and one backward, opaque to ``torch.compile`` and export.
+"""A back end for NVIDIA GPUs: one fused Triton kernel forward and one backward.
 
-Softmax and positions are computed inside, so that neither is ever stored: the forward pass keeps
-its inputs for the backward pass and nothing else. No size crosses to the GPU as a tensor, so that
-no call waits for the device. The gradient of ``value`` is summed by atomic additions in float32,
-in an order that differs between runs; the other gradients are repeatable.
+It has never run on a GPU, so that it runs only where it is named. It is tested in Triton's
+interpreter.
+
+The kernels compute softmax and positions, which are never stored. The forward pass keeps its inputs
+for the backward pass and nothing else. No size is copied to the GPU as a tensor: no call waits for
+the device. Atomic additions in float32 sum the gradient of ``value``, in an order that differs
+between runs; the other gradients are the same in every run.
 """
 
 import importlib.metadata
@@ -34,7 +37,7 @@ def _missing() -> str | None:
     return None
 
 
-# Asked once: the answer cannot change, and ``torch.compile`` cannot trace the question.
+# Computed at import: ``torch.compile`` cannot trace the function.
 _MISSING = _missing()
 
 
@@ -45,7 +48,7 @@ def why_not(
     offsets: Tensor,
     logits: Tensor,
 ) -> str | None:
-    """None for float32, float16 or bfloat16 on an NVIDIA GPU since Ampere, else the objection."""
+    """Why the back end cannot run; None for float32 and half types on NVIDIA GPUs since Ampere."""
     if value.device.type != 'cuda' or torch.version.hip is not None:
         return f'it is made for NVIDIA GPUs, got {value.device.type}'
     if _MISSING is not None:
@@ -56,7 +59,7 @@ def why_not(
 
 
 def _misfit(value: Tensor, reference_points: Tensor, offsets: Tensor, logits: Tensor) -> str | None:
-    """What the kernels object to in dtypes and shapes."""
+    """Why the kernels cannot take these dtypes and shapes, or None."""
     for tensor in (value, reference_points, offsets, logits):
         if tensor.dtype not in DTYPES:
             return f'it takes float32, float16 and bfloat16, got {tensor.dtype}'
@@ -94,7 +97,7 @@ def forward_op(
     offsets: Tensor,
     logits: Tensor,
 ) -> Tensor:
-    """The operator as PyTorch's graphs see it; ``sizes``: height and width of each level."""
+    """Run the operator as one node of a graph; ``sizes`` are height and width of each level."""
     if offsets.numel() == 0:
         return forward_fake(value, sizes, reference_points, offsets, logits).zero_()
     from mmseg_m2f.ops.ms_deform_attn.triton_launch import launch_forward
@@ -110,7 +113,7 @@ def forward_fake(
     offsets: Tensor,
     logits: Tensor,
 ) -> Tensor:
-    """An empty output of the right shape."""
+    """Return an empty output of the right shape."""
     return value.new_empty(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3])
 
 
@@ -123,7 +126,7 @@ def backward_op(
     offsets: Tensor,
     logits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, offsets and logits."""
+    """Return the gradients of value, offsets and logits."""
     if offsets.numel() == 0:
         grads = backward_fake(grad_out, value, sizes, reference_points, offsets, logits)
         return grads[0].zero_(), grads[1], grads[2]
@@ -141,7 +144,7 @@ def backward_fake(
     offsets: Tensor,
     logits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty gradients of the right shapes."""
+    """Return empty gradients of the right shapes."""
     return (
         value.new_empty(value.shape),
         offsets.new_empty(offsets.shape),

@@ -1,13 +1,12 @@
 """The Triton kernels behind ``triton.py``; imported when first used, as Triton is optional.
 
-A program serves one head of a block of queries. Its threads share out the channels in vectors of
-up to 16 bytes, and what a sample needs once per query (position, shares of its four pixels, weight)
-is computed once per vector, not once per channel. Softmax, positions and sums are float32.
+A program computes one head of a block of queries. Each thread has a vector of channels of up to 16
+bytes. The position, weight and bilinear shares of a sample are computed once per vector, not once
+per channel. Softmax, positions and sums are float32.
 
-What varies from call to call never enters the compiled code: the sizes of the maps come as a tuple
-of floats, which Triton does not specialise on, and the numbers of queries and tokens as
-unspecialised integers, so that training at many scales compiles each kernel once. The numbers of
-heads, levels, points and channels belong to a model and are compiled in.
+Training at many scales compiles each kernel once: the sizes of the maps come as a tuple of floats,
+which Triton does not specialise on, and the numbers of queries and tokens as unspecialised
+integers. The numbers of heads, levels, points and channels are compiled in.
 """
 
 from typing import no_type_check
@@ -21,10 +20,10 @@ UNSPECIALISED = ('num_queries', 'num_tokens')
 @triton.jit
 @no_type_check  # for the shape checker of the tests: Triton reads the source
 def _place(num_queries, num_heads: tl.constexpr, block: tl.constexpr):
-    """The image and head of this program, its queries (repeating the last), which are real.
+    """Return the program's image, head and queries, and which queries exist.
 
-    Heads vary fastest: those of a query lie side by side in offsets and logits and share their
-    cache lines.
+    Beyond the last query it is repeated. Heads vary fastest: the heads of a query lie side by side
+    in offsets and logits and share cache lines.
     """
     program = tl.program_id(0)
     blocks = tl.cdiv(num_queries, block)
@@ -39,7 +38,7 @@ def _inputs(  # noqa: PLR0913
     reference_points, offsets, logits, num_queries, offset_stride, logit_stride,
     num_heads: tl.constexpr, num_samples: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """The place of this program, the rows of its queries, and where each finds its numbers."""
+    """Return the program's place, the rows of its queries and the addresses of their inputs."""
     image, head, query, is_real = _place(num_queries, num_heads, block)
     row = image * num_queries + query
     offset = offsets + row * offset_stride + head * (2 * num_samples)
@@ -52,7 +51,7 @@ def _inputs(  # noqa: PLR0913
 @triton.jit
 @no_type_check
 def _softmax(logit, column, num_samples: tl.constexpr):
-    """Of each query: the weights of its samples, its largest logit, 1 / the sum of powers of e."""
+    """Return each query's weights, its largest logit, and 1 / the sum of the exponentials."""
     tile = tl.load(logit[:, None] + column, mask=column < num_samples, other=float('-inf'))
     tile = tile.to(tl.float32)
     largest = tl.max(tile, axis=1)
@@ -64,7 +63,7 @@ def _softmax(logit, column, num_samples: tl.constexpr):
 @triton.jit
 @no_type_check
 def _extent(extents, level, num_levels: tl.constexpr):
-    """Height and width of a level; a tuple has no index that is known at run time only."""
+    """Return height and width of a level; a tuple cannot be indexed by a number of run time."""
     # The cast makes a tensor of the bare number that the interpreter has.
     height, width = tl.cast(extents[0], tl.float32), tl.cast(extents[1], tl.float32)
     for other in tl.static_range(1, num_levels):
@@ -76,12 +75,12 @@ def _extent(extents, level, num_levels: tl.constexpr):
 @triton.jit
 @no_type_check
 def _bilinear(offset, reference, height, width):
-    """Of one sample per query: token of its upper left pixel, shares, and which pixels exist."""
+    """Return for one sample per query its upper left token, its shares and which pixels exist."""
     x = reference[0] * width + tl.load(offset).to(tl.float32) - 0.5
     y = reference[1] * height + tl.load(offset + 1).to(tl.float32) - 0.5
     left, top = tl.floor(x), tl.floor(y)
     column, row = left.to(tl.int32), top.to(tl.int32)
-    # A negative number is a large unsigned one: one comparison serves both ends.
+    # A negative number is a large unsigned one: one comparison tests both ends.
     columns, rows = width.to(tl.uint32), height.to(tl.uint32)
     has_left = column.to(tl.uint32, bitcast=True) < columns
     has_right = (column + 1).to(tl.uint32, bitcast=True) < columns
@@ -95,7 +94,7 @@ def _bilinear(offset, reference, height, width):
 @triton.jit
 @no_type_check
 def _pixels(pointer, line, step: tl.constexpr, inside):
-    """The channels of the four pixels around a sample in float32; zero outside the map."""
+    """Load the channels of the four pixels around a sample as float32; 0 outside the map."""
     below = pointer + line
     top_left = tl.load(pointer, mask=inside[0][:, None], other=0)
     top_right = tl.load(pointer + step, mask=inside[1][:, None], other=0)
@@ -112,7 +111,7 @@ def _pixels(pointer, line, step: tl.constexpr, inside):
 @triton.jit
 @no_type_check
 def _shares(x, y, weight):
-    """What a sample takes of its four pixels."""
+    """Return the weights of the four pixels around a sample."""
     bottom, top = y * weight, (1 - y) * weight
     return top * (1 - x), top * x, bottom * (1 - x), bottom * x
 
@@ -170,7 +169,7 @@ def _dots(pixels, grad):
 @triton.jit
 @no_type_check
 def _slopes(dots, x, y):
-    """A sample times the gradient, from its four pixels': the sample itself, its slopes in x, y."""
+    """Interpolate the pixels' products with the gradient; return the value and its slopes."""
     top_slope, bottom_slope = dots[1] - dots[0], dots[3] - dots[2]
     top, bottom = dots[0] + x * top_slope, dots[2] + x * bottom_slope
     slope_y = bottom - top
@@ -180,7 +179,7 @@ def _slopes(dots, x, y):
 @triton.jit
 @no_type_check
 def _scatter(pointer, line, step: tl.constexpr, inside, shares, grad):
-    """Add to the gradient of the four pixels around a sample what it took of them."""
+    """Add a sample's gradient to those of its four pixels, by their weights."""
     below = pointer + line
     top_left, top_right, bottom_left, bottom_right = shares
     tl.atomic_add(pointer, top_left[:, None] * grad, inside[0][:, None], 'relaxed')
@@ -192,7 +191,7 @@ def _scatter(pointer, line, step: tl.constexpr, inside, shares, grad):
 @triton.jit
 @no_type_check
 def _store(pointer, column, width: tl.constexpr, tile, is_real):
-    """The first columns of a tile, one row per query."""
+    """Store the first columns of a tile, one row per query."""
     mask = is_real[:, None] & (column < width)
     tl.store(pointer[:, None] + column, tile.to(pointer.dtype.element_ty), mask=mask)
 
@@ -206,11 +205,11 @@ def backward_kernel(  # noqa: PLR0913
     logit_stride: tl.tensor, num_heads: tl.constexpr, head_dim: tl.constexpr,
     num_levels: tl.constexpr, num_points: tl.constexpr, columns: tl.constexpr, block: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Gradients of one head for a block of queries; ``grad_value`` must start as zeros.
+    """Compute the gradients of one head for a block of queries; ``grad_value`` starts as zeros.
 
-    Channels come in vectors of 4, as the atomic additions do: half-type loads of 8 would pass
-    through shared memory to be added by 4. The gradients of samples gather in tiles of the same
-    layout, whose columns are written without a shuffle and stored in vectors.
+    Channels come in vectors of 4, as atomic additions take them: half types loaded by 8 would have
+    to pass through shared memory. The gradients of samples are collected in tiles of the same
+    layout, so that no shuffle is needed and they are stored as vectors.
     """
     image, head, row, is_real, offset, logit, reference = _inputs(
         reference_points, offsets, logits, num_queries, offset_stride, logit_stride,

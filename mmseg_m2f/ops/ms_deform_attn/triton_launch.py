@@ -10,7 +10,7 @@ from mmseg_m2f.ops.ms_deform_attn.triton_kernels import backward_kernel, forward
 
 NUM_WARPS = 4
 VECTOR_BYTES = 16
-# Said aloud, as Triton 3.9 warns of the default it is about to change.
+# Named here, as Triton 3.9 warns that a default will change.
 OPTIONS = {'num_warps': NUM_WARPS, 'enable_fp_fusion': True}
 
 
@@ -21,7 +21,7 @@ def launch_forward(
     offsets: Tensor,
     logits: Tensor,
 ) -> Tensor:
-    """Arguments of the contract, the height and width of each level in one row; the output."""
+    """Run the forward kernel; ``sizes`` are height and width of each level in one list."""
     batch, num_tokens, num_heads, head_dim = value.shape
     num_queries, constants = offsets.shape[1], _constants(value, offsets, VECTOR_BYTES)
     offset_rows, logit_rows = _rows(offsets), _rows(logits)
@@ -52,9 +52,12 @@ def launch_backward(
     offsets: Tensor,
     logits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, offsets and logits; that of value is summed in float32, then rounded."""
+    """Run the backward kernel; the gradient of ``value`` is summed in float32, then rounded.
+
+    Returns the gradients of value, offsets and logits.
+    """
     num_queries = offsets.shape[1]
-    # The vectors of the atomic additions: 4 channels whatever the type of value.
+    # Atomic additions take vectors of 4 channels for every dtype of value.
     constants = _constants(value, offsets, 4 * value.element_size())
     offset_rows, logit_rows = _rows(offsets), _rows(logits)
     grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
@@ -81,10 +84,10 @@ def launch_backward(
 
 
 def block_shape(head_dim: int, num_levels: int, num_points: int, vector: int) -> dict[str, int]:
-    """Columns of a program's tiles, and its queries: as many as leave a thread one vector.
+    """Choose the columns of a program's tiles and its number of queries.
 
-    A tile has 4 columns for each thread of a query, and more only where the samples need more: in
-    that layout, each thread of a query already knows what belongs into its columns.
+    Each thread has one vector of channels. A tile has 4 columns for each thread of a query, and
+    more only where the samples need more. In that layout a thread knows what its columns hold.
     """
     threads = max(1, head_dim // vector)
     needed = triton.next_power_of_2(max(2, num_levels) * num_points)
@@ -92,7 +95,7 @@ def block_shape(head_dim: int, num_levels: int, num_points: int, vector: int) ->
 
 
 def _constants(value: Tensor, offsets: Tensor, vector_bytes: int) -> dict[str, int]:
-    """What is compiled in."""
+    """Return the numbers that are compiled into a kernel."""
     _, _, num_heads, num_levels, num_points, _ = offsets.shape
     head_dim = value.shape[3]
     return {
@@ -109,6 +112,6 @@ def _grid(batch: int, num_queries: int, constants: dict[str, int]) -> tuple[int]
 
 
 def _rows(samples: Tensor) -> Tensor:
-    """``(B Q, numbers of a query)``; a slice of a wider Linear's output is not copied."""
+    """View as ``(B Q, numbers of a query)``; a slice of a wider linear output is not copied."""
     rows = samples.flatten(2).flatten(0, 1)
     return rows if rows.stride(1) == 1 else rows.contiguous()
