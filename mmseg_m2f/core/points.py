@@ -63,6 +63,8 @@ def sample_logits(
     def sample(embed: Tensor, at: Tensor) -> Tensor:
         return sample_features(mask_logits(embed, mask_features)[:, None], at)[:, 0]
 
+    # The logits are kept for the backward pass. A gradient of our own that keeps none was measured:
+    # same time, same memory (ResNet-50, 512 x 512, two images of 20 targets, one thread).
     bytes_per_mask = mask_features.element_size() * mask_features.shape[1:].numel()
     with torch.no_grad():
         chunks = mask_embed.split(rows_per_chunk(bytes_per_mask))

@@ -251,4 +251,28 @@ MUTANTS = (
         new='slot = torch.where((labels < 0) | (labels > num_classes), wrong, labels)',
         tests=('tests/core/test_targets.py',),
     ),
+    Mutant(
+        name='all_rows_are_one_chunk',
+        breaks='Rows beyond the budget in bytes are worked on in chunks.',
+        file='mmseg_m2f/core/chunks.py',
+        old='    size = rows_per_chunk(bytes_per_row)\n',
+        new='    size = max(len(rows[0]), 1)\n',
+        tests=('tests/core/test_chunks.py',),
+    ),
+    Mutant(
+        name='a_band_is_shifted_by_half_a_pixel',
+        breaks='A band of rows equals those rows of the whole resized image.',
+        file='mmseg_m2f/core/postprocess.py',
+        old='(centre * (height / size[0]) - 0.5).clamp(min=0)',
+        new='(centre * (height / size[0])).clamp(min=0)',
+        tests=('tests/core/test_postprocess.py',),
+    ),
+    Mutant(
+        name='masks_and_scores_get_out_of_step',
+        breaks='Each instance has the mask of its own query after the instances are sorted.',
+        file='mmseg_m2f/core/postprocess_instance.py',
+        old='labels, selected = labels[order], mask_logits[query_idx[order]]',
+        new='labels, selected = labels[order], mask_logits[query_idx[: len(order)]]',
+        tests=('tests/core/test_postprocess_instance.py',),
+    ),
 )
