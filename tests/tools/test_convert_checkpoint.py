@@ -105,6 +105,8 @@ def test_mmdets_test_takes_a_foreign_checkpoint(
 
 
 @pytest.mark.filterwarnings('ignore:The draw is False')
+# A visualizer of the same name is there already if another test of this process built a runner.
+@pytest.mark.filterwarnings('ignore:<class .*instance named of')
 def test_a_foreign_checkpoint_is_no_run_to_resume(
     call: Callable[..., None], official: Path, trained: Trained, tmp_path: Path
 ) -> None:

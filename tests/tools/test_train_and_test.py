@@ -261,14 +261,17 @@ def test_a_test_set_is_predicted_without_annotations(trained_panoptic, tmp_path)
         assert read(image).shape[1] == 4 * 384
 
 
-def test_known_annotations_can_be_left_alone(trained_panoptic, tmp_path):
+def test_known_annotations_can_be_left_alone(load_tool, panoptic_row, tmp_path):
     """--format-only where the JSON has annotations: predictions and no metric."""
-    config, checkpoint = trained_panoptic.config, trained_panoptic.checkpoint
-    arguments = ['--out', 'out', '--format-only']
-    output = run_tool('test.py', config, checkpoint, *arguments, cwd=tmp_path)
-    assert 'no ground truth' in output
-    assert 'coco_panoptic/PQ' not in output
-    assert len(json.loads((tmp_path / 'out/panoptic.json').read_text())['annotations']) == 2
+    test = load_tool('test')
+    checkpoint = tmp_path / 'weights.pth'
+    checkpoint.touch()
+    config = Config.fromfile(panoptic_row)
+    assert test.has_ground_truth(config)
+    arguments = [str(panoptic_row), str(checkpoint), '--out', 'out', '--format-only']
+    test.apply_options(config, test.create_test_parser().parse_args(arguments))
+    assert config.test_evaluator == []
+    assert config.custom_hooks[-1] == {'type': 'mmseg_m2f.SaveResultsHook', 'out_dir': 'out'}
 
 
 def test_sync_bn_gives_way_in_processes_without_gpu(load_tool):
