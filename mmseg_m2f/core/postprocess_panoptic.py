@@ -120,7 +120,7 @@ def _number_segments(
     for query, (label, is_thing, area, won, shown) in enumerate(queries):
         if area == 0 or shown == 0 or won / area < overlap_thr:
             ids.append(0)
-        elif not is_thing and label in id_of_stuff:
+        elif label in id_of_stuff:
             ids.append(id_of_stuff[label])
         else:
             first_queries.append(query)

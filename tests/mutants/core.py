@@ -215,8 +215,8 @@ MUTANTS = (
         name='things_of_one_class_become_one_segment',
         breaks='Only stuff of one class is put together to one segment.',
         file='mmseg_m2f/core/postprocess_panoptic.py',
-        old='elif not is_thing and label in id_of_stuff:',
-        new='elif label in id_of_stuff:',
+        old='            if not is_thing:\n',
+        new='            if label >= 0:\n',
         tests=('tests/core/test_postprocess_panoptic.py',),
     ),
     Mutant(
