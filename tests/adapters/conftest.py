@@ -1,4 +1,4 @@
-"""What several tests of the adapters share."""
+"""Fixtures for tests of the adapters."""
 
 import logging
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def logged(level: int) -> Iterator[list[str]]:
 
 @pytest.fixture
 def said() -> Iterator[list[str]]:
-    """What was logged."""
+    """Collect the messages that are logged."""
     with logged(logging.INFO) as messages:
         yield messages
 

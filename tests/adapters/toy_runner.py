@@ -1,4 +1,4 @@
-"""A network of two numbers under MMEngine's runner, for tests of what the runner does around it."""
+"""A tiny network in MMEngine's runner, for tests of hooks and optimizer wrappers."""
 
 import random
 from pathlib import Path
@@ -18,7 +18,7 @@ install_safe_loader()
 
 
 class Noise(Dataset):
-    """Item ``i`` is ``i`` with an augmentation from each generator a pipeline may use."""
+    """Item ``i`` is ``i`` and a random number from every generator that a pipeline may use."""
 
     @property
     def metainfo(self) -> dict:
@@ -33,7 +33,7 @@ class Noise(Dataset):
 
 
 class Toy(BaseModel):
-    """A linear layer, with noise on the loss as random points put it there."""
+    """A linear layer whose loss is random, as with random points."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Count(BaseMetric):
 
 
 class Record(Hook):
-    """Keeps each iteration's images and loss."""
+    """Records the images and the loss of each iteration."""
 
     def __init__(self) -> None:
         self.images: list[list[int]] = []
@@ -71,7 +71,7 @@ class Record(Hook):
 
 
 def toy_runner(work_dir: Path, name: str, record: Hook | None = None, **options: object) -> Runner:
-    """Six iterations, a checkpoint and a validation after every third."""
+    """Return a runner of six iterations that saves and validates after every third."""
     loader = {'batch_size': 2, 'num_workers': 0, 'dataset': Noise()}
     sampler = {'type': 'InfiniteSampler', 'shuffle': True}
     settings = {

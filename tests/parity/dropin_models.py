@@ -1,11 +1,11 @@
-"""Stock Mask2Former configs, as they are and with the drop-in: run in a process of its own.
+"""Run stock Mask2Former configs without and with the drop-in, in a process of its own.
 
 ``python -m tests.parity.dropin_models PACKAGE FOLDER [BLOCKED]`` builds every stock config of the
-package with its widths cut, notes its logits, imports the drop-in by a child config, loads the
-stock weights, compares, trains two iterations, and writes what it saw to
-``FOLDER/PACKAGE.json``. One is built once more in its full size and loads its weights from a file.
-With a module ``BLOCKED``, whose import fails, there may be no stock head: nothing is compared, but
-one config is run from start to end, on small images in the layout of its data set.
+package with small widths and records its logits. Then it imports the drop-in by a child config,
+loads the stock weights, compares, trains two iterations and writes the record to
+``FOLDER/PACKAGE.json``. One config is also built in full size and loads its weights from a file.
+If the module ``BLOCKED`` is given, its import fails: nothing is compared, but one config is trained
+and tested on small images in the layout of its data set.
 """
 
 import importlib
@@ -87,13 +87,15 @@ def backbone_channels(backbone: dict[str, Any]) -> list[int]:
 
 def smaller(node: Any) -> Any:
     if isinstance(node, dict):
-        node = {
-            key: SMALLER[key][value] if value in SMALLER.get(key, ()) else smaller(value)
-            if isinstance(value, dict) else value
-            for key, value in node.items()
-        }  # fmt: skip
+        node = {key: smaller_value(key, value) for key, value in node.items()}
         return Config(node)._cfg_dict
     return node
+
+
+def smaller_value(key: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return smaller(value)
+    return SMALLER[key][value] if value in SMALLER.get(key, ()) else value
 
 
 def build(cfg: Config, package: str) -> nn.Module:
@@ -102,7 +104,7 @@ def build(cfg: Config, package: str) -> nn.Module:
 
 
 def batch(package: str, num_classes: int, num_things: int, dtype: Any = torch.uint8) -> dict:
-    """Two images of noise with a few segments each, in the layout of the stock pipelines."""
+    """Return two images of noise with a few segments each, in the layout of the pipelines."""
     generator = torch.Generator().manual_seed(0)
     height, width = SIZE
     inputs, samples = [], []
@@ -142,7 +144,7 @@ def inputs_of(model: nn.Module, data: dict) -> tuple[Tensor, list]:
 
 @torch.no_grad()
 def stock_logits(model: nn.Module, head: Any, data: dict) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Class and mask logits of the last prediction, and where each layer may attend."""
+    """Return class and mask logits of the last prediction, and the attention mask of each layer."""
     open_masks: list[Tensor] = []
     forward_head, num_heads = head._forward_head, head.num_heads
 
@@ -161,9 +163,9 @@ def stock_logits(model: nn.Module, head: Any, data: dict) -> tuple[Tensor, Tenso
 
 @contextmanager
 def attending(open_masks: list[Tensor]) -> Iterator[list[float]]:
-    """Their attention masks: a logit at the threshold may fall to either side.
+    """Let our decoder use these attention masks: a logit at the threshold may fall to either side.
 
-    Yields the share of each in which our own would differ.
+    Yields a list of the share of each mask in which our own would differ.
     """
     masks, ours, differing = iter(open_masks), core_decoder.attention_mask, []
 
@@ -180,7 +182,7 @@ def attending(open_masks: list[Tensor]) -> Iterator[list[float]]:
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
-    """As a share of the range of what is compared."""
+    """Return the largest difference as a share of the range of ``theirs``."""
     assert theirs.max() - theirs.min() > 1
     return ((ours - theirs).abs().max() / (theirs.max() - theirs.min())).item()
 
@@ -199,13 +201,13 @@ def compare(model: nn.Module, head: Any, data: dict, stock: tuple) -> dict[str, 
 
 
 def decay_of(model: nn.Module, wrapper: Any, part: str) -> dict[str, float]:
-    """Weight decay of the parameters with ``part`` in their name, by the config's optimiser."""
+    """Return the weight decay of the parameters with ``part`` in their name."""
     decay = {id(p): g['weight_decay'] for g in wrapper.param_groups for p in g['params']}
     return {name: decay[id(p)] for name, p in model.named_parameters() if part in name}
 
 
 def train(model: nn.Module, wrapper: Any, data: dict) -> list[dict[str, float]]:
-    """The losses of two iterations."""
+    """Train two iterations and return their losses."""
     model.train()
     steps = [model.train_step(data, wrapper) for _ in range(2)]
     return [{name: float(value) for name, value in step.items()} for step in steps]
@@ -225,7 +227,7 @@ def data_for(cfg: Config, package: str) -> dict:
 
 
 def run(path: Path, package: str, folder: Path, stock: dict, is_full: bool) -> dict[str, Any]:
-    """What was seen of one config with the drop-in."""
+    """Return the record of one config with the drop-in."""
     child = folder / path.name
     child.write_text(f"_base_ = ['{path}']\n{LINE}\n")
     cfg = reduce(Config.fromfile(child), package, is_full)
@@ -247,7 +249,7 @@ def run(path: Path, package: str, folder: Path, stock: dict, is_full: bool) -> d
 
 
 def run_to_the_end(path: Path, package: str, folder: Path) -> dict[str, float]:
-    """Trains two iterations and tests, by the runner, with the config's own data and metrics."""
+    """Train two iterations and test with the runner and the config's own data and metrics."""
     child = folder / path.name
     child.write_text(f"_base_ = ['{path}']\n{LINE}\n")
     cfg = reduce(Config.fromfile(child), package, full=False)

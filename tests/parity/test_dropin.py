@@ -68,7 +68,7 @@ ALL = [(package, name) for package, names in NAMES.items() for name in names]
 
 @pytest.fixture(scope='module')
 def seen(tmp_path_factory):
-    """What was seen of a package's configs, each package in a process that starts when asked."""
+    """Return a function that runs the configs of a package once, in a process of its own."""
     pytest.importorskip('mmdet')
     pytest.importorskip('mmseg')
     return cache(lambda package: look(package, tmp_path_factory.mktemp(package)))
@@ -115,10 +115,10 @@ def test_builds_on_our_parts(package, name, seen):
 
 @pytest.mark.parametrize(('package', 'name'), [*ALL, *FULL])
 def test_stock_weights_give_the_stock_logits(package, name, seen):
-    """As shares of the range of the logits, in float32: mmdet's position encoding has no other."""
+    """Differences are shares of the range of the logits, in float32 as mmdet's positions are."""
     config = seen(package)[name]
     assert max(config['class'], config['mask']) < 1e-5
-    # Our own attention masks, up to logits within rounding of the threshold.
+    # Share of attention masks that differ: logits within rounding of the threshold.
     assert config['attention'] < 1e-3
 
 
@@ -129,7 +129,7 @@ def test_trains_two_iterations(package, name, seen):
 
 @pytest.mark.parametrize('package', NAMES)
 def test_the_stock_optimiser_does_not_decay_our_level_embeddings(package, seen):
-    """With the stock head it decays those of the pixel decoder, whose name there is another."""
+    """The stock head decays that of the pixel decoder, which has another name there."""
     head = 'decode_head' if package == 'mmseg' else 'panoptic_head'
     expected = [f'{head}.pixel_decoder.level_embed', f'{head}.decoder.level_embed.weight']
     for name in NAMES[package]:
@@ -141,7 +141,7 @@ def test_the_stock_optimiser_does_not_decay_our_level_embeddings(package, seen):
     [('mmseg', 'mmdet', 'mIoU'), ('mmdet', 'mmseg', 'coco/segm_mAP')],
 )
 def test_runs_to_the_end_without_the_other_package(package, absent, metric, tmp_path):
-    """By the runner, with the stock data set, pipeline and metric."""
+    """The runner trains and tests with the stock data set, pipeline and metric."""
     pytest.importorskip(package)
     configs = look(package, tmp_path, absent)
     [metrics] = configs.values()

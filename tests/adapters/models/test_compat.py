@@ -1,4 +1,4 @@
-"""The switches of a head's ``compat``, as both heads of ours take them."""
+"""Both heads take the switches of ``compat``."""
 
 import logging
 import math
@@ -91,7 +91,7 @@ def same_weights(**compat):
     return build_head(compat=compat)
 
 
-def test_num_masks_mode_counts_a_image_of_nothing():
+def test_num_masks_mode_counts_an_image_of_nothing():
     targets = [square(), NOTHING]
     official = losses_of(same_weights(), targets)
     theirs = losses_of(same_weights(num_masks_mode='mmdet'), targets)

@@ -122,11 +122,12 @@ def test_sliding_windows_give_scores_at_the_original_size():
     model = build_segmentor()
     scores = predict(model, batch(), mode='slide', crop_size=(40, 41), stride=(16, 24))
     assert [tuple(s.shape) for s in scores] == [(3, 50, 70), (3, 50, 70)]
-    # Each image of the batch is treated alike: alone it gives the same scores.
+    # Each image of the batch is treated alike: alone it gives the same scores. They lie in [0, 8];
+    # float32 convolutions of another batch size round otherwise.
     data = batch()
     second = {key: value[1:] for key, value in data.items()}
     alone = predict(model, second, mode='slide', crop_size=(40, 41), stride=(16, 24))
-    torch.testing.assert_close(alone[0], scores[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone[0], scores[1], rtol=0, atol=1e-4)
 
 
 def test_whole_prediction_follows_the_official_order():

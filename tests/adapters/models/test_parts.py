@@ -37,9 +37,10 @@ ALONE = {
 WRAPPERS = {'Mask2Former', 'SemanticSegmentor', 'SemanticTTAModel'}
 
 
-def features():
+def features(dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(1, 8 * 2**i, 16 >> i, 16 >> i, generator=generator) for i in range(4)]
+    sizes = [(1, 8 * 2**i, 16 >> i, 16 >> i) for i in range(4)]
+    return [torch.randn(size, generator=generator, dtype=dtype) for size in sizes]
 
 
 def build_head(**head):
@@ -53,7 +54,7 @@ def loss(head):
     data_sample = type('Sample', (), {})()
     data_sample.gt_sem_seg = type('Pixels', (), {'data': label_map[None]})()
     data_sample.metainfo = {}
-    return head.loss(features(), [data_sample])
+    return head.loss(features(next(head.parameters()).dtype), [data_sample])
 
 
 @pytest.mark.parametrize('scope', [None, 'mmseg', 'mmdet'])
@@ -156,8 +157,9 @@ def test_mmcv_attention_swaps_in_by_type_with_equal_outputs():
     theirs.load_state_dict(ours.state_dict(), strict=True)
     assert 'mmcv' in str(type(theirs.pixel_decoder.layers[0].attn).__mro__)
 
-    for a, b in zip(ours(features()), theirs(features()), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    maps = features(torch.float64)
+    for a, b in zip(ours.double()(maps), theirs.double()(maps), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_mmdet_costs_and_losses_plug_in():
@@ -208,7 +210,7 @@ def test_mmdet_parts_equal_ours_where_the_formula_is_the_same():
     )
     theirs.load_state_dict(ours.state_dict())
     results = []
-    for head in (ours, theirs):
+    for head in (ours, theirs):  # in float32, to which the costs of mmdet cast
         torch.manual_seed(3)
         losses = loss(head)
         sum(losses.values()).backward()
@@ -232,7 +234,7 @@ def test_a_class_derived_from_mmdet_is_adapted_too():
 
 
 class ModuleCost(torch.nn.Module):
-    """As a user would write it: no constructor of its own."""
+    """A cost of a user, without a constructor."""
 
     def forward(self, class_logits, point_logits, labels, point_targets):
         return torch.zeros(len(class_logits), len(labels))
