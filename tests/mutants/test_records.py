@@ -10,6 +10,8 @@ from tests.mutants.records import MUTANTS
 
 @pytest.mark.parametrize('mutant', MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mutant_fits_the_code(mutant):
+    if mutant.file.startswith('mmseg_m2f/cpu/') and not (ROOT / 'mmseg_m2f/cpu').exists():
+        pytest.skip('this folder may be deleted')
     found = mutant.count()
     assert found == 1, f'the old text occurs {found} times in {mutant.file}: write it anew'
     assert mutant.old != mutant.new
