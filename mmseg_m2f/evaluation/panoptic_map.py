@@ -52,7 +52,7 @@ def decode_panoptic(sem_seg: np.ndarray, num_classes: int) -> Segments:
             f'the panoptic map holds class {labels.max()}, the data set has {num_classes} classes: '
             'model and data set must have the same classes'
         )
-    return Segments(_renumbered(values, present), labels)
+    return Segments(renumbered(values, present), labels)
 
 
 def read_segments(
@@ -71,7 +71,7 @@ def read_segments(
     ids = np.array([info['id'] for info in segments_info], np.int64)
     labels = np.array([info['label'] for info in segments_info], np.int64)
     is_crowd = np.array([info['is_crowd'] for info in segments_info], bool)
-    segment_map = _renumbered(read_ids(file), ids)
+    segment_map = renumbered(read_ids(file), ids)
     areas = _stated_areas(segment_map, segments_info) if stated_areas else None
     return AnnotatedSegments(segment_map, labels, is_crowd, areas)
 
@@ -92,8 +92,8 @@ def _stated_areas(
     return np.array([info['area'] for info in segments_info], np.int64)
 
 
-def _renumbered(values: np.ndarray, listed: np.ndarray) -> np.ndarray:
-    """Replace ``listed[i]`` by ``i + 1``, and all other values by 0."""
+def renumbered(values: np.ndarray, listed: np.ndarray) -> np.ndarray:
+    """Replace ``listed[i]`` by ``i + 1`` and all other values by 0; none is negative."""
     # A table is many times faster than sorting the pixels.
     size = 1 + max(values.max(initial=0), listed.max(initial=0))
     table = np.zeros(size, np.int32)

@@ -55,8 +55,8 @@ MUTANTS = (
         name='flipped_polygons_lie_one_pixel_off',
         breaks='A flipped polygon is mirrored at the middle of the image.',
         file='mmseg_m2f/adapters/data/segments.py',
-        old='self.vertices * (-1, 1) + (self.size[1], 0)',
-        new='self.vertices * (-1, 1) + (self.size[1] - 1, 0)',
+        old='shift=(self.size[1], 0)',
+        new='shift=(self.size[1] - 1, 0)',
         tests=('tests/adapters/data/test_segments.py',),
     ),
     Mutant(

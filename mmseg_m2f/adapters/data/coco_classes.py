@@ -1,10 +1,12 @@
-"""The parts common to COCO's panoptic and instance files: reading, images, classes."""
+"""The parts common to the data sets in COCO's formats: file, classes, records of images."""
 
 import functools
 import os
+import os.path as osp
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from mmseg_m2f.adapters.things import checked_thing_ids
@@ -14,6 +16,54 @@ from mmseg_m2f.metadata.colors import spread_colors
 
 # Bytes. Reading a larger file takes seconds, and without a message the program seems to hang.
 BIG_FILE = 50 * 2**20
+
+
+class CocoFormatDataset(BaseDataset):
+    """The part common to `PanopticDataset` and `InstanceDataset`; see there for the arguments."""
+
+    prefixes: ClassVar[tuple[str, ...]] = ('img',)
+    # The key of a record that lists its segments or instances.
+    listed: ClassVar[str]
+
+    def __init__(
+        self,
+        ann_file: str,
+        data_prefix: Mapping[str, str],
+        metadata: str | None = None,
+        metainfo: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        unknown = sorted(set(data_prefix) - set(self.prefixes))
+        if unknown or 'img' not in data_prefix:
+            raise ValueError(
+                f'data_prefix={dict(data_prefix)!r}: it needs the key img, and knows '
+                f'{list(self.prefixes)}'
+            )
+        super().__init__(
+            ann_file=ann_file,
+            data_prefix=dict(data_prefix),
+            metainfo=_initial_metainfo(metadata, metainfo),
+            **settings,
+        )
+        self._metainfo['metadata'] = metadata
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """Return the classes in an image, for MMEngine's ``ClassBalancedDataset``."""
+        return [entry['label'] for entry in self.get_data_info(idx)[self.listed]]
+
+    def set_classes(self, table: 'ClassTable') -> None:
+        """Write the classes into ``metainfo`` and into the log."""
+        self._metainfo.update(table.metainfo())
+        log_once(table.describe())
+
+    def image_record(self, image: Json, file_name: str) -> dict[str, Any]:
+        """Return what is known of an image without its annotation."""
+        return {
+            'img_path': osp.join(self.data_prefix['img'], file_name),
+            'img_id': image['id'],
+            'height': image['height'],
+            'width': image['width'],
+        }
 
 
 class ClassTable(NamedTuple):
@@ -41,41 +91,17 @@ class ClassTable(NamedTuple):
         # mmdet's visualizer takes a tuple of colors for one color.
         return {**self._asdict(), 'palette': list(self.palette)}
 
-
-def initial_metainfo(metadata: str | None, metainfo: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Collect the ``metainfo`` that is known before any file is read.
-
-    Raises:
-        ValueError: ``metadata`` and ``metainfo`` both name the classes.
-    """
-    given = dict(metainfo or {})
-    if 'palette' in given:
-        given['palette'] = list(given['palette'])
-    if metadata is None:
-        return given
-    if 'classes' in given:
-        raise ValueError(f'metadata={metadata!r} and metainfo both name the classes: give one')
-    known = load_metadata(metadata)
-    return {
-        'classes': known.classes,
-        'palette': list(known.palette),
-        'thing_ids': known.thing_ids,
-        'category_ids': known.category_ids,
-        **given,
-    }
-
-
-def check_prefixes(data_prefix: Mapping[str, str], allowed: Sequence[str]) -> None:
-    """Check the keys of ``data_prefix``.
-
-    Raises:
-        ValueError: a key is not in ``allowed``, or the key ``img`` is missing.
-    """
-    unknown = sorted(set(data_prefix) - set(allowed))
-    if unknown or 'img' not in data_prefix:
-        raise ValueError(
-            f'data_prefix={dict(data_prefix)!r}: it needs the key img, and knows {list(allowed)}'
-        )
+    def describe(self) -> str:
+        """List the classes for the log."""
+        lines = [f'{len(self.classes)} classes, as "index name (category id)":']
+        for kind, wanted in (('things', True), ('stuff', False)):
+            rows = [
+                f'{label} {name} ({self.category_ids[label]})'
+                for label, name in enumerate(self.classes)
+                if (label in self.thing_ids) == wanted
+            ]
+            lines.append(f'  {len(rows)} {kind}: {", ".join(rows) or "none"}')
+        return '\n'.join(lines)
 
 
 def read_json(path: str) -> Json:
@@ -111,37 +137,18 @@ def class_table(path: str, categories: Sequence[Json], metainfo: Mapping[str, An
     Raises:
         ValueError: the categories of the file do not fit, or are not well-formed.
     """
-    own = ClassTable(
+    table = ClassTable(
         classes=tuple(category['name'] for category in categories),
         palette=_palette(path, categories),
         thing_ids=tuple(i for i, entry in enumerate(categories) if entry.get('isthing', 1)),
         category_ids=tuple(category['id'] for category in categories),
     )
-    if 'classes' not in metainfo:
-        table = own
-    elif 'category_ids' in metainfo:
-        table = _table_by_id(path, own, metainfo)
-    else:
-        table = _table_by_name(path, own, metainfo)
+    if 'classes' in metainfo:
+        table = _chosen(path, table, metainfo)
     if metainfo.get('thing_ids') is None:
         return table
     thing_ids = checked_thing_ids(metainfo['thing_ids'], len(table.classes))
     return table._replace(thing_ids=tuple(thing_ids))
-
-
-def announce(table: ClassTable) -> None:
-    """Print the classes, once per table."""
-    lines = [f'{len(table.classes)} classes, as "index name (category id)":']
-    for kind, wanted in (('things', True), ('stuff', False)):
-        rows = [
-            f'{label} {name} ({category_id})'
-            for label, (name, category_id) in enumerate(
-                zip(table.classes, table.category_ids, strict=True)
-            )
-            if (label in table.thing_ids) == wanted
-        ]
-        lines.append(f'  {len(rows)} {kind}: {", ".join(rows) or "none"}')
-    log_once('\n'.join(lines))
 
 
 def label_of_category(
@@ -175,6 +182,20 @@ def log_once(text: str) -> None:
     print_log(text, logger='current')
 
 
+def _initial_metainfo(metadata: str | None, metainfo: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Collect the ``metainfo`` that is known before any file is read."""
+    collected = dict(metainfo or {})
+    if metadata is not None:
+        if 'classes' in collected:
+            raise ValueError(f'metadata={metadata!r} and metainfo both name the classes: give one')
+        known = load_metadata(metadata)
+        table = ClassTable(known.classes, known.palette, known.thing_ids, known.category_ids)
+        collected = {**table.metainfo(), **collected}
+    if 'palette' in collected:
+        collected['palette'] = list(collected['palette'])
+    return collected
+
+
 def _palette(path: str, categories: Sequence[Json]) -> tuple[tuple[int, int, int], ...]:
     colors = []
     for category, default in zip(categories, spread_colors(len(categories)), strict=True):
@@ -189,8 +210,21 @@ def _palette(path: str, categories: Sequence[Json]) -> tuple[tuple[int, int, int
     return tuple(colors)
 
 
-def _table_by_id(path: str, own: ClassTable, metainfo: Mapping[str, Any]) -> ClassTable:
-    classes, category_ids = tuple(metainfo['classes']), tuple(metainfo['category_ids'])
+def _chosen(path: str, own: ClassTable, metainfo: Mapping[str, Any]) -> ClassTable:
+    """Return the classes of ``metainfo``, with the things and ids that the file gives them."""
+    find = _indices_by_id if 'category_ids' in metainfo else _indices_by_name
+    index = find(path, own, metainfo)
+    palette = metainfo.get('palette') or [own.palette[i] for i in index]
+    return ClassTable(
+        classes=tuple(metainfo['classes']),
+        palette=tuple(map(tuple, palette)),
+        thing_ids=tuple(label for label, i in enumerate(index) if i in own.thing_ids),
+        category_ids=tuple(own.category_ids[i] for i in index),
+    )
+
+
+def _indices_by_id(path: str, own: ClassTable, metainfo: Mapping[str, Any]) -> list[int]:
+    classes, category_ids = metainfo['classes'], metainfo['category_ids']
     if len(classes) != len(category_ids):
         raise ValueError(
             f'metainfo has {len(classes)} classes and {len(category_ids)} category_ids: one of '
@@ -204,27 +238,15 @@ def _table_by_id(path: str, own: ClassTable, metainfo: Mapping[str, Any]) -> Cla
             f'{missing} and also has {surplus}. Without metadata= the classes are read from the '
             'file.'
         )
-    things = {own.category_ids[i] for i in own.thing_ids}
-    return ClassTable(
-        classes=classes,
-        palette=tuple(map(tuple, metainfo.get('palette') or spread_colors(len(classes)))),
-        thing_ids=tuple(label for label, i in enumerate(category_ids) if i in things),
-        category_ids=category_ids,
-    )
+    return [own.category_ids.index(i) for i in category_ids]
 
 
-def _table_by_name(path: str, own: ClassTable, metainfo: Mapping[str, Any]) -> ClassTable:
-    names = tuple(metainfo['classes'])
+def _indices_by_name(path: str, own: ClassTable, metainfo: Mapping[str, Any]) -> list[int]:
+    names = metainfo['classes']
     missing = [name for name in names if name not in own.classes]
     if missing:
         raise ValueError(f'{path} has no categories {missing}; it has {list(own.classes)}')
-    index = [own.classes.index(name) for name in names]
     left_out = [name for name in own.classes if name not in names]
     if left_out:
         log_once(f'{path}: these categories are no classes of the model and left out: {left_out}')
-    return ClassTable(
-        classes=names,
-        palette=tuple(map(tuple, metainfo.get('palette') or [own.palette[i] for i in index])),
-        thing_ids=tuple(label for label, i in enumerate(index) if i in own.thing_ids),
-        category_ids=tuple(own.category_ids[i] for i in index),
-    )
+    return [own.classes.index(name) for name in names]

@@ -1,18 +1,14 @@
 """A data set in COCO's instance format."""
 
-import os.path as osp
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from mmseg_m2f.adapters.data.coco_classes import (
-    announce,
-    check_prefixes,
+    CocoFormatDataset,
     class_table,
-    initial_metainfo,
     label_of_category,
     read_json,
 )
@@ -21,7 +17,7 @@ from mmseg_m2f.registry import DATASETS
 
 
 @DATASETS.register_module()
-class InstanceDataset(BaseDataset):
+class InstanceDataset(CocoFormatDataset):
     """Images with instances, from one JSON file. All classes are things.
 
     The class of an instance is the position of its category in the JSON file, whatever the
@@ -42,6 +38,8 @@ class InstanceDataset(BaseDataset):
             ``filter_empty`` leaves no image.
     """
 
+    listed = 'instances'
+
     def __init__(
         self,
         ann_file: str,
@@ -51,15 +49,8 @@ class InstanceDataset(BaseDataset):
         filter_empty: bool = False,
         **settings: Any,
     ) -> None:
-        check_prefixes(data_prefix, ('img',))
         self.filter_empty = filter_empty
-        super().__init__(
-            ann_file=ann_file,
-            data_prefix=dict(data_prefix),
-            metainfo=initial_metainfo(metadata, metainfo),
-            **settings,
-        )
-        self._metainfo['metadata'] = metadata
+        super().__init__(ann_file, data_prefix, metadata, metainfo, **settings)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """Return a record per image: path, id, size and ``instances``.
@@ -70,17 +61,10 @@ class InstanceDataset(BaseDataset):
         content = read_json(self.ann_file)
         table = class_table(self.ann_file, content['categories'], self._metainfo)
         table = table._replace(thing_ids=tuple(range(len(table.classes))))
-        self._metainfo.update(table.metainfo())
-        announce(table)
+        self.set_classes(table)
         instances = self._instances(content, table.label_of)
         return [
-            {
-                'img_path': osp.join(self.data_prefix['img'], image['file_name']),
-                'img_id': image['id'],
-                'height': image['height'],
-                'width': image['width'],
-                'instances': instances[image['id']],
-            }
+            self.image_record(image, image['file_name']) | {'instances': instances[image['id']]}
             for image in content['images']
         ]
 
@@ -101,12 +85,8 @@ class InstanceDataset(BaseDataset):
             )
         return kept
 
-    def get_cat_ids(self, idx: int) -> list[int]:
-        """Return the classes in an image, for MMEngine's ``ClassBalancedDataset``."""
-        return [instance['label'] for instance in self.get_data_info(idx)['instances']]
-
     def _instances(self, content: Json, label_of: Mapping[int, int]) -> defaultdict[Any, list]:
-        """Collect the instances of each image id."""
+        """Map each image id to its instances."""
         known = {category['id'] for category in content['categories']}
         images = {image['id']: image for image in content['images']}
         instances: defaultdict[Any, list] = defaultdict(list)

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mmcv.transforms import BaseTransform
 
 from mmseg_m2f.adapters.data.resize_and_crop import checked_backend, resize_part
+from mmseg_m2f.adapters.data.transform import Transform
 from mmseg_m2f.registry import TRANSFORMS
 
 
 @TRANSFORMS.register_module()
-class ResizeShortestEdge(BaseTransform):
+class ResizeShortestEdge(Transform):
     """Resize to a given short side, as the official code does.
 
     Pillow's bilinear filter smooths when it shrinks an image, OpenCV's does not. Labels take
@@ -44,12 +44,6 @@ class ResizeShortestEdge(BaseTransform):
         size = self.draw_size(results['img'].shape[:2])
         return resize_part(results, size, backend=self.backend)
 
-    def __repr__(self) -> str:
-        return (
-            f'{type(self).__name__}(scale={self.scale}, max_size={self.max_size}, '
-            f'backend={self.backend!r})'
-        )
-
 
 def shortest_edge_size(height: int, width: int, scale: int, max_size: int) -> tuple[int, int]:
     """Return (height, width) with short side ``scale`` and no side above ``max_size``.
@@ -64,7 +58,7 @@ def shortest_edge_size(height: int, width: int, scale: int, max_size: int) -> tu
 
 
 @TRANSFORMS.register_module()
-class LoadAnnotationsIfAny(BaseTransform):
+class LoadAnnotationsIfAny(Transform):
     """Run MMSegmentation's ``LoadAnnotations`` if the record names a label map, else do nothing.
 
     With it, one pipeline serves test-time augmentation with and without ground truth.
@@ -79,6 +73,3 @@ class LoadAnnotationsIfAny(BaseTransform):
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add ``gt_seg_map`` if ``results`` has a ``seg_map_path``."""
         return self._load(results) if results.get('seg_map_path') else results
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}({self._load})'

@@ -4,10 +4,10 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from mmcv.transforms import BaseTransform
 from mmengine import fileio
 
 from mmseg_m2f.adapters.data.segments import InstanceShapes, PixelGrid, SegmentMap
+from mmseg_m2f.adapters.data.transform import Transform
 from mmseg_m2f.adapters.errors import errors_name
 from mmseg_m2f.evaluation.panoptic_map import read_ids
 from mmseg_m2f.evaluation.rle import import_coco_mask
@@ -15,7 +15,7 @@ from mmseg_m2f.registry import TRANSFORMS
 
 
 @TRANSFORMS.register_module()
-class LoadSegments(BaseTransform):
+class LoadSegments(Transform):
     """Load the panoptic PNG, or the polygons and masks, of a record.
 
     Place it after ``LoadImageFromFile``. Crowds are left out: their pixels belong to no segment,
@@ -41,9 +41,6 @@ class LoadSegments(BaseTransform):
                 f'{error}'
             ) from error
         return results
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}()'
 
 
 def _segment_map(results: dict[str, Any], size: tuple[int, int]) -> SegmentMap:
@@ -73,25 +70,16 @@ def _instance_shapes(results: dict[str, Any], size: tuple[int, int]) -> Instance
             f'{stated}{_rotation_hint(stated, size)}'
         )
     instances = [instance for instance in results['instances'] if not instance['is_crowd']]
-    outlines: dict[int, list[tuple[int, int]]] = {}
-    bitmaps = {}
-    vertices = [np.zeros((0, 2))]
-    total = 0
+    polygons, bitmaps = {}, {}
     for index, instance in enumerate(instances):
         shape = instance['segmentation']
         if isinstance(shape, dict):
             bitmaps[index] = _compressed(shape, size, results['img_path'])
-            continue
-        outlines[index] = []
-        for polygon in shape:
-            points = np.asarray(polygon, np.float64).reshape(-1, 2)
-            outlines[index].append((total, total + len(points)))
-            total += len(points)
-            vertices.append(points)
+        else:
+            polygons[index] = [np.asarray(p, np.float64).reshape(-1, 2) for p in shape]
     return InstanceShapes(
         labels=np.array([instance['label'] for instance in instances], np.int64),
-        vertices=np.concatenate(vertices),
-        outlines=outlines,
+        polygons=polygons,
         bitmaps=bitmaps,
         grid=PixelGrid.of(size),
     )

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import cv2
 import numpy as np
 import torch
-from mmcv.transforms import BaseTransform
 from mmengine.structures import InstanceData, PixelData
 
-from mmseg_m2f.adapters.data.segments import NO_SEGMENT, InstanceShapes, SegmentMap, paste
+from mmseg_m2f.adapters.data.segments import NO_SEGMENT, InstanceShapes, Patch, SegmentMap, paste
+from mmseg_m2f.adapters.data.transform import Transform
 from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
 from mmseg_m2f.registry import TRANSFORMS
 
@@ -32,7 +32,7 @@ IGNORED_LABEL = 255
 
 
 @TRANSFORMS.register_module()
-class PackSegments(BaseTransform):
+class PackSegments(Transform):
     """Draw the segments and pack them. Without ``gt_segments`` (in tests) pack only the image.
 
     Instances become ``gt_instances`` (``bboxes``, ``labels``, ``masks``). Panoptic segments have
@@ -102,9 +102,8 @@ class PackSegments(BaseTransform):
         areas = np.array([np.count_nonzero(patch.pixels) for patch in patches], int)
         kept = np.flatnonzero(areas >= self.min_area)
         patches = [patches[index] for index in kept]
-        boxes = np.array([patch.box() for patch in patches], np.float32).reshape(-1, 4)
         masks = paste(patches, segments.size)
-        sample.gt_instances = _instance_data(masks, boxes, segments.labels[kept])
+        sample.gt_instances = _instance_data(masks, patches, segments.labels[kept])
 
     def _add_segments(
         self, sample: 'DetDataSample', segments: SegmentMap, num_classes: int
@@ -115,25 +114,21 @@ class PackSegments(BaseTransform):
         labels, is_thing = segments.labels[kept], segments.is_thing[kept]
         if self.layout == 'mmdet':
             masks = index_map == np.flatnonzero(is_thing)[:, None, None]
-            sample.gt_instances = _instance_data(masks, mask_boxes(masks), labels[is_thing])
+            patches = [Patch(0, 0, mask) for mask in masks]
+            sample.gt_instances = _instance_data(masks, patches, labels[is_thing])
             # Index -1 takes the last value: pixels without a segment get the ignored label.
             label_map = np.append(labels, IGNORED_LABEL)[index_map]
             sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(label_map[None]))
             return
+        encoded = labels + INSTANCE_OFFSET * is_thing.cumsum() * is_thing
         sample.gt_panoptic_seg = SegmentIndices(
             segment_idx=torch.from_numpy(index_map[None]),
-            metainfo={'encoding': (*_encoded(labels, is_thing), num_classes)},
+            metainfo={'encoding': (*encoded.tolist(), num_classes)},
         )
         sample.gt_segments = InstanceData(labels=torch.from_numpy(labels))
         # mmdet's data preprocessor and visualizer read gt_instances of every sample.
         sample.gt_instances = InstanceData(
             bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)
-        )
-
-    def __repr__(self) -> str:
-        return (
-            f'{type(self).__name__}(min_area={self.min_area}, layout={self.layout!r}, '
-            f'meta_keys={self.meta_keys})'
         )
 
 
@@ -167,27 +162,10 @@ def channels_first(img: np.ndarray) -> np.ndarray:
     return planes
 
 
-def mask_boxes(masks: np.ndarray) -> np.ndarray:
-    """Return the boxes (N, 4) float32 ``x1 y1 x2 y2`` of masks (N, H, W) bool.
-
-    Right and lower edge are exclusive. The box of an empty mask is 0.
-    """
-    sides = [np.any(masks, axis=axis) for axis in (1, 2)]
-    first = [side.argmax(axis=1) for side in sides]
-    end = [side.shape[1] - side[:, ::-1].argmax(axis=1) for side in sides]
-    boxes = np.stack([*first, *end], axis=1).astype(np.float32)
-    boxes[~np.any(masks, axis=(1, 2))] = 0
-    return boxes
-
-
-def _encoded(labels: np.ndarray, is_thing: np.ndarray) -> list[int]:
-    """Return each segment's number in mmdet's encoding."""
-    return (labels + INSTANCE_OFFSET * is_thing.cumsum() * is_thing).tolist()
-
-
-def _instance_data(masks: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> InstanceData:
+def _instance_data(masks: np.ndarray, patches: Sequence[Patch], labels: np.ndarray) -> InstanceData:
     from mmseg_m2f.adapters.data.patched_masks import PatchedMasks
 
+    boxes = np.array([patch.box() for patch in patches], np.float32).reshape(-1, 4)
     return InstanceData(
         bboxes=torch.from_numpy(boxes),
         labels=torch.from_numpy(labels),

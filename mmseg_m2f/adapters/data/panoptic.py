@@ -4,14 +4,10 @@ import os.path as osp
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.dataset import BaseDataset
-
 from mmseg_m2f.adapters.data.coco_classes import (
     ClassTable,
-    announce,
-    check_prefixes,
+    CocoFormatDataset,
     class_table,
-    initial_metainfo,
     label_of_category,
     log_once,
     read_json,
@@ -20,7 +16,6 @@ from mmseg_m2f.evaluation.coco_json import Json, check_keys, check_unique, entri
 from mmseg_m2f.metadata import load_metadata
 from mmseg_m2f.registry import DATASETS
 
-PREFIXES = ('img', 'seg', 'label_map')
 # cityscapesScripts writes the first ending into its JSON, and no folder; the files have the second.
 SCRIPTS_ENDING = '_gtFine_leftImg8bit.png'
 CITYSCAPES_ENDING = '_leftImg8bit.png'
@@ -29,7 +24,7 @@ MAX_ID = 256**3 - 1
 
 
 @DATASETS.register_module()
-class PanopticDataset(BaseDataset):
+class PanopticDataset(CocoFormatDataset):
     """Images with panoptic segments, from a JSON file and a folder of PNG files.
 
     The class of a segment is the position of its category in the JSON file, so category ids may be
@@ -54,6 +49,9 @@ class PanopticDataset(BaseDataset):
             category that it does not list.
     """
 
+    prefixes = ('img', 'seg', 'label_map')
+    listed = 'segments_info'
+
     def __init__(
         self,
         ann_file: str,
@@ -63,16 +61,9 @@ class PanopticDataset(BaseDataset):
         label_map_suffix: str = '.png',
         **settings: Any,
     ) -> None:
-        check_prefixes(data_prefix, PREFIXES)
         self.label_map_suffix = label_map_suffix
         self.metadata = metadata
-        super().__init__(
-            ann_file=ann_file,
-            data_prefix=dict(data_prefix),
-            metainfo=initial_metainfo(metadata, metainfo),
-            **settings,
-        )
-        self._metainfo['metadata'] = metadata
+        super().__init__(ann_file, data_prefix, metadata, metainfo, **settings)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """Return a record per image: ``img_path``, ``img_id``, ``height``, ``width``.
@@ -84,8 +75,7 @@ class PanopticDataset(BaseDataset):
         categories = content['categories']
         _check_categories(self.ann_file, categories)
         table = class_table(self.ann_file, categories, self._metainfo)
-        self._metainfo.update(table.metainfo())
-        announce(table)
+        self.set_classes(table)
         self._has_label_maps = self._fits_label_maps(table, categories)
         if self.test_mode and not content.get('annotations'):
             return [self._image_record(image) for image in content['images']]
@@ -107,10 +97,6 @@ class PanopticDataset(BaseDataset):
             records.append(record)
         return records
 
-    def get_cat_ids(self, idx: int) -> list[int]:
-        """Return the classes in an image, for MMEngine's ``ClassBalancedDataset``."""
-        return [segment['label'] for segment in self.get_data_info(idx)['segments_info']]
-
     def _fits_label_maps(self, table: ClassTable, categories: list[Json]) -> bool:
         """Tell whether there are label maps whose labels are these classes."""
         if 'label_map' not in self.data_prefix:
@@ -126,12 +112,7 @@ class PanopticDataset(BaseDataset):
 
     def _image_record(self, image: Json) -> dict[str, Any]:
         name = image_path(image['file_name'])
-        record = {
-            'img_path': osp.join(self.data_prefix['img'], name),
-            'img_id': image['id'],
-            'height': image['height'],
-            'width': image['width'],
-        }
+        record = self.image_record(image, name)
         if self._has_label_maps:
             is_cityscapes = name.endswith(CITYSCAPES_ENDING)
             stem = name.removesuffix(CITYSCAPES_ENDING) if is_cityscapes else osp.splitext(name)[0]

@@ -4,8 +4,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from mmcv.transforms import BaseTransform
 
+from mmseg_m2f.adapters.data.transform import Transform
 from mmseg_m2f.registry import TRANSFORMS
 
 BRIGHTNESS = 32
@@ -18,7 +18,7 @@ LEVELS = np.arange(256, dtype=np.uint8)
 
 
 @TRANSFORMS.register_module()
-class PhotoMetricDistortion(BaseTransform):
+class PhotoMetricDistortion(Transform):
     """Change brightness, contrast, saturation and hue, each in half of the images.
 
     Contrast comes right after brightness or at the end, with equal probability. Two things differ
@@ -40,9 +40,6 @@ class PhotoMetricDistortion(BaseTransform):
             img = _look_up(img, _linear(LEVELS, alpha=_drawn(*CONTRAST, neutral=1)))
         results['img'] = img
         return results
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}()'
 
 
 def _coin() -> bool:

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import mmcv
 import numpy as np
-from mmcv.transforms import BaseTransform
 from PIL import Image
 
 from mmseg_m2f.adapters.data.segments import gather
+from mmseg_m2f.adapters.data.transform import Transform
 from mmseg_m2f.registry import TRANSFORMS
 
 BILINEAR = Image.Resampling.BILINEAR
@@ -26,7 +26,7 @@ class Box(NamedTuple):
 
 
 @TRANSFORMS.register_module()
-class ResizeAndCrop(BaseTransform):
+class ResizeAndCrop(Transform):
     """Resize and crop in one step: the same pixels as one after the other, in less time.
 
     Both steps draw their random numbers as they do alone, the resize first.
@@ -57,9 +57,6 @@ class ResizeAndCrop(BaseTransform):
         size = self.resize.draw_size(results['img'].shape[:2])
         box = self.crop.draw_box(size)
         return self.crop.fill(resize_part(results, size, box, self.resize.backend))
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}(resize={self.resize}, crop={self.crop})'
 
 
 def checked_backend(backend: str) -> str:

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from mmcv.transforms import BaseTransform
 
 from mmseg_m2f.adapters.data.resize_and_crop import Box, checked_backend, resize_part
+from mmseg_m2f.adapters.data.transform import Transform
 from mmseg_m2f.registry import TRANSFORMS
 
 PAD_VALUE = 128
@@ -17,7 +17,7 @@ Size = tuple[int, int]
 
 
 @TRANSFORMS.register_module()
-class ResizeScale(BaseTransform):
+class ResizeScale(Transform):
     """Fit the image into a target of random scale, and keep the ratio of its sides.
 
     Args:
@@ -57,15 +57,9 @@ class ResizeScale(BaseTransform):
         size = self.draw_size(results['img'].shape[:2])
         return resize_part(results, size, backend=self.backend)
 
-    def __repr__(self) -> str:
-        return (
-            f'{type(self).__name__}(min_scale={self.min_scale}, max_scale={self.max_scale}, '
-            f'target_size={self.target_size}, backend={self.backend!r})'
-        )
-
 
 @TRANSFORMS.register_module()
-class FixedSizeCrop(BaseTransform):
+class FixedSizeCrop(Transform):
     """Crop at random to exactly this size; pad a smaller image at the right and the bottom.
 
     Args:
@@ -104,15 +98,9 @@ class FixedSizeCrop(BaseTransform):
         """Crop and pad ``img`` and ``gt_segments``."""
         return self.fill(_crop(results, self.draw_box(results['img'].shape[:2])))
 
-    def __repr__(self) -> str:
-        return (
-            f'{type(self).__name__}(crop_size={self.crop_size}, pad_value={self.pad_value}, '
-            f'offsets={self.offsets!r})'
-        )
-
 
 @TRANSFORMS.register_module()
-class RandomCrop(BaseTransform):
+class RandomCrop(Transform):
     """Crop at random to this size; a side of the image that is smaller stays as it is.
 
     Args:
@@ -138,12 +126,9 @@ class RandomCrop(BaseTransform):
         """Crop ``img``, every label map in ``seg_fields``, and ``gt_segments``."""
         return _crop(results, self.draw_box(results['img'].shape[:2]))
 
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}(crop_size={self.crop_size})'
-
 
 @TRANSFORMS.register_module()
-class RandomFlip(BaseTransform):
+class RandomFlip(Transform):
     """Swap left and right with a given probability.
 
     Args:
@@ -165,12 +150,9 @@ class RandomFlip(BaseTransform):
                 results['gt_segments'] = results['gt_segments'].flip()
         return results
 
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}(prob={self.prob})'
-
 
 @TRANSFORMS.register_module()
-class PadToSize(BaseTransform):
+class PadToSize(Transform):
     """Pad at the right and the bottom.
 
     Args:
@@ -195,9 +177,6 @@ class PadToSize(BaseTransform):
                 f'{results.get("img_path")}. Crop to at most this size before.'
             )
         return _pad(results, self.size, self.pad_value)
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}(size={self.size}, pad_value={self.pad_value})'
 
 
 def _checked_size(key: str, size: Size) -> Size:

@@ -1,9 +1,8 @@
 """``gt_segments``: the ground truth of an image on its way through the transforms.
 
-There are two kinds, `SegmentMap` (panoptic) and `InstanceShapes`. Both have ``labels (N,)``,
-``size`` (height, width), ``is_flipped``, and the methods ``resize``, ``crop``, ``flip`` and
-``pad``, each of which returns a moved copy. No mask is drawn on the way: however many steps there
-are, each mask is drawn once, at the final size.
+There are two kinds, `SegmentMap` (panoptic) and `InstanceShapes`. Their methods ``resize``,
+``crop``, ``flip`` and ``pad`` return a moved copy. No mask is drawn on the way: however many steps
+there are, each mask is drawn once, at the final size.
 """
 
 from collections.abc import Sequence
@@ -11,8 +10,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+from mmseg_m2f.evaluation.panoptic_map import renumbered
 from mmseg_m2f.evaluation.rle import Rle, import_coco_mask
 
 NO_SEGMENT = -1
@@ -82,7 +83,45 @@ def _nearest(pixels: np.ndarray, size: Size) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SegmentMap:
+class Segments:
+    """The part common to `SegmentMap` and `InstanceShapes`.
+
+    Args:
+        labels: (N,) class indices.
+        grid: the pixels of the file that the moved image shows.
+        is_flipped: whether left and right are swapped.
+    """
+
+    labels: np.ndarray
+    grid: PixelGrid
+    is_flipped: bool = False
+
+    @property
+    def size(self) -> Size:
+        return self.grid.size
+
+    def resize(self, size: Size) -> 'Segments':
+        return self._moved(self.grid.resize(size), scale=np.divide(size, self.size)[::-1])
+
+    def crop(self, x: int, y: int, width: int, height: int) -> 'Segments':
+        return self._moved(self.grid.crop(x, y, width, height), shift=(-x, -y))
+
+    def flip(self) -> 'Segments':
+        moved = self._moved(self.grid.flip(), scale=(-1, 1), shift=(self.size[1], 0))
+        return replace(moved, is_flipped=not self.is_flipped)
+
+    def pad(self, size: Size) -> 'Segments':
+        return self._moved(self.grid.pad(size))
+
+    def _moved(
+        self, grid: PixelGrid, scale: npt.ArrayLike = (1, 1), shift: npt.ArrayLike = (0, 0)
+    ) -> 'Segments':
+        """Return a copy with this grid; a point (x, y) lies at ``(x, y) * scale + shift`` in it."""
+        return replace(self, grid=grid)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SegmentMap(Segments):
     """Panoptic segments, which do not overlap.
 
     Resizing takes the nearest pixel by Pillow's rule, as the official code does with the colors of
@@ -91,56 +130,20 @@ class SegmentMap:
     Args:
         ids: (height, width) of the file: the segment id of each pixel, or another number.
         segment_ids: (N,) the ids that are segments.
-        labels: (N,) class indices.
         is_thing: (N,) bool.
-        grid: the pixels of ``ids`` that the moved image shows.
-        is_flipped: whether left and right are swapped.
     """
 
     ids: np.ndarray
     segment_ids: np.ndarray
-    labels: np.ndarray
     is_thing: np.ndarray
-    grid: PixelGrid
-    is_flipped: bool = False
-
-    @property
-    def size(self) -> Size:
-        return self.grid.size
-
-    def resize(self, size: Size) -> 'SegmentMap':
-        return replace(self, grid=self.grid.resize(size))
-
-    def crop(self, x: int, y: int, width: int, height: int) -> 'SegmentMap':
-        return replace(self, grid=self.grid.crop(x, y, width, height))
-
-    def flip(self) -> 'SegmentMap':
-        return replace(self, grid=self.grid.flip(), is_flipped=not self.is_flipped)
-
-    def pad(self, size: Size) -> 'SegmentMap':
-        return replace(self, grid=self.grid.pad(size))
 
     def index_map(self) -> np.ndarray:
         """Return (height, width) int32: the index of each pixel's segment, -1 for none."""
-        index_map = self._indices(self.grid.take(self.ids, fill=0))
-        # Padding again: 0, which filled it, may be the id of a segment.
+        index_map = renumbered(self.grid.take(self.ids, fill=0), self.segment_ids) - 1
+        # 0, which fills the padding, may be the id of a segment.
         index_map[self.grid.rows < 0] = NO_SEGMENT
         index_map[:, self.grid.columns < 0] = NO_SEGMENT
         return index_map
-
-    def _indices(self, ids: np.ndarray) -> np.ndarray:
-        if not len(self.segment_ids) or not ids.size:
-            return np.full(ids.shape, NO_SEGMENT, np.int32)
-        # One look-up for each run of equal pixels: there are far fewer runs than pixels.
-        pixels = ids.ravel()
-        starts = np.flatnonzero(np.concatenate([[True], pixels[1:] != pixels[:-1]]))
-        order = np.argsort(self.segment_ids)
-        in_order = self.segment_ids[order]
-        values = pixels[starts]
-        position = np.minimum(np.searchsorted(in_order, values), len(order) - 1)
-        index = np.where(in_order[position] == values, order[position], NO_SEGMENT)
-        lengths = np.diff(starts, append=pixels.size)
-        return np.repeat(index.astype(np.int32), lengths).reshape(ids.shape)
 
 
 class Patch(NamedTuple):
@@ -176,47 +179,28 @@ def paste(patches: Sequence[Patch], size: Size) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class InstanceShapes:
+class InstanceShapes(Segments):
     """Instances, which may overlap: polygons as coordinates, run-length encodings as pixels.
 
     A polygon is drawn at the final size, as the official code does. Drawn at the file's size it
     would get jagged when the image is enlarged.
 
     Args:
-        labels: (N,) class indices.
-        vertices: (V, 2) x and y in pixels, of all polygons.
-        outlines: instance index to its polygons, each ``(start, stop)`` in ``vertices``.
+        polygons: instance index to its polygons, each (V, 2) x and y in pixels.
         bitmaps: instance index to its compressed run-length encoding, at the file's size.
-        grid: the pixels of the file that the moved image shows.
-        is_flipped: whether left and right are swapped.
     """
 
-    labels: np.ndarray
-    vertices: np.ndarray
-    outlines: dict[int, list[tuple[int, int]]]
+    polygons: dict[int, list[np.ndarray]]
     bitmaps: dict[int, Rle]
-    grid: PixelGrid
-    is_flipped: bool = False
 
-    @property
-    def size(self) -> Size:
-        return self.grid.size
-
-    def resize(self, size: Size) -> 'InstanceShapes':
-        factor = np.divide(size, self.size)[::-1]
-        return replace(self, vertices=self.vertices * factor, grid=self.grid.resize(size))
-
-    def crop(self, x: int, y: int, width: int, height: int) -> 'InstanceShapes':
-        grid = self.grid.crop(x, y, width, height)
-        return replace(self, vertices=self.vertices - (x, y), grid=grid)
-
-    def flip(self) -> 'InstanceShapes':
-        vertices = self.vertices * (-1, 1) + (self.size[1], 0)
-        grid = self.grid.flip()
-        return replace(self, vertices=vertices, grid=grid, is_flipped=not self.is_flipped)
-
-    def pad(self, size: Size) -> 'InstanceShapes':
-        return replace(self, grid=self.grid.pad(size))
+    def _moved(
+        self, grid: PixelGrid, scale: npt.ArrayLike = (1, 1), shift: npt.ArrayLike = (0, 0)
+    ) -> 'Segments':
+        polygons = {
+            index: [vertices * np.asarray(scale) + shift for vertices in outline]
+            for index, outline in self.polygons.items()
+        }
+        return replace(self, grid=grid, polygons=polygons)
 
     def masks(self) -> np.ndarray:
         """Return the masks (N, height, width) bool."""
@@ -225,8 +209,7 @@ class InstanceShapes:
     def patches(self) -> list[Patch]:
         """Return a patch per instance. Most instances fill only a small part of the image."""
         patches = [NO_PATCH] * len(self.labels)
-        for index, outlines in self.outlines.items():
-            polygons = [self.vertices[start:stop] for start, stop in outlines]
+        for index, polygons in self.polygons.items():
             patches[index] = self._draw(polygons)
         for index, encoded in self.bitmaps.items():
             patches[index] = self._decode(encoded)

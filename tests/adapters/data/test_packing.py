@@ -8,7 +8,7 @@ import torch
 from mmengine.runner import Runner
 
 from mmseg_m2f.adapters.data import InstanceDataset, LoadSegments, PackSegments, PanopticDataset
-from mmseg_m2f.adapters.data.packing import channels_first, mask_boxes
+from mmseg_m2f.adapters.data.packing import channels_first
 from mmseg_m2f.adapters.models.samples import targets_of
 from mmseg_m2f.registry import TRANSFORMS
 from tests.adapters.data import scenes
@@ -150,19 +150,8 @@ def test_instances():
         expected = [list(boxes[i]) if i < 3 else [0, 0, 0, 0] for i in kept]
         assert instances.bboxes.tolist() == expected
         assert instances.bboxes.dtype == torch.float32
-        assert mask_boxes(instances.masks.masks != 0).tolist() == expected
     sample = pack(scenes.instance_record([(9, 9, 12, 12)]), keep_empty=False)
     assert len(sample.gt_instances) == 0
-
-
-def test_boxes_enclose_masks():
-    masks = np.random.default_rng(0).random((50, 9, 13)) < 0.03
-    for mask, box in zip(masks, mask_boxes(masks), strict=True):
-        rows, columns = np.nonzero(mask)
-        expected = [0, 0, 0, 0]
-        if len(rows):
-            expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        assert box.tolist() == expected
 
 
 def test_masks_arrive_from_a_worker_as_they_were():

@@ -102,6 +102,17 @@ def test_indices_are_positions_in_the_list_of_segments():
     assert segments.index_map().dtype == np.int32
 
 
+def test_boxes_enclose_masks():
+    masks = np.random.default_rng(0).random((50, 9, 13)) < 0.03
+    for mask in masks:
+        rows, columns = np.nonzero(mask)
+        expected = (0, 0, 0, 0)
+        if len(rows):
+            x1, y1, x2, y2 = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+            expected = (x1 + 4, y1 + 5, x2 + 4, y2 + 5)
+        assert Patch(4, 5, mask).box() == expected
+
+
 def test_a_map_without_segments():
     segments = segment_map(random_colors(4, 6), segment_ids=[])
     moved = segments.flip().resize((8, 8)).crop(1, 1, 4, 4).pad((6, 6))
