@@ -164,11 +164,11 @@ MUTANTS = (
         tests=('tests/adapters/migrate/test_stock_settings.py',),
     ),
     Mutant(
-        name='dropin_leaves_mmdet_alone',
+        name='dropin_leaves_mmseg_alone',
         breaks='dropin replaces the head of mmdet as well as that of mmseg.',
         file='mmseg_m2f/adapters/migrate/dropin.py',
-        old="'mmdet': {'Mask2FormerHead': build_universal_head, 'Mask2Former'",
-        new="'mmdet': {'Mask2FormerHeads': build_universal_head, 'Mask2Former'",
+        old="'mmseg': {'Mask2FormerHead': build_semantic_head}",
+        new="'mmseg': {'Mask2FormerHeads': build_semantic_head}",
         tests=('tests/parity/test_dropin.py',),
     ),
     Mutant(

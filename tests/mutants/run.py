@@ -33,6 +33,10 @@ NOT_COPIED = ('.git', '.venv*', '.*_cache', '.cache', 'work_dirs', 'build', 'dis
 # Exit statuses of pytest.
 PASSED, FAILED = 0, 1
 FIRST_FAILURE = re.compile(r'^FAILED (\S+)', re.MULTILINE)
+# The tests crashed the interpreter, so the mutant did not go unnoticed.
+CRASHED = tuple(
+    -number for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE)
+)
 KILLED = 'killed'
 
 Item = TypeVar('Item')
@@ -155,6 +159,8 @@ def _outcome(mutant: Mutant, failing: set[str], limit: float) -> Outcome:
         return Outcome('TIMED OUT', f'after {limit:g} s')
     if done.status == PASSED:
         return Outcome('SURVIVED', f'{" ".join(mutant.tests)} pass')
+    if done.status in CRASHED:
+        return Outcome(KILLED, 'by a crash of the interpreter')
     if done.status != FAILED:
         return Outcome('BROKEN', f'the tests could not run:\n{done.tail()}')
     found = FIRST_FAILURE.search(done.output)

@@ -180,6 +180,7 @@ def test_stock_programs_refuse(program: str, hostile: Path, marker: Path) -> Non
         'import os; os.system("touch {}")',
         'a = __import__("os").system("touch {}")',
         'a = dict(open)("{}")',
+        'a = open(file="{}", mode="w")',
         'a = [open("{}", "w") for _ in (1,)]',
         '_base_ = "{}"',
         'a.b = "{}"',

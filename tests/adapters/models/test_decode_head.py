@@ -90,11 +90,28 @@ def test_loss_names_and_every_parameter_gets_a_gradient():
     assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
-def test_a_batch_of_ignored_pixels_only_trains():
+def test_each_loss_is_named_after_its_prediction():
+    """Prediction 0 depends on no decoder layer, the last one on all of them."""
     model = build_segmentor()
-    data = batch()
+    losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
+    layers = model.decode_head.decoder.layers
+
+    def depends(loss, layer):
+        options = {'retain_graph': True, 'allow_unused': True}
+        grads = torch.autograd.grad(loss, list(layer.parameters()), **options)
+        return any(grad is not None and bool(grad.any()) for grad in grads)
+
+    for prefix, depth in (('d0.', 0), ('d1.', 1), ('', 2)):
+        found = [depends(losses[f'decode.{prefix}loss_cls'], layer) for layer in layers]
+        assert found == [index < depth for index in range(2)]
+
+
+@pytest.mark.parametrize('ignore_index', [255, 7])
+def test_a_batch_of_ignored_pixels_only_trains(ignore_index):
+    model = build_segmentor(ignore_index=ignore_index)
+    data = batch(size=(64, 96))  # no padding, which is 255
     for data_sample in data['data_samples']:
-        data_sample.gt_sem_seg.data[:] = 255
+        data_sample.gt_sem_seg.data[:] = ignore_index
     losses = model(**model.data_preprocessor(data, training=True), mode='loss')
     total, _ = model.parse_losses(losses)
     total.backward()
