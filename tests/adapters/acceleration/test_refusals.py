@@ -153,6 +153,12 @@ def dropout() -> nn.Module:
     return model
 
 
+def attention_dropout() -> nn.Module:
+    model = build('mmdet')
+    model.panoptic_head.transformer_decoder.layers[1].self_attn.attn.dropout = 0.1
+    return model
+
+
 def activation() -> nn.Module:
     model = build('mmseg')
     model.decode_head.pixel_decoder.encoder.layers[0].ffn.layers[0][1] = nn.GELU()
@@ -204,6 +210,10 @@ REFUSALS = [
     (maskformer, 'panoptic_head is mmdet.MaskFormerHead; only mmseg.Mask2FormerHead or mmdet.Mask'),
     (subclass, 'panoptic_head is mine.MyHead; only'),
     (dropout, 'transformer_decoder.layers.1.ffn.layers.2 of the head (torch.Dropout) has p = 0.1,'),
+    (
+        attention_dropout,
+        '1.self_attn.attn of the head (torch.MultiheadAttention) has dropout = 0.1,',
+    ),
     (
         activation,
         'decode_head: pixel_decoder.encoder.layers.0.ffn.layers.0.1 of the head is torch.',
