@@ -80,7 +80,7 @@ class TinyModel(torch.nn.Module):
         )
 
     def maps(self, batch: int, height: int, width: int) -> list[torch.Tensor]:
-        """Backbone maps for a image whose stride-4 map is ``height x width``."""
+        """Backbone maps for an image whose stride-4 map is ``height x width``."""
         dtype = next(self.parameters()).dtype
         return [
             torch.randn(batch, channels, -(-height // step), -(-width // step), dtype=dtype)

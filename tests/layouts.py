@@ -30,7 +30,7 @@ At = Callable[..., Path]
 class Layout(NamedTuple):
     """Patterns of paths: ``{s}`` is train or val, ``{l}`` training or validation, ``{n}`` a name.
 
-    JSON files name a image relative to ``folder``. ``shift`` is what label maps add to a class.
+    JSON files name an image relative to ``folder``. ``shift`` is what label maps add to a class.
     """
 
     metadata: str

@@ -1,4 +1,4 @@
-"""Which classes are things: of a head, and of a data set."""
+"""The classes that are things, for a head and for a data set."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def checked_thing_ids(thing_ids: Sequence[Any] | None, num_classes: int) -> list[int]:
-    """The ids in rising order; all classes for None.
+    """Return the ids in rising order; all classes for None.
 
     Raises:
         ValueError: they are not different class indices.
@@ -31,13 +31,13 @@ def checked_thing_ids(thing_ids: Sequence[Any] | None, num_classes: int) -> list
 
 
 def has_things_first(head: Any) -> bool:
-    """Whether no stuff comes before a thing in a head's classes; also true where all are equal."""
+    """Return True if all things of a head come before its stuff, or if it has one kind only."""
     is_thing: Tensor | None = getattr(head, 'is_thing', None)
     return is_thing is None or not bool((is_thing[1:] & ~is_thing[:-1]).any())
 
 
 def thing_ids_of(meta: Mapping[str, Any]) -> list[int] | None:
-    """The things of a data set by its ``metainfo``; None if it does not tell.
+    """Return the things of a data set by its ``metainfo``; None if it does not tell.
 
     mmdet's panoptic data sets tell ``thing_classes`` and ``stuff_classes`` by name, of COCO even
     where ``classes`` are fewer or others.

@@ -37,7 +37,7 @@ _MERGING_AT_THE_END, _MERGING_AT_THE_START = _swin(0), _swin(1)
 
 
 def merges_at_the_end(state_dict: StateDict) -> bool:
-    """Whether a stage of Swin ends with patch merging, as Microsoft's and timm's until 0.6.
+    """Return True if a stage of Swin ends with patch merging: Microsoft's, timm's until 0.6.
 
     Later releases of timm begin the next stage with it.
     """

@@ -23,8 +23,8 @@ def huggingface_config(
     decoder, as in every published model.
 
     Args:
-        state_dict: Weights under Hugging Face's names, as ``to_huggingface`` returns them.
-        classes: The names of the classes in order; ``LABEL_0`` and so on by default.
+        state_dict: weights under Hugging Face's names, as ``to_huggingface`` returns them.
+        classes: the names of the classes in order; ``LABEL_0`` and so on by default.
 
     Raises:
         ValueError: Hugging Face's model cannot have these shapes, or ``classes`` has another number

@@ -94,9 +94,9 @@ def to_ours(state_dict: StateDict, layout: str, head: str = 'decode_head') -> di
     cannot be converted twice, because our names belong to no other layout.
 
     Args:
-        state_dict: Of the layout; tensors whose content stays are shared, not copied.
-        layout: One of ``LAYOUTS`` or ``BACKBONE_LAYOUTS``.
-        head: Our model's name for its head, one of ``HEADS``.
+        state_dict: weights in the layout; tensors whose content stays are shared, not copied.
+        layout: one of ``LAYOUTS`` or ``BACKBONE_LAYOUTS``.
+        head: our model's name for its head, one of ``HEADS``.
 
     Raises:
         ValueError: The layout or head is unknown, a key does not belong to the layout, a part of a

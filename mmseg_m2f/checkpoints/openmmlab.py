@@ -74,9 +74,9 @@ def from_openmmlab(state_dict: StateDict, theirs: str, head: str) -> dict[str, T
     of the time before mmdet 3.0 (``attentions.0``, ``ffns.0``).
 
     Args:
-        state_dict: Of their model.
-        theirs: Their model's name for its head, ``decode_head`` or ``panoptic_head``.
-        head: Our model's name for its head.
+        state_dict: weights of their model.
+        theirs: their model's name for its head, ``decode_head`` or ``panoptic_head``.
+        head: our model's name for its head.
 
     Raises:
         ValueError: A key of the head is unknown or doubled, or there is no head.

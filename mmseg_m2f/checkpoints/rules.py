@@ -59,10 +59,10 @@ class KeyMap:
     """Translate whole state dicts; tensors whose content stays are shared, not copied.
 
     Args:
-        rules: All are used for reading. If several have the same name of ours, the first is used
+        rules: all are used for reading. If several have the same name of ours, the first is used
             for writing. No key of theirs may match two rules.
-        ours_only: Templates of our keys without counterpart, which are left out.
-        theirs_only: The same of their keys.
+        ours_only: templates of our keys without counterpart, which are left out.
+        theirs_only: the same of their keys.
     """
 
     def __init__(

@@ -97,7 +97,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PointConfig:
-    """How the points of the mask losses are drawn (paper section 3.3, PointRend).
+    """Settings of the points of the mask losses (paper section 3.3, PointRend).
 
     ``oversample_ratio * num_points`` candidates are drawn, ``importance_ratio * num_points`` of
     them kept where the prediction is least certain, and the rest drawn anew.
@@ -121,7 +121,7 @@ class PointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PostprocessConfig:
-    """Which results are formed, and their thresholds: the keys of ``test_cfg``.
+    """Settings of the results and their thresholds: the keys of ``test_cfg``.
 
     ``object_mask_thr`` (a query's class probability must exceed it) and ``overlap_thr`` (won area
     over mask area must reach it) are for panoptic; ``score_thr`` (a score must reach it),
@@ -164,7 +164,7 @@ class PostprocessConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CompatConfig:
-    """Where MMDetection departs from the official code: the keys of a head's ``compat``.
+    """Choices between the official code and MMDetection: the keys of a head's ``compat``.
 
     ``init``: attention and feed-forward weights are Xavier-uniform (official) or Xavier-normal.
     ``num_masks_mode``: the mask losses are divided by the number of targets (official) or by that

@@ -39,7 +39,7 @@ class MSDeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start point p of head h p + 1 steps away in direction h, with equal weights.
+        """Initialize point p of head h to p + 1 pixels in direction h; all weights start equal.
 
         Source: official ``pixel_decoder/ops/modules/ms_deform_attn.py``.
         """

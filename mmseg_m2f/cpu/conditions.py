@@ -1,4 +1,4 @@
-"""Whether a faster forward may compute a module now, past the calls of the modules inside it."""
+"""Tests that tell if a faster forward may run, which does not call the modules inside."""
 
 from collections.abc import Collection
 
@@ -14,7 +14,7 @@ def may_run(module: nn.Module, x: Tensor, inner: Collection[type]) -> bool:
     """Tell whether oneDNN can take ``x`` and the weights, and nobody would miss a call inside.
 
     The modules inside must be exactly of the classes ``inner``, without hooks and without a
-    ``forward`` of their own: a replaced layer, a quantised one or an adapter is not passed by.
+    ``forward`` of their own: a replaced layer, a quantized one or an adapter is not passed by.
     """
     if onednn.objection(x, *module.parameters()) is not None:
         return False

@@ -44,8 +44,8 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def objection(*given: Tensor) -> str | None:
-    """Why the functions of this file cannot take these tensors; None if they can."""
-    # Subclasses (quantised, distributed or fake weights) have products of their own.
+    """Return why the functions of this file cannot take these tensors, or None."""
+    # Subclasses (quantized, distributed or fake weights) have products of their own.
     if not all(type(value) in (Tensor, nn.Parameter) for value in given):
         return 'a tensor is of a subclass'
     if not all(value.device.type == 'cpu' and value.dtype == torch.float32 for value in given):
@@ -65,7 +65,7 @@ def objection(*given: Tensor) -> str | None:
 
 @functools.cache
 def failure() -> str | None:
-    """Why the private operators cannot be used, or None; a reason is logged.
+    """Return why the private operators cannot be used, or None; a reason is logged.
 
     Each is run once and compared with the public operators.
     """
@@ -109,7 +109,7 @@ def _operator() -> Any:
 
 
 def _without_gaps(weight: Tensor) -> Tensor:
-    """The matrix with its numbers side by side, by rows or by columns.
+    """Return the matrix with its numbers side by side, by rows or by columns.
 
     With other strides oneDNN takes its reference code, a thousand times as slow.
     """
@@ -118,7 +118,7 @@ def _without_gaps(weight: Tensor) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """The product with its gradients; with ReLU its result tells where the gradient passes."""
+    """A product with its gradients. After ReLU, the gradient passes where the result is not 0."""
 
     @staticmethod
     def forward(

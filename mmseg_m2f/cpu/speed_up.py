@@ -66,7 +66,7 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def _forwards() -> dict[type, Forward]:
-    """The table by classes. A class of a package that nobody has imported is in no model."""
+    """Return the table by classes, without packages that nobody has imported: no model has them."""
     forwards = dict(HEAD)
     for package in ('mmseg', 'mmdet'):
         if f'{package}.models' not in sys.modules:

@@ -71,7 +71,7 @@ def _is_known(ffn: Any) -> bool:
 
 @functools.cache
 def _ffn_classes() -> frozenset[type]:
-    """Classes of the modules inside mmcv's ``FFN`` that may be passed by in evaluation mode."""
+    """Return the classes inside mmcv's ``FFN`` that need no call in evaluation mode."""
     from mmcv.cnn.bricks import drop, wrappers
     from mmengine.model import Sequential
 

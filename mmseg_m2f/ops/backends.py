@@ -15,11 +15,12 @@ _LOGGED: set[str] = set()
 
 
 class Backend(NamedTuple):
-    """``why_not(*args)`` returns None if ``function(*args)`` can run, else the reason.
+    """One implementation of an operator, and the test whether it can run.
 
-    The answer depends only on the type, device, dtype and shape of the arguments and on whether
-    their gradient is asked for. A back end that is not ``automatic`` runs only where it is named:
-    it has not been measured against the others.
+    ``why_not(*args)`` returns None if ``function(*args)`` can run, else the reason. The answer
+    depends only on the type, device, dtype and shape of the arguments and on whether their gradient
+    is asked for. A back end that is not ``automatic`` runs only where it is named: it has not been
+    measured against the others.
     """
 
     name: str
@@ -37,7 +38,7 @@ class BackendTable:
 
     @property
     def names(self) -> list[str]:
-        """The names in order of preference."""
+        """Return the names in order of preference."""
         return [backend.name for backend in self._backends]
 
     def register(self, backend: Backend) -> None:

@@ -24,7 +24,7 @@ class Library:
 
     Args:
         name: stands in file names and messages.
-        beside: Python file next to the source, which has the same name with the ending ``.cpp``.
+        beside: the Python file next to the source; the source has its name, ending in ``.cpp``.
     """
 
     def __init__(self, name: str, beside: str) -> None:
@@ -33,7 +33,7 @@ class Library:
         self._outcome: tuple[ctypes.CDLL | None, str | None] | None = None
 
     def why_not(self) -> str | None:
-        """Why there is no library, or None; compiles it if needed. A reason is logged once."""
+        """Return why there is no library, or None; compile it if needed. Log a reason once."""
         return self._load()[1]
 
     def loaded(self) -> ctypes.CDLL:
@@ -65,7 +65,7 @@ class Library:
         return path
 
     def _key(self, command: list[str]) -> str:
-        """Hash of the source, the compiler, its flags and the processor."""
+        """Hash the source, the compiler, its flags and the processor."""
         version = subprocess.run([command[0], '--version'], capture_output=True, check=True).stdout
         parts = [self._source.read_bytes(), version, ' '.join(command).encode(), _processor()]
         return hashlib.sha256(b'\0'.join(parts)).hexdigest()[:16]
@@ -86,7 +86,7 @@ class Library:
 
 
 def _compiler() -> str:
-    """Raises FileNotFoundError if there is none."""
+    """Return the path of a C++ compiler. Raises FileNotFoundError if there is none."""
     names = [os.environ.get('CXX', ''), 'g++', 'clang++', 'c++']
     for name in filter(None, names):
         found = shutil.which(name)

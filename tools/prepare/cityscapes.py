@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 IDS = '_gtFine_instanceIds.png'
 PHOTO = '_leftImg8bit.png'
 FIRST_INSTANCE = 1000
-# Labels end at 33, and a image has fewer than 1000 instances of a label.
+# Labels end at 33, and an image has fewer than 1000 instances of a label.
 LARGEST_ID = 33_999
 
 

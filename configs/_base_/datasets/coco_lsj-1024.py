@@ -1,4 +1,4 @@
-# Large-scale jitter: a image a tenth to twice as large as the square it is cropped or padded to.
+# Large-scale jitter: an image is resized to 0.1 to 2 times the square it is cropped or padded to.
 _base_ = './loaders.py'
 
 crop_size = (1024, 1024)

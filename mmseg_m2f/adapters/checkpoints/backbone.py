@@ -30,9 +30,9 @@ def plan_backbone(state: Mapping[str, Tensor], backbone: nn.Module, rules: LoadR
     """Plan the load of a file into a backbone.
 
     Args:
-        state: The file's tensors: a backbone alone, or a whole model in any known layout.
-        backbone: Only its names and shapes matter; it is not changed.
-        rules: What the load must fulfil.
+        state: the file's tensors: a backbone alone, or a whole model in any known layout.
+        backbone: only its names and shapes matter; it is not changed.
+        rules: what the load must fulfil.
 
     Returns:
         A plan whose weights have the backbone's own names.

@@ -25,9 +25,9 @@ def class_names(meta: object, order: Sequence[int] | None = None) -> dict[str, A
     left out, and a warning names it.
 
     Args:
-        meta: The ``meta`` of a checkpoint, with ``dataset_meta``, or with the ``CLASSES`` and
+        meta: the ``meta`` of a checkpoint, with ``dataset_meta``, or with the ``CLASSES`` and
             ``PALETTE`` of the time before MMEngine. Anything else counts as nothing.
-        order: New class ``i`` is the old class ``order[i]``; None keeps the order.
+        order: new class ``i`` is the old class ``order[i]``; None keeps the order.
     """
     found: dict[str, Any] = {}
     left_out: list[str] = []

@@ -34,7 +34,7 @@ def leave_out_programs(checkpoint: Any, name: str) -> None:
 
 
 def is_plain_config(text: str) -> bool:
-    """Whether config text only assigns plain values, so that running it does nothing else."""
+    """Return True if config text only assigns plain values, so that running it does no more."""
     try:
         body = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError):

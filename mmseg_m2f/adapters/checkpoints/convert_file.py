@@ -59,17 +59,17 @@ def convert_checkpoint(
 
     Args:
         src: A file, a folder of Hugging Face, or an address that MMEngine knows.
-        dst: The file to write, complete or not at all: ``.pkl`` for Detectron2, ``.safetensors``
+        dst: the file to write, complete or not at all: ``.pkl`` for Detectron2, ``.safetensors``
             for Hugging Face, else ``.pth``. Beside a ``model.safetensors`` a ``config.json`` is
             written.
-        config: The config of a model that the weights must fit: as many classes, and in each
+        config: the config of a model that the weights must fit: as many classes, and in each
             module at least ``min_matched`` of the tensors. The fit is logged. If ``target`` is
             ours, the head gets the name it has in this model.
-        source: The layout of ``src``: ``auto``, one of `checkpoints.LAYOUTS`, or one of
+        source: the layout of ``src``: ``auto``, one of `checkpoints.LAYOUTS`, or one of
             `checkpoints.BACKBONE_LAYOUTS`.
-        target: One of `checkpoints.LAYOUTS`; a backbone alone can become ours only.
-        min_matched: Smallest share of matching tensors, in [0, 1].
-        reorder: The new order of the classes. Either a list of their old indices; or
+        target: one of `checkpoints.LAYOUTS`; a backbone alone can become ours only.
+        min_matched: smallest share of matching tensors, in [0, 1].
+        reorder: the new order of the classes. Either a list of their old indices; or
             ``things-first``, from the official order to that of mmdet's panoptic data sets; or
             ``official``, the way back. The last two need ``config``, whose ``thing_ids`` are those
             of the official order.

@@ -57,9 +57,9 @@ class Plan:
     """The outcome of a load, worked out before it: making a plan changes and logs nothing.
 
     Args:
-        weights: Tensors under the model's names. Each has the model's shape, or a name that the
+        weights: tensors under the model's names. Each has the model's shape, or a name that the
             model does not have.
-        notes: What was recognized, changed and left over.
+        notes: what was recognized, changed and left over.
         problem: Why the weights must not be loaded; None if they may.
     """
 
@@ -84,9 +84,9 @@ def plan(state: Mapping[str, Tensor], model: nn.Module, rules: LoadRules) -> Pla
     """Plan the load of a checkpoint into a model with one of our heads.
 
     Args:
-        state: The checkpoint's tensors, in any known layout.
-        model: Only its names and shapes matter; it is not changed.
-        rules: What the load must fulfil.
+        state: the checkpoint's tensors, in any known layout.
+        model: only its names and shapes matter; it is not changed.
+        rules: what the load must fulfil.
 
     Raises:
         CheckpointError: The layout is not known or cannot be converted, or the number of classes
@@ -185,7 +185,7 @@ def _renamed(
 
 
 def has_names_of(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], head: str) -> bool:
-    """Whether most names of ``state`` are the model's, so that there is nothing to convert.
+    """Return True if most names of ``state`` are the model's: nothing is to be converted.
 
     Only the head's names count if there is a head, because backbones agree in several layouts.
     Most are enough, because parts of a user's own have names that no layout knows.

@@ -1,4 +1,4 @@
-"""The errors of this room."""
+"""The errors that reading and loading checkpoints raise."""
 
 
 class CheckpointError(ValueError):

@@ -44,8 +44,8 @@ def read_file(file: File, name: str, map_location: MapLocation = None) -> Any:
 
     Args:
         file: A path, or an open binary file that can seek.
-        name: What the file is called; the suffix of a damaged file tells its kind.
-        map_location: As in ``torch.load``.
+        name: what the file is called; the suffix of a damaged file tells its kind.
+        map_location: as in ``torch.load``.
 
     Returns:
         What ``torch.save`` saved; from the other kinds a dict with ``state_dict`` and ``meta``.
@@ -92,14 +92,14 @@ def weights_of(checkpoint: Any, name: str) -> Mapping[str, Tensor]:
 
 
 def is_weights(value: Any) -> bool:
-    """Whether ``value`` is a dict of names and tensors, and not an empty one."""
+    """Return True if ``value`` is a dict of names and tensors that is not empty."""
     if not isinstance(value, Mapping) or not value:
         return False
     return all(isinstance(key, str) and isinstance(item, Tensor) for key, item in value.items())
 
 
 def begins_as_torch(file: File) -> bool:
-    """Whether a file begins as ``torch.save`` begins it."""
+    """Return True if a file begins as ``torch.save`` begins it."""
     if isinstance(file, str | Path) and Path(file).is_dir():
         return False
     head = _opened(file, _read_head)

@@ -62,8 +62,8 @@ def read_checkpoint(
         file: A path, or an open binary file that can seek. It is what ``torch.save`` wrote, a
             pickle of arrays or tensors such as Detectron2's ``.pkl``, ``.safetensors``, or a
             folder of Hugging Face. The content decides, not the suffix.
-        map_location: As in ``torch.load``.
-        name: What to call the file in messages; its path by default.
+        map_location: as in ``torch.load``.
+        name: what to call the file in messages; its path by default.
 
     Returns:
         What ``torch.save`` saved, with the keys it was saved with; `weights_of` finds the weights.

@@ -1,4 +1,4 @@
-"""How well weights fit a model: counts per module, as a table, and the differences in words."""
+"""Report how well weights fit a model: a table of counts, and the differences in words."""
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,11 +19,11 @@ class ModuleMatch(NamedTuple):
     Args:
         module: A child of the model; a head counts as pixel decoder, decoder and ``heads``, its
             output layers.
-        matched: Loaded as they are.
-        reshaped: Loaded after resizing.
-        missing: Tensors of the model that keep their values, because the checkpoint has none or
+        matched: loaded as they are.
+        reshaped: loaded after resizing.
+        missing: tensors of the model that keep their values, because the checkpoint has none or
             one of another shape.
-        unexpected: Tensors of the checkpoint for which the model has no place.
+        unexpected: tensors of the checkpoint for which the model has no place.
     """
 
     module: str
@@ -34,17 +34,17 @@ class ModuleMatch(NamedTuple):
 
     @property
     def num_loaded(self) -> int:
-        """Number of tensors the checkpoint fills."""
+        """Return the number of tensors that the checkpoint fills."""
         return len(self.matched) + len(self.reshaped)
 
     @property
     def num_expected(self) -> int:
-        """Number of tensors the model has."""
+        """Return the number of tensors that the model has."""
         return self.num_loaded + len(self.missing)
 
     @property
     def share(self) -> float:
-        """Loaded tensors among all tensors of both sides, in [0, 1].
+        """Return the share of loaded tensors among those of both sides, in [0, 1].
 
         Unexpected tensors count too: a deeper checkpoint fills a shallower model completely and is
         still another network.
@@ -58,9 +58,9 @@ def compare(
     """Compare two state dicts name by name, per module.
 
     Args:
-        model: The state dict of the model.
-        weights: The checkpoint's tensors under the model's names.
-        reshaped: The names of ``weights`` that were resized before.
+        model: the state dict of the model.
+        weights: the checkpoint's tensors under the model's names.
+        reshaped: the names of ``weights`` that were resized before.
     """
     matches: dict[str, ModuleMatch] = {}
     for key in dict.fromkeys((*model, *weights)):  # the model's order first

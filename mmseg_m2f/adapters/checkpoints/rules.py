@@ -11,8 +11,8 @@ class LoadRules:
     """Conditions that a load must fulfil.
 
     Args:
-        min_matched: Smallest share of matching tensors in each module of the model, in [0, 1].
-        other_classes: Whether a checkpoint with another number of classes is resized, so that a
+        min_matched: smallest share of matching tensors in each module of the model, in [0, 1].
+        other_classes: whether a checkpoint with another number of classes is resized, so that a
             training can start from it, or refused, because a test of it would mean nothing.
     """
 

@@ -31,7 +31,7 @@ File = str | Path | BinaryIO
 
 
 class _Dtype:
-    """Stands for ``numpy.dtype``: numbers, booleans and strings, no objects and no fields."""
+    """Stand for ``numpy.dtype``: numbers, booleans and strings, no objects and no fields."""
 
     KINDS = 'biufcSU'
 
@@ -52,7 +52,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for ``numpy.ndarray`` until the file is read."""
+    """Stand for ``numpy.ndarray`` until the file is read."""
 
     state: tuple = ()
 
@@ -69,7 +69,7 @@ class _Array:
 
 
 class _History:
-    """Stands for MMEngine's ``HistoryBuffer``: the numbers, with the default statistics."""
+    """Stand for MMEngine's ``HistoryBuffer``: the numbers, with the default statistics."""
 
     state: Mapping = {}
 
@@ -82,7 +82,7 @@ class _History:
 
 
 class _Dict(dict):
-    """Stands for ``OrderedDict``, whose attributes (a module's ``_metadata``) are left out."""
+    """Stand for ``OrderedDict``, whose attributes (a module's ``_metadata``) are left out."""
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -245,8 +245,8 @@ def _resolved(value: Any, known: dict[int, Any]) -> Any:
     """Replace the stand-ins in ``value``; dicts and lists are changed in place, each once.
 
     Args:
-        value: What a reader returned.
-        known: What came of the dicts and lists that were met before, by ``id``.
+        value: what a reader returned.
+        known: what came of the dicts and lists that were met before, by ``id``.
     """
     if isinstance(value, _Array | _Dtype | _History):
         return value.resolve()

@@ -25,8 +25,8 @@ def save_weights(
 
     Args:
         weights: A model's ``state_dict``; it is saved on the CPU.
-        path: Where to write. The file appears complete or not at all.
-        meta: Strings, numbers, booleans, None, and lists, tuples and dicts of them.
+        path: where to write. The file appears complete or not at all.
+        meta: strings, numbers, booleans, None, and lists, tuples and dicts of them.
 
     Raises:
         TypeError: ``meta`` holds something else; the message says where.
@@ -44,11 +44,11 @@ def write_weights(
     """Write weights as a file of the layout ``target``.
 
     Args:
-        weights: Tensors under the names of ``target``.
-        target: One of `checkpoints.LAYOUTS`.
-        path: Where to write, with the suffix of ``target``. The file appears complete or not at
+        weights: tensors under the names of ``target``.
+        target: one of `checkpoints.LAYOUTS`.
+        path: where to write, with the suffix of ``target``. The file appears complete or not at
             all.
-        dataset_meta: What `class_names` returns. A log line says so if the file has no place for
+        dataset_meta: what `class_names` returns. A log line says so if the file has no place for
             it.
 
     Raises:

@@ -140,7 +140,7 @@ class SegmentIndices(PixelData):
 
     @property
     def sem_seg(self) -> np.ndarray:
-        """``(1, H, W)`` int32: class + 1000 k for the k-th thing, the bare class for stuff.
+        """Return ``(1, H, W)`` int32: class + 1000 k for the k-th thing, the bare class for stuff.
 
         It is an array, because mmdet's visualizer converts predictions to arrays but not the
         ground truth.

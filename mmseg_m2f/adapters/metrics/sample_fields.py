@@ -26,7 +26,10 @@ Sample = Mapping[str, Any]
 
 
 class PredictedInstances(NamedTuple):
-    """``masks (N, H, W)`` bool, ``labels (N,)`` class indices, ``scores (N,)`` in [0, 1]."""
+    """Instances that a model found in one image.
+
+    ``masks (N, H, W)`` bool, ``labels (N,)`` class indices, ``scores (N,)`` in [0, 1].
+    """
 
     masks: np.ndarray
     labels: np.ndarray

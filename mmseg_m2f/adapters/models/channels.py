@@ -71,7 +71,7 @@ def _is_mask_head(head: Mapping[str, Any], registry: Registry) -> bool:
 
 
 def _black_image(backbone: nn.Module) -> torch.Tensor:
-    """``(1, C, 64, 64)`` zeros, with the channels that the first convolution takes."""
+    """Return zeros ``(1, C, 64, 64)`` with the channels that the first convolution takes."""
     convolutions = (part for part in backbone.modules() if isinstance(part, nn.Conv2d))
     channels = next((convolution.in_channels for convolution in convolutions), 3)
     parameter = next(backbone.parameters(), torch.empty(0))

@@ -12,7 +12,7 @@ def is_from_mmdet(part: object) -> bool:
 
 
 class MMDetMatchCost:
-    """Calls an mmdet match cost with class logits as ``scores`` and points as ``masks``.
+    """Call an mmdet match cost with class logits as ``scores`` and points as ``masks``.
 
     It does not declare ``row_wise``, because a foreign cost may mix the rows.
     """
@@ -30,7 +30,7 @@ class MMDetMatchCost:
 
 
 class MMDetMaskLoss(nn.Module):
-    """Calls an mmdet loss on points: a Dice loss row by row, any other loss point by point.
+    """Call an mmdet loss on points: a Dice loss row by row, any other loss point by point.
 
     Point-wise losses are averaged over ``num_masks * P`` points, as in `core.PointMaskLoss`.
     """
@@ -54,7 +54,7 @@ class MMDetMaskLoss(nn.Module):
 
 
 class MMDetClassLoss(nn.Module):
-    """Calls mmdet's softmax ``CrossEntropyLoss`` as the class loss, averaged by class weight.
+    """Call mmdet's softmax ``CrossEntropyLoss`` as the class loss, averaged by class weight.
 
     Args:
         loss: the built loss.

@@ -12,7 +12,7 @@ from mmseg_m2f.registry import MODELS
 
 @MODELS.register_module()
 class SemanticTTAModel(BaseTTAModel):
-    """Averages the score maps of all views at the original size, then takes the best class.
+    """Average the score maps of all views at the original size, then take the best class.
 
     mmseg's ``SegTTAModel`` takes a softmax of every view first. The scores of our head are sums of
     probabilities already: a softmax would flatten them and change the result.

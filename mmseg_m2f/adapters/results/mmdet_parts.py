@@ -1,4 +1,4 @@
-"""Parts for mmdet's own tools. mmdet is imported when they are used: semantic models need none."""
+"""The visualizer for mmdet's tools. Only using it imports mmdet: semantic models need none."""
 
 from typing import Any
 

@@ -63,7 +63,7 @@ class AmpOptimWrapper(OptimWrapper):
 
     @property
     def loss_scaler(self) -> torch.amp.GradScaler | None:
-        """The gradient scaler; None if nothing is scaled (CPU, bfloat16, float32)."""
+        """Return the gradient scaler; None if nothing is scaled (CPU, bfloat16, float32)."""
         self._set_up()
         return self._scaler
 

@@ -10,7 +10,7 @@ from mmseg_m2f.registry import HOOKS
 
 @HOOKS.register_module()
 class BatchSizeHook(Hook):
-    """Logs how many images one update sees, and warns if the learning rate is for another number.
+    """Log how many images one update sees, and warn if the learning rate is for another number.
 
     One update sees processes x images x accumulated steps. The learning rate of a config is made
     for ``auto_scale_lr.base_batch_size``.

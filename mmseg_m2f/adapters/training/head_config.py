@@ -18,7 +18,7 @@ _MISSING = '(not set)'
 
 @HOOKS.register_module()
 class HeadConfigHook(Hook):
-    """Writes the head's config, with all defaults, beside its weights.
+    """Write the head's config, with all defaults, beside its weights.
 
     The config goes into ``<work_dir>/head_config.json`` and into the meta of every checkpoint
     (``head_config``). Loading a checkpoint that was made with another config warns once for every

@@ -36,7 +36,7 @@ class Rule(NamedTuple):
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class Mask2FormerOptimWrapperConstructor:
-    """Builds an optimizer wrapper with the parameter groups of the official recipe.
+    """Build an optimizer wrapper with the parameter groups of the official recipe.
 
     Parameters of the backbone (``backbone`` in their name) learn at ``backbone_lr_mult`` times
     ``lr``. Weight decay is off for norms (weight and bias), for ``nn.Embedding`` tables (the

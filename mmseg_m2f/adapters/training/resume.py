@@ -23,7 +23,7 @@ State = dict[str, Any]
 
 @HOOKS.register_module()
 class RandomStateHook(Hook):
-    """Lets a resumed run continue the stopped one with the same images and random numbers.
+    """Let a resumed run continue the stopped one with the same images and random numbers.
 
     MMEngine restores weights, optimizer, schedule and iteration, and skips the images that were
     seen. It does not restore the random generators. Its sampler shuffles anew if the config has
@@ -111,7 +111,7 @@ class RandomStateHook(Hook):
 
 
 class _ResumedIterator:
-    """Continues with the image after the last one seen, without loading those before.
+    """Continue with the image after the last one seen, without loading those before.
 
     The sampler is at its position already, so this iterator absorbs the skipping of the loop:
     MMEngine 0.10.12 calls ``skip_iter``, 0.10.7 calls ``next`` once per past iteration.

@@ -24,7 +24,7 @@ _MAX_NAMED = 8
 
 @HOOKS.register_module()
 class ClassCheckHook(Hook):
-    """Stops a run whose data, head and metrics do not fit together.
+    """Stop a run whose data, head and metrics do not fit together.
 
     The classes and things of a data set must be those of the head. The results and files that a
     metric reads must exist. A data set tells ``classes`` and, for panoptic models, ``thing_ids``

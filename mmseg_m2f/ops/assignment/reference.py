@@ -5,7 +5,7 @@ from scipy import optimize
 
 
 def linear_sum_assignment(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the cheapest assignment of ``min(rows, columns)`` pairs.
+    """Return rows and columns of the cheapest assignment of ``min(rows, columns)`` pairs.
 
     Args:
         cost: ``(Q, N)`` finite floats; ``N`` may be 0.

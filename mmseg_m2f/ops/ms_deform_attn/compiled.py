@@ -32,7 +32,10 @@ def why_not(
     offsets: Tensor,
     logits: Tensor,
 ) -> str | None:
-    """Why the back end cannot run; None for float32, float64, bfloat16 on a CPU with a compiler."""
+    """Return why the back end cannot run, or None.
+
+    It runs on a CPU with a C++ compiler, in float32, float64 and bfloat16.
+    """
     if value.device.type != 'cpu':
         return f'it is made for the CPU, got {value.device.type}'
     if value.dtype not in _FUNCTIONS:
@@ -44,7 +47,7 @@ def why_not(
 
 @constant_when_compiled
 def _missing() -> str | None:
-    """Why there is no library; a graph of ``torch.compile`` keeps the answer."""
+    """Return why there is no library, or None; a graph of ``torch.compile`` keeps the answer."""
     return LIBRARY.why_not()
 
 
@@ -55,7 +58,7 @@ def ms_deform_attn_compiled(
     offsets: Float[Tensor, 'B Q heads L P 2'],
     logits: Float[Tensor, 'B Q heads L P'],
 ) -> Float[Tensor, 'B Q C']:
-    """See ``ops.ms_deform_attn``. The backward pass gives the same bits in every run."""
+    """Compute ``ops.ms_deform_attn``. The backward pass gives the same bits in every run."""
     sides = [side for shape in level_shapes for side in shape]
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         sides = [int(side) for side in sides]  # in a trace they are tensors

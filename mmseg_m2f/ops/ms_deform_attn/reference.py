@@ -70,7 +70,7 @@ def ms_deform_attn_reference(
     sampling_locations: Locations,
     attention_weights: Weights,
 ) -> Float[Tensor, 'B Q C']:
-    """See ``ops.ms_deform_attn``. Half types are computed in float32 and cast back at the end.
+    """Compute ``ops.ms_deform_attn``. Half types are computed in float32 and cast back at the end.
 
     Autocast is switched off: it would take the weighted sum back to the half type.
     """

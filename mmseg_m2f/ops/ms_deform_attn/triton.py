@@ -25,7 +25,7 @@ MAX_SAMPLES = 64
 
 
 def _missing() -> str | None:
-    """Why Triton cannot be imported here."""
+    """Return why Triton cannot be imported here, or None."""
     if find_spec('triton') is None:
         return 'Triton is not installed (pip install triton; Linux only)'
     try:
@@ -48,7 +48,10 @@ def why_not(
     offsets: Tensor,
     logits: Tensor,
 ) -> str | None:
-    """Why the back end cannot run; None for float32 and half types on NVIDIA GPUs since Ampere."""
+    """Return why the back end cannot run, or None.
+
+    It runs on NVIDIA GPUs since Ampere, in float32 and half types.
+    """
     if value.device.type != 'cuda' or torch.version.hip is not None:
         return f'it is made for NVIDIA GPUs, got {value.device.type}'
     if _MISSING is not None:
@@ -59,7 +62,7 @@ def why_not(
 
 
 def _misfit(value: Tensor, reference_points: Tensor, offsets: Tensor, logits: Tensor) -> str | None:
-    """Why the kernels cannot take these dtypes and shapes, or None."""
+    """Return why the kernels cannot take these dtypes and shapes, or None."""
     for tensor in (value, reference_points, offsets, logits):
         if tensor.dtype not in DTYPES:
             return f'it takes float32, float16 and bfloat16, got {tensor.dtype}'
@@ -84,7 +87,7 @@ def ms_deform_attn_triton(
     offsets: Float[Tensor, 'B Q heads L P 2'],
     logits: Float[Tensor, 'B Q heads L P'],
 ) -> Float[Tensor, 'B Q heads*D']:
-    """See ``ops.ms_deform_attn``."""
+    """Compute ``ops.ms_deform_attn``."""
     sizes = [size for shape in level_shapes for size in shape]
     return forward_op(value, sizes, reference_points, offsets, logits)
 

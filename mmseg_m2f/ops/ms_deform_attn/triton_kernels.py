@@ -125,7 +125,7 @@ def forward_kernel(  # noqa: PLR0913
     head_dim: tl.constexpr, num_levels: tl.constexpr, num_points: tl.constexpr,
     columns: tl.constexpr, block: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Output of one head for a block of queries."""
+    """Compute the output of one head for a block of queries."""
     image, head, row, is_real, offset, logit, reference = _inputs(
         reference_points, offsets, logits, num_queries, offset_stride, logit_stride,
         num_heads, num_levels * num_points, block,
@@ -157,7 +157,7 @@ def forward_kernel(  # noqa: PLR0913
 @triton.jit
 @no_type_check
 def _dots(pixels, grad):
-    """Products of the gradient with each of the four pixels, summed over channels."""
+    """Multiply the gradient with each of the four pixels and sum over channels."""
     return (
         tl.sum(pixels[0] * grad, axis=1),
         tl.sum(pixels[1] * grad, axis=1),

@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels; imported when first used, as Triton is optional."""
+"""Launch the Triton kernels; imported when first used, as Triton is optional."""
 
 from collections.abc import Sequence
 
