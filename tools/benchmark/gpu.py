@@ -42,6 +42,7 @@ from tools.benchmark.cases import CASES, Case
 from tools.benchmark.images import batch_of
 from tools.benchmark.measure import FOLDER, Step
 from tools.benchmark.run import write_csv
+from tools.benchmark.tables import quartiles
 
 WARM_UP, ROUNDS, MOST_CALLS = 3, 3, 30
 # Seconds that the timed calls of an implementation may take, and all of it with its compilation.
@@ -143,13 +144,6 @@ def main() -> None:
         os.environ[FOLDER] = folder
         SECTIONS[args.section](table, device)
     table.finish()
-
-
-def quartiles(values: Sequence[float]) -> list[float]:
-    """Return the 25th, 50th and 75th percentile."""
-    if len(values) == 1:
-        return [*values] * 3
-    return statistics.quantiles(values, n=4, method='inclusive')
 
 
 def time_by_turns(

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from tools.benchmark.cases import Case
 from tools.benchmark.images import Batch, batch_of, normalized
 from tools.benchmark.measure import Agreement, Step
-from tools.benchmark.models import SPECS, build_shared, head_of, is_huggingface, share_weights
+from tools.benchmark.models import build_shared, head_of, is_huggingface, share_weights
 
-# A mask logit near 0 may round to either side. That changes an attention mask and with it one query
-# of the network's: at most its share of the outputs moves, most of them by less than a tenth of it.
-SHARE_OF_A_QUERY = 0.1
+# A mask logit near 0 may round to either side. That changes an attention mask and with it one of 100
+# queries: at most a hundredth of the outputs moves, most of them by less than a tenth of that.
+SHARE = 0.1 / 100
 # The share of pixels whose label must be equal. Hugging Face forms its masks at 384 x 384 whatever
 # the image: of its labels 99.8 % are the others', while its logits are theirs.
 LABELS = 0.99
@@ -44,26 +44,25 @@ def compare(case: Case, implementations: Sequence[str]) -> dict[str, Agreement]:
     The difference is the median, so that a query that changed does not hide the others.
     """
     batch = batch_of(case)
-    peers = [name for name in (*case.more, *case.implementations) if not name.startswith('ours')]
-    share_weights(case.model, peers, batch)
+    share_weights(case.model, {*implementations, case.implementations[-1]}, batch)
     baseline = build_shared(case.model, case.implementations[-1]).eval()
     expected = outputs(baseline, batch)
     del baseline
     found = {}
     for name in implementations:
         model = build_shared(case.model, name).eval()
-        found[name] = agreement(outputs(model, batch), expected, SPECS[case.model].num_queries)
+        found[name] = agreement(outputs(model, batch), expected)
     return found
 
 
-def agreement(found: Outputs, expected: Outputs, num_queries: int) -> Agreement:
-    """Compare outputs; see `SHARE_OF_A_QUERY` and `LABELS`."""
+def agreement(found: Outputs, expected: Outputs) -> Agreement:
+    """Compare outputs; see `SHARE` and `LABELS`."""
     value_range = float(expected.values.max() - expected.values.min())
     difference = (found.values - expected.values).abs()
     labels = float((found.labels == expected.labels).float().mean())
     return Agreement(
         float(difference.median()) if labels >= LABELS else float('nan'),
-        SHARE_OF_A_QUERY / num_queries * value_range,
+        SHARE * value_range,
         float(difference.max()),
         labels,
     )

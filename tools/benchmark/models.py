@@ -6,7 +6,7 @@ has its own backbone, too, and is built from shared weights only.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,6 @@ class Spec(NamedTuple):
     config: str
     num_classes: int
     depth: int = 50  # of a ResNet
-    num_queries: int = 100
 
 
 SPECS = {
@@ -50,13 +49,7 @@ SPECS = {
 
 
 def build(spec: Spec, implementation: str, **pixel_decoder: Any) -> Any:
-    """Build a network with fresh weights.
-
-    Args:
-        spec: the network.
-        implementation: `ours`, `ours-cpu`, or the package of `spec`.
-        pixel_decoder: settings of our pixel decoder.
-    """
+    """Build a network with fresh weights; `pixel_decoder` are settings of ours."""
     config = _mmdet_config(spec) if spec.package == 'mmdet' else _mmseg_config(spec)
     if implementation in ('ours', 'ours-cpu'):
         _use_our_head(config, spec, pixel_decoder)
@@ -75,13 +68,10 @@ def build(spec: Spec, implementation: str, **pixel_decoder: Any) -> Any:
     return model
 
 
-def share_weights(name: str, peers: Sequence[str], batch: dict[str, Any]) -> None:
-    """Draw the weights of a network and write them, in each layout, into the shared folder.
+def share_weights(name: str, implementations: Iterable[str], batch: dict[str, Any]) -> None:
+    """Draw the weights of `SPECS[name]` and write them, in each layout, into the shared folder.
 
-    Args:
-        name: of the network in `SPECS`.
-        peers: the implementations besides ours.
-        batch: images in which the network is to find several classes.
+    The network finds several classes in the images of `batch`.
     """
     torch.manual_seed(0)
     ours = build(SPECS[name], 'ours')
@@ -90,7 +80,9 @@ def share_weights(name: str, peers: Sequence[str], batch: dict[str, Any]) -> Non
     tell_queries_apart(ours, head, batch)
     state = ours.state_dict()
     _save(_file(name, 'ours'), state)
-    for peer in peers:
+    for peer in implementations:
+        if peer.startswith('ours'):
+            continue
         theirs = to_theirs(state, peer)
         _save(_file(name, peer), theirs)
         if peer == 'hf':
@@ -199,7 +191,7 @@ def _build_huggingface(settings: Path) -> Any:
 
 
 def _use_our_head(config: ConfigDict, spec: Spec, pixel_decoder: dict[str, Any]) -> None:
-    settings: dict[str, Any] = {'num_classes': spec.num_classes, 'num_queries': spec.num_queries}
+    settings: dict[str, Any] = {'num_classes': spec.num_classes}
     if pixel_decoder:
         settings['pixel_decoder'] = pixel_decoder
     if spec.package == 'mmseg':
@@ -236,7 +228,7 @@ def _mmseg_config(spec: Spec) -> ConfigDict:
         model.backbone.update(depth=spec.depth, norm_cfg=norm, norm_eval=True)
         if spec.depth < 50:
             head.in_channels = [channels // 4 for channels in head.in_channels]
-    head.update(num_classes=spec.num_classes, num_queries=spec.num_queries)
+    head.num_classes = spec.num_classes
     head.loss_cls.class_weight = [1.0] * spec.num_classes + [0.1]
     model.data_preprocessor.update(size=None, size_divisor=32)
     return model
@@ -249,7 +241,6 @@ def _mmdet_config(spec: Spec) -> ConfigDict:
     path = Path(mmdet.__file__).parent / CONFIGS / f'{spec.config}.py'
     model = Config.fromfile(path).model
     model.backbone.update(depth=spec.depth, init_cfg=None)
-    model.panoptic_head.num_queries = spec.num_queries
     model.data_preprocessor.batch_augments = None
     model.test_cfg.iou_thr = OVERLAP_THR
     return model

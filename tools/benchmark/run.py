@@ -69,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.compare:
         _write_result(args, _compare(*args.compare))
     else:
+        if args.docs:
+            # Before the run: a document with a wrong mark shall not stop it at its end.
+            tables.main()
         with tempfile.TemporaryDirectory() as folder:
             os.environ[FOLDER] = folder
             Comparison(args).run()

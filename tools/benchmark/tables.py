@@ -44,11 +44,18 @@ def renewed(text: str, folder: Path) -> str:
 
 
 def table(name: str, folder: Path) -> str:
-    """Return the table of a kind of case, or of the main cases."""
+    """Return the table of a kind of case, or of the main cases.
+
+    Raises:
+        ValueError: there is no such table.
+    """
     if name == 'main':
         return main_table(folder)
-    tables = [case_rows(case, folder) for case, data in CASES.items() if data.kind == name]
-    return _join(CASE_HEADS, [row for rows in tables for row in rows])
+    cases = [case for case, data in CASES.items() if data.kind == name]
+    if not cases:
+        known = sorted({'main', *(case.kind for case in CASES.values())})
+        raise ValueError(f'there is no table {name!r}: a document may name {", ".join(known)}')
+    return _join(CASE_HEADS, [row for case in cases for row in case_rows(case, folder)])
 
 
 CASE_HEADS = (
@@ -78,7 +85,7 @@ def case_rows(case: str, folder: Path) -> list[list[str]]:
         if name not in measured:
             continue
         own = measured[name]
-        p25, seconds, p75 = quartiles(own, 'seconds')
+        p25, seconds, p75 = quartiles([float(row['seconds']) for row in own])
         above = median(own, 'above_model_mib')
         ratios = ['', '']
         if baseline and len(data.implementations) > 1:
@@ -151,10 +158,9 @@ def median(rows: Rows, column: str) -> float:
     return statistics.median(float(row[column]) for row in rows)
 
 
-def quartiles(rows: Rows, column: str) -> list[float]:
-    """Return the 25th, 50th and 75th percentile of a column; three times the same of one row."""
-    values = [float(row[column]) for row in rows]
-    return statistics.quantiles(values, n=4, method='inclusive') if len(rows) > 1 else values * 3
+def quartiles(values: list[float]) -> list[float]:
+    """Return the 25th, 50th and 75th percentile; of a single value three times the value."""
+    return statistics.quantiles(values, n=4, method='inclusive') if len(values) > 1 else values * 3
 
 
 if __name__ == '__main__':

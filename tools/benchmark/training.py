@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from tools.benchmark.cases import Case
 from tools.benchmark.images import Batch, batch_of, class_masks, normalized
-from tools.benchmark.inference import SHARE_OF_A_QUERY
+from tools.benchmark.inference import SHARE
 from tools.benchmark.measure import Agreement, Step
 from tools.benchmark.models import (
-    SPECS,
     build_shared,
     freeze_batch_norms,
     is_huggingface,
@@ -90,18 +89,16 @@ def compare(case: Case, implementations: Sequence[str]) -> dict[str, Agreement]:
     larger; the limit is the one of `inference`.
     """
     batch = batch_of(case)
-    peers = [name for name in (*case.more, *case.implementations) if not name.startswith('ours')]
-    share_weights(case.model, peers, batch)
+    share_weights(case.model, {*implementations, case.implementations[-1]}, batch)
     expected, expected_norm = losses_and_norm(case, case.implementations[-1])
     value_range = float(expected.max() - expected.min())
-    limit = SHARE_OF_A_QUERY / SPECS[case.model].num_queries * value_range
     found = {}
     for name in implementations:
         values, norm = losses_and_norm(case, name)
         difference = (values - expected).abs()
         of_norm = abs(norm - expected_norm) / expected_norm * value_range
         worst = torch.stack([difference.median(), torch.tensor(of_norm)]).max()
-        found[name] = Agreement(float(worst), limit, float(difference.max()))
+        found[name] = Agreement(float(worst), SHARE * value_range, float(difference.max()))
     return found
 
 
