@@ -11,20 +11,22 @@ standard deviations: a single training says little of small differences.
 """
 
 import argparse
-import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from demo_report import (
+    OURS,
+    best_constant,
+    confusion_matrix,
+    over_seeds,
+    summary,
+    write_per_class,
+)
 from demo_runs import ROOT, DemoError, Training, say, test, train, train_for
-from demo_seeds import over_seeds, table
-from demo_tasks import DEFAULT, TASKS, Task, rows, why_no_peer, why_not
-from PIL import Image
-
-OURS = 'mask2former'
+from demo_tasks import DEFAULT, TASKS, Task, why_no_peer, why_not
 
 
 def measure(task: Task, config: str, training: Training, *options: str) -> dict[str, Any]:
@@ -40,60 +42,6 @@ def measure(task: Task, config: str, training: Training, *options: str) -> dict[
         'iterations': training.iterations,
         'config': config,
     }
-
-
-def measure_peer(task: Task, work_dir: Path, seconds: float, seed: int | None) -> dict[str, Any]:
-    """Train and measure the other head, with as many iterations as fit into ``seconds``."""
-    say(f"{task.library}'s own head: how many iterations it manages in the same time")
-    training = train_for(task.peer_config, work_dir, seconds, seed)
-    return measure(task, task.peer_config, training, '--show-dir', str(work_dir / 'images'))
-
-
-def confusion_matrix(label_dir: Path, prediction_dir: Path, num_classes: int) -> np.ndarray:
-    """Count pixels by (ground truth, prediction), without ignored ones."""
-    matrix = np.zeros((num_classes, num_classes), np.int64)
-    for path in sorted(prediction_dir.glob('*.png')):
-        truth = np.asarray(Image.open(label_dir / path.name)).astype(np.int64)
-        valid = truth < num_classes
-        pairs = truth[valid] * num_classes + np.asarray(Image.open(path))[valid]
-        matrix += np.bincount(pairs, minlength=num_classes**2).reshape(matrix.shape)
-    return matrix
-
-
-def write_per_class(path: Path, classes: Sequence[str], confusion: np.ndarray) -> None:
-    truth, predicted, both = confusion.sum(1), confusion.sum(0), confusion.diagonal()
-    with np.errstate(invalid='ignore'):
-        columns = (both / (truth + predicted - both), both / truth, truth / truth.sum())
-    with path.open('w', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow(['class', 'IoU', 'accuracy', 'share of the ground truth'])
-        for name, *numbers in zip(classes, *columns, strict=True):
-            writer.writerow([name, *(f'{number:.4f}' for number in numbers)])
-
-
-def best_constant(confusion: np.ndarray) -> float:
-    """Return the mIoU of predicting one class everywhere, over the classes that occur."""
-    truth = confusion.sum(1)
-    return float(truth.max() / truth.sum() / (truth > 0).sum())
-
-
-def full_names(task: Task) -> dict[str, str]:
-    return {OURS: 'Mask2Former of this package', task.library: f'Mask2Former of {task.library}'}
-
-
-def _spent(result: Mapping[str, Any]) -> str:
-    return f'{result["training_minutes"]:.1f} minutes, {result["iterations"]} iterations'
-
-
-def summary(task: Task, results: Mapping[str, Any]) -> str:
-    """Return a line for each model, with a column for each measure."""
-    lines = rows(task, full_names(task), results, '{:.3f}'.format, _spent, width=8)
-    if 'best_constant_mIoU' in results:
-        lines.append(f'  {"best constant prediction":28}{results["best_constant_mIoU"]:8.3f}')
-    if 'object_mask_thr' in results:
-        threshold = results['object_mask_thr']
-        lines.append(f'  PQ with object_mask_thr {threshold:g} (the paper: 0.8, for long training)')
-    return '\n'.join(lines)
 
 
 def add_label_maps(task: Task, dataset: Any, work_dir: Path, results: dict[str, Any]) -> None:
@@ -116,12 +64,11 @@ def demonstrate_seeds(
         say(f'seed {seed}')
         demonstrate(name, folder, skip_peer, iterations, seed)
     task = TASKS[name]
-    names = full_names(task)
     single = [json.loads((folder / 'metrics.json').read_text()) for folder in folders]
-    results = {'task': name, 'seeds': list(seeds), **over_seeds(single, list(names))}
+    results = {'task': name, 'seeds': list(seeds), **over_seeds(single, [OURS, task.library])}
     (work_dir / 'metrics.json').write_text(json.dumps(results, indent=2) + '\n')
     say(f'done: {name} with the seeds {", ".join(map(str, seeds))}; mean and standard deviation')
-    print(table(task, names, results))
+    print(summary(task, results))
     print(f'All numbers: {work_dir}/metrics.json, of each seed in {work_dir}/seed-<number>')
 
 
@@ -154,12 +101,15 @@ def demonstrate(
         results['object_mask_thr'] = config.model.test_cfg.object_mask_thr
     shown = ', '.join(f'{key} {results[OURS][key]:.3f}' for key in task.headline)
     say(f'{shown}; images: {work_dir / "images"}')
-    reason = why_no_peer(name, skip_peer)
-    results[task.library] = (
-        {'left_out': reason}
-        if reason
-        else measure_peer(task, work_dir / task.library, training.seconds, seed)
-    )
+    left_out = why_no_peer(name, skip_peer)
+    if left_out:
+        results[task.library] = {'left_out': left_out}
+    else:
+        say(f"{task.library}'s own head: how many iterations it manages in the same time")
+        folder = work_dir / task.library
+        peer = train_for(task.peer_config, folder, training.seconds, seed)
+        images = str(folder / 'images')
+        results[task.library] = measure(task, task.peer_config, peer, '--show-dir', images)
     (work_dir / 'metrics.json').write_text(json.dumps(results, indent=2) + '\n')
     say(f'done: {name}, measured on the photos for validation')
     print(summary(task, results))

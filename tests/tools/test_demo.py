@@ -26,28 +26,29 @@ def tasks(demo):
     return sys.modules['demo_tasks']
 
 
-def test_confusion_leaves_ignored_pixels_out(demo, tmp_path):
+@pytest.fixture
+def report(demo):
+    return sys.modules['demo_report']
+
+
+def test_confusion_leaves_ignored_pixels_out(report, tmp_path):
     for name, rows in (('truth', [[0, 1], [1, 255]]), ('predicted', [[0, 0], [1, 1]])):
         (tmp_path / name).mkdir()
         Image.fromarray(np.array(rows, np.uint8)).save(tmp_path / name / 'a.png')
-    confusion = demo.confusion_matrix(tmp_path / 'truth', tmp_path / 'predicted', 2)
+    confusion = report.confusion_matrix(tmp_path / 'truth', tmp_path / 'predicted', 2)
     assert confusion.tolist() == [[1, 0], [1, 1]]
 
 
-def test_per_class_table_by_hand(demo, tmp_path):
+def test_per_class_table_and_best_constant_by_hand(report, tmp_path):
     confusion = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
-    demo.write_per_class(tmp_path / 'table.csv', ['wall', 'sky', 'tree'], confusion)
+    report.write_per_class(tmp_path / 'table.csv', ['wall', 'sky', 'tree'], confusion)
     with (tmp_path / 'table.csv').open() as file:
         rows = list(csv.reader(file))
     assert rows[1] == ['wall', f'{6 / 9:.4f}', '0.7500', f'{8 / 12:.4f}']
     assert rows[2] == ['sky', '0.5000', '0.7500', f'{4 / 12:.4f}']
     assert rows[3] == ['tree', 'nan', 'nan', '0.0000']
-
-
-def test_best_constant_by_hand(demo):
-    """Class 0 everywhere: IoU 8/12 for it and 0 for the other class that occurs."""
-    confusion = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
-    assert demo.best_constant(confusion) == pytest.approx(8 / 12 / 2)
+    # Class 0 everywhere: IoU 8/12 for it and 0 for the other class that occurs.
+    assert report.best_constant(confusion) == pytest.approx(8 / 12 / 2)
 
 
 def test_progress_is_read_from_mmengines_lines(demo):
@@ -71,20 +72,16 @@ def test_a_missing_library_is_named_with_what_works_without(name, tasks, monkeyp
     )
 
 
-def test_the_default_task_needs_no_mmseg(tasks, monkeypatch):
-    monkeypatch.setattr(tasks, 'find_spec', lambda module: None if module == 'mmseg' else module)
-    assert tasks.why_not(tasks.DEFAULT) is None
-    assert tasks.why_no_peer(tasks.DEFAULT, skip=False) is None
-
-
 def test_the_other_head_is_left_out_for_a_stated_reason(tasks, monkeypatch):
     assert tasks.why_no_peer('semantic', skip=True) == '--skip-peer was given'
     monkeypatch.setattr(tasks, 'find_spec', lambda module: None if module == 'mmdet' else module)
     assert 'mmdet is not installed' in tasks.why_no_peer('semantic', skip=False)
     assert tasks.why_not('semantic') is None
+    monkeypatch.setattr(tasks, 'find_spec', lambda module: None if module == 'mmseg' else module)
+    assert tasks.why_not(tasks.DEFAULT) is tasks.why_no_peer(tasks.DEFAULT, skip=False) is None
 
 
-def test_the_summary_shows_what_each_can(demo, tasks):
+def test_the_summary_shows_what_each_can(report, tasks):
     ours = {'mIoU': 0.25, 'PQ': 0.125, 'AP': 0.0625, 'training_minutes': 2.0, 'iterations': 20}
     results = {
         'mask2former': ours,
@@ -92,17 +89,17 @@ def test_the_summary_shows_what_each_can(demo, tasks):
         'best_constant_mIoU': 0.032,
         'object_mask_thr': 0.2,
     }
-    lines = demo.summary(tasks.TASKS['panoptic'], results).splitlines()
-    assert lines[0].split() == ['mIoU', 'PQ', 'AP']
-    assert '0.250   0.125   0.062   2.0 minutes, 20 iterations' in lines[1]
-    assert 'cannot   0.125   0.062' in lines[2]
-    assert lines[3].split()[-1] == '0.032'
-    assert 'object_mask_thr 0.2' in lines[4]
+    lines = [line.split() for line in report.summary(tasks.TASKS['panoptic'], results).split('\n')]
+    assert lines[0] == ['mIoU', 'PQ', 'AP']
+    assert lines[1][4:] == ['0.250', '0.125', '0.062', '2.0', 'minutes,', '20', 'iterations']
+    assert lines[2][3:6] == ['cannot', '0.125', '0.062']
+    assert lines[3][-1] == '0.032'
+    assert lines[4][2:4] == ['object_mask_thr', '0.2']
     results['mmdet'] = {'left_out': 'of a reason'}
-    assert 'left out: of a reason' in demo.summary(tasks.TASKS['panoptic'], results)
+    assert 'left out: of a reason' in report.summary(tasks.TASKS['panoptic'], results)
 
 
-def test_seeds_end_in_means_and_deviations_by_hand(demo, tasks, tmp_path, monkeypatch):
+def test_seeds_end_in_means_and_deviations_by_hand(demo, report, tasks, tmp_path, monkeypatch):
     given = {0: (0.2, 0.01, None), 1: (0.3, 0.03, None), 2: (0.4, 0.02, None)}
 
     def demonstrate(name, folder, skip_peer, iterations, seed):
@@ -122,10 +119,10 @@ def test_seeds_end_in_means_and_deviations_by_hand(demo, tasks, tmp_path, monkey
     assert found['mask2former']['AP'] == {'mean': 0.02, 'standard_deviation': 0.01}
     assert found['mmdet']['mIoU'] is None
     single = [{'mmdet': {'AP': value}} for value in (0.1, float('nan'))]
-    assert sys.modules['demo_seeds'].over_seeds(single, ['mmdet'])['mmdet'] == {'AP': None}
-    lines = sys.modules['demo_seeds'].table(
-        tasks.TASKS['panoptic'], demo.full_names(tasks.TASKS['panoptic']), found
-    )
+    assert report.over_seeds(single, ['mmdet'])['mmdet'] == {'AP': None}
+    left_out = {'left_out': 'of a reason'}
+    assert report.over_seeds([{'mmdet': left_out}] * 2, ['mmdet']) == {'mmdet': left_out}
+    lines = report.summary(tasks.TASKS['panoptic'], found)
     assert '0.5000 +- 0.0000' in lines.splitlines()[1]
     assert lines.splitlines()[2].split()[3:5] == ['cannot', '0.3000']
     assert lines.endswith('2.0 minutes, 10 iterations')
@@ -144,14 +141,6 @@ def test_a_seed_reaches_both_trainings(demo, tmp_path, monkeypatch):
     assert 'train_cfg.max_iters=120' in theirs
     assert 'train_cfg.max_iters=20' in probe
     assert '--cfg-options' not in without
-
-
-def test_a_left_out_head_stays_so_over_seeds(demo):
-    run = {'PQ': 0.5, 'config': 'x.py'}
-    results = [{'mask2former': run, 'mmdet': {'left_out': 'of a reason'}}] * 2
-    found = sys.modules['demo_seeds'].over_seeds(results, ['mask2former', 'mmdet'])
-    assert found['mmdet'] == {'left_out': 'of a reason'}
-    assert found['mask2former'] == {'PQ': {'mean': 0.5, 'standard_deviation': 0.0}}
 
 
 @pytest.mark.parametrize('seeds', [['3'], ['3', '4', '3']])

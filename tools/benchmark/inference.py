@@ -17,8 +17,8 @@ from tools.benchmark.images import Batch, batch_of, normalized
 from tools.benchmark.measure import Agreement, Step
 from tools.benchmark.models import build_shared, head_of, is_huggingface, share_weights
 
-# A mask logit near 0 may round to either side. That changes an attention mask and with it one of 100
-# queries: at most a hundredth of the outputs moves, most of them by less than a tenth of that.
+# A mask logit near 0 may round to either side. That changes an attention mask and with it one query
+# of 100: at most a hundredth of the outputs moves, most of them by less than a tenth of that.
 SHARE = 0.1 / 100
 # The share of pixels whose label must be equal. Hugging Face forms its masks at 384 x 384 whatever
 # the image: of its labels 99.8 % are the others', while its logits are theirs.

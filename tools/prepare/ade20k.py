@@ -13,9 +13,11 @@ from prepare.annotations import (
     Outcome,
     Record,
     Split,
+    image_entry,
     instance_categories,
     make,
     panoptic_categories,
+    segment_entry,
 )
 from prepare.files import Layout, keep_or_write_png, read_map, read_size
 from prepare.segments import encode_masks, measure, to_colors
@@ -42,9 +44,7 @@ def make_panoptic(root: Path, out: Path, splits: Sequence[str], workers: int) ->
     convert = partial(panoptic_record, stuff, load_metadata('ade20k_instance').category_ids)
     categories = panoptic_categories(metadata)
     folders = ('images', 'annotations', 'annotations_instance')
-    plan = _plan('panoptic', folders, root, out, splits, categories, convert)
-    for split in plan:
-        yield make(split, workers)
+    return make(_plan('panoptic', folders, root, out, splits, categories, convert), workers)
 
 
 def make_instance(root: Path, out: Path, splits: Sequence[str], workers: int) -> Iterator[Outcome]:
@@ -55,9 +55,7 @@ def make_instance(root: Path, out: Path, splits: Sequence[str], workers: int) ->
     convert = partial(instance_record, metadata.category_ids)
     categories = instance_categories(metadata)
     folders = ('images', 'annotations_instance')
-    plan = _plan('instance', folders, root, out, splits, categories, convert)
-    for split in plan:
-        yield make(split, workers)
+    return make(_plan('instance', folders, root, out, splits, categories, convert), workers)
 
 
 def _plan(
@@ -122,19 +120,17 @@ def panoptic_record(stuff: Sequence[int], thing_categories: Sequence[int], image
     numbers[[index + 1 for index in present]] = np.arange(1, len(present) + 1)
     ids = numbers[semantic]
     segments = [
-        _segment(number, present[number - 1], area, bbox)
-        for number, (area, bbox) in measure(ids).items()
+        segment_entry(extent, present[number - 1], id=number)
+        for number, extent in measure(ids).items()
     ]
     instances = _read_instances(instance_path, size, len(thing_categories))
-    for number, (value, (area, bbox)) in enumerate(
-        measure(instances.ids).items(), len(present) + 1
-    ):
+    for number, (value, extent) in enumerate(measure(instances.ids).items(), len(present) + 1):
         category = thing_categories[instances.categories[value] - 1]
-        segments.append(_segment(number, category, area, bbox))
+        segments.append(segment_entry(extent, category, id=number))
         ids[instances.ids == value] = number
     assert image.target is not None
     written = keep_or_write_png(image.target, to_colors(ids))
-    return Record(_image(image, size), segments, written)
+    return Record(image_entry(image, size), segments, written)
 
 
 def instance_record(thing_categories: Sequence[int], image: Image) -> Record:
@@ -145,24 +141,10 @@ def instance_record(thing_categories: Sequence[int], image: Image) -> Record:
     extents = measure(instances.ids)
     masks = encode_masks(instances.ids, list(extents))
     annotations = [
-        {
-            'area': area,
-            'bbox': bbox,
-            'category_id': thing_categories[instances.categories[value] - 1],
-            'iscrowd': 0,
-            'segmentation': mask,
-        }
-        for (value, (area, bbox)), mask in zip(extents.items(), masks, strict=True)
+        segment_entry(extent, thing_categories[instances.categories[value] - 1], segmentation=mask)
+        for (value, extent), mask in zip(extents.items(), masks, strict=True)
     ]
-    return Record(_image(image, size), annotations)
-
-
-def _image(image: Image, size: tuple[int, int]) -> Json:
-    return {'file_name': image.file_name, 'height': size[0], 'width': size[1]}
-
-
-def _segment(number: int, category: int, area: int, bbox: list[int]) -> Json:
-    return {'area': area, 'bbox': bbox, 'category_id': category, 'id': number, 'iscrowd': 0}
+    return Record(image_entry(image, size), annotations)
 
 
 def _read_instances(path: Path, size: tuple[int, int], num_categories: int) -> Instances:

@@ -1,9 +1,9 @@
 """Write one JSON file for each split from one record for each image. Interrupted work goes on.
 
-The records are kept beside the JSON file, in ``NAME.json.part``, until that file is whole. No step
-holds more than one record in memory; only a finished file that is to be checked is read at once.
+The records are kept beside the JSON file, in ``NAME.json.part``, until that file is whole.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +15,7 @@ from command_line import UsageError
 
 from prepare.files import is_whole_png, read_json, replacing
 from prepare.progress import convert_all, say, show_progress
+from prepare.segments import Extent
 
 if TYPE_CHECKING:
     from mmseg_m2f.metadata import DatasetMetadata
@@ -86,83 +87,79 @@ def instance_categories(metadata: 'DatasetMetadata') -> list[Json]:
     return [{'id': category_id, 'name': name} for category_id, name in columns]
 
 
-def make(split: Split, workers: int) -> Outcome:
-    """Make what is missing of a split."""
+def image_entry(image: Image, size: Sequence[int]) -> Json:
+    """Return the entry of an image of ``(height, width)`` without its id."""
+    return {'file_name': image.file_name, 'height': size[0], 'width': size[1]}
+
+
+def segment_entry(extent: Extent, category_id: int, is_crowd: bool = False, **more: Any) -> Json:
+    """Return the entry of a segment, with ``id`` (panoptic) or ``segmentation`` (instance)."""
+    return {**extent._asdict(), 'category_id': category_id, 'iscrowd': int(is_crowd), **more}
+
+
+def make(plan: Iterable[Split], workers: int) -> Iterator[Outcome]:
+    """Make what is missing of each split."""
+    for split in plan:
+        yield _make_split(split, workers)
+
+
+def _make_split(split: Split, workers: int) -> Outcome:
     found = _finished(split)
     if found is not None:
         lost = [image for image in split.images if not _has_png(image)]
         if not lost or found.get('info', {}).get('description') == MADE_BY:
-            Journal(split).path.unlink(missing_ok=True)
-            _remake(split, lost, workers)
-            return _outcome(split, found, len(lost))
+            _part_path(split).unlink(missing_ok=True)
+            kept = len(split.images) - len(lost)
+            for _ in show_progress(
+                split.name, convert_all(split.convert, lost, workers), len(lost)
+            ):
+                pass
+            return _outcome(split, found['annotations'], kept)
         say(f'{split.name}: {split.path} was made by another tool and lacks PNG files: all anew')
     elif split.path.exists():
         say(f'{split.name}: {split.path} is not what the configs read: made anew')
-    with Journal(split) as journal:
-        todo = [image for image in split.images if image.name not in journal or not _has_png(image)]
+    with _journal(split) as (records, add):
+        todo = [image for image in split.images if not (image.name in records and _has_png(image))]
         kept = len(split.images) - len(todo)
         if kept:
             say(f'{split.name}: {kept} of {len(split.images)} images are done already')
         results = convert_all(split.convert, todo, workers)
         for image, record in show_progress(split.name, results, len(todo)):
-            journal.add(image.name, record)
+            add(image.name, record)
             kept += image.target is not None and not record.written
-        segments = _write_json(split, journal)
-    journal.path.unlink()
-    return Outcome(len(split.images), segments, kept, split.path)
+    annotations, images = _entries(split, [records[image.name] for image in split.images])
+    write_dataset(split.path, annotations, split.categories, images)
+    _part_path(split).unlink()
+    return _outcome(split, annotations, kept)
 
 
-class Journal:
-    """The file of finished records: a heading, then lines of ``name TAB record``."""
+def _part_path(split: Split) -> Path:
+    return split.path.with_name(f'{split.path.name}.part')
 
-    def __init__(self, split: Split) -> None:
-        self.path = split.path.with_name(f'{split.path.name}.part')
-        heading = {'format': FORMAT, 'made_by': MADE_BY, 'root': os.path.abspath(split.root)}
-        self._heading = json.dumps(heading).encode() + b'\n'
-        self._offsets: dict[str, int] = {}
 
-    def __enter__(self) -> 'Journal':
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open('a+b')
-        self._file.seek(0)
-        end = 0
-        if self._file.readline() == self._heading:
-            end = self._read_lines(len(self._heading))
-        # Another run's records, or half a line of an interrupted one.
-        self._file.truncate(end)
-        if not end:
-            self._file.write(self._heading)
-            self._file.flush()
-        return self
+@contextlib.contextmanager
+def _journal(split: Split) -> Iterator[tuple[dict[str, list[Any]], Callable[[str, Record], None]]]:
+    """Open the file of finished records: a heading, then lines of ``name TAB record``.
 
-    def _read_lines(self, end: int) -> int:
-        for line in self._file:
-            if not line.endswith(b'\n'):
-                break
-            self._offsets[line.partition(b'\t')[0].decode()] = end
-            end += len(line)
-        return end
+    Give the entries by name, and a function that adds one and writes it at once: an interrupt does
+    not lose it.
+    """
+    heading = {'format': FORMAT, 'made_by': MADE_BY, 'root': os.path.abspath(split.root)}
+    path, first = _part_path(split), json.dumps(heading)
+    # The last line is empty, or the half line of an interrupted run.
+    found, *lines = path.read_text().split('\n')[:-1] if path.is_file() else ['']
+    lines = lines if found == first else []
+    with replacing(path, 'w') as file:
+        file.writelines(f'{line}\n' for line in [first, *lines])
+    records = {name: json.loads(entries) for name, _, entries in (x.partition('\t') for x in lines)}
+    with path.open('a') as file:
 
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
+        def add(name: str, record: Record) -> None:
+            records[name] = [record.image, record.annotations]
+            file.write(f'{name}\t{json.dumps(records[name])}\n')
+            file.flush()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._offsets
-
-    def add(self, name: str, record: Record) -> None:
-        """Write a record at once, so that an interrupt does not lose it."""
-        line = json.dumps([record.image, record.annotations], sort_keys=True)
-        self._file.seek(0, os.SEEK_END)
-        self._offsets[name] = self._file.tell()
-        self._file.write(f'{name}\t{line}\n'.encode())
-        self._file.flush()
-
-    def records(self, names: Iterable[str]) -> Iterator[Record]:
-        """Yield the records in the order of the names."""
-        for name in names:
-            self._file.seek(self._offsets[name])
-            image, annotations = json.loads(self._file.readline().partition(b'\t')[2])
-            yield Record(image, annotations)
+        yield records, add
 
 
 def _finished(split: Split) -> Json | None:
@@ -187,61 +184,32 @@ def _has_png(image: Image) -> bool:
     return image.target is None or is_whole_png(image.target)
 
 
-def _remake(split: Split, lost: Sequence[Image], workers: int) -> None:
-    results = convert_all(split.convert, lost, workers)
-    for _ in show_progress(split.name, results, len(lost)):
-        pass
-
-
-def _outcome(split: Split, found: Json, new: int) -> Outcome:
-    annotations = found['annotations']
+def _outcome(split: Split, annotations: Sequence[Json], kept: int) -> Outcome:
     segments = len(annotations)
     if not split.numbered:
         segments = sum(len(annotation['segments_info']) for annotation in annotations)
-    images = len(split.images)
-    return Outcome(images, segments, images - new, split.path)
+    return Outcome(len(split.images), segments, kept, split.path)
 
 
-def _write_json(split: Split, journal: Journal) -> int:
-    """Write the JSON file and return the number of segments in it."""
-    names = [image.name for image in split.images]
-    entries = _numbered if split.numbered else _panoptic
-    segments = 0
-
-    def annotations() -> Iterator[Json]:
-        nonlocal segments
-        for entry, count in entries(journal.records(names), split.images):
-            segments += count
-            yield entry
-
-    images = (
-        {**record.image, 'id': number if split.numbered else image.name}
-        for number, (image, record) in enumerate(
-            zip(split.images, journal.records(names), strict=True), 1
-        )
-    )
-    write_dataset(split.path, annotations(), split.categories, images)
-    return segments
-
-
-def _numbered(records: Iterable[Record], images: Sequence[Image]) -> Iterator[tuple[Json, int]]:
-    # Numbers, not names: several readers of COCO's format turn the ids of images into integers.
-    annotation_id = 0
-    for image_id, record in enumerate(records, 1):
-        for annotation in record.annotations:
-            annotation_id += 1
-            yield {**annotation, 'id': annotation_id, 'image_id': image_id}, 1
-
-
-def _panoptic(records: Iterable[Record], images: Sequence[Image]) -> Iterator[tuple[Json, int]]:
-    for image, record in zip(images, records, strict=True):
-        assert image.target is not None
-        entry = {
-            'file_name': image.target.name,
-            'image_id': image.name,
-            'segments_info': record.annotations,
-        }
-        yield entry, len(record.annotations)
+def _entries(split: Split, records: Sequence[Sequence[Any]]) -> tuple[list[Json], list[Json]]:
+    """Return the annotations and the images of the JSON file, with their ids."""
+    annotations, images = [], []
+    for number, (image, (entry, segments)) in enumerate(zip(split.images, records, strict=True), 1):
+        # Numbers, not names: several readers of COCO's format turn the ids into integers.
+        image_id = number if split.numbered else image.name
+        images.append({**entry, 'id': image_id})
+        if split.numbered:
+            first = len(annotations) + 1
+            annotations += [
+                {**segment, 'id': i, 'image_id': image_id}
+                for i, segment in enumerate(segments, first)
+            ]
+        else:
+            assert image.target is not None
+            annotations.append(
+                {'file_name': image.target.name, 'image_id': image_id, 'segments_info': segments}
+            )
+    return annotations, images
 
 
 def write_dataset(

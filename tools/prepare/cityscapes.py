@@ -17,9 +17,11 @@ from prepare.annotations import (
     Outcome,
     Record,
     Split,
+    image_entry,
     instance_categories,
     make,
     panoptic_categories,
+    segment_entry,
 )
 from prepare.files import Layout, keep_or_write_png, read_map
 from prepare.segments import encode_masks, measure, to_colors
@@ -42,8 +44,7 @@ def make_panoptic(root: Path, out: Path, splits: Sequence[str], workers: int) ->
     categories = panoptic_categories(metadata)
     things = {category['id'] for category in categories if category['isthing']}
     convert = partial(panoptic_record, frozenset(metadata.category_ids), frozenset(things))
-    for split in _plan('panoptic', root, out, splits, categories, convert):
-        yield make(split, workers)
+    return make(_plan('panoptic', root, out, splits, categories, convert), workers)
 
 
 def make_instance(root: Path, out: Path, splits: Sequence[str], workers: int) -> Iterator[Outcome]:
@@ -53,8 +54,7 @@ def make_instance(root: Path, out: Path, splits: Sequence[str], workers: int) ->
     metadata = load_metadata('cityscapes_instance')
     categories = instance_categories(metadata)
     convert = partial(instance_record, frozenset(metadata.category_ids))
-    for split in _plan('instance', root, out, splits, categories, convert):
-        yield make(split, workers)
+    return make(_plan('instance', root, out, splits, categories, convert), workers)
 
 
 def _plan(
@@ -112,18 +112,15 @@ def panoptic_record(labels: frozenset[int], things: frozenset[int], image: Image
     ids = _read_ids(image.sources[0])
     segments = []
     kept = np.zeros(LARGEST_ID + 1, bool)
-    for value, (area, bbox) in measure(ids).items():
+    for value, extent in measure(ids).items():
         label = _label(value)
-        if label not in labels:
-            continue
-        kept[value] = True
-        is_crowd = int(value < FIRST_INSTANCE and label in things)
-        segments.append(
-            {'area': area, 'bbox': bbox, 'category_id': label, 'id': value, 'iscrowd': is_crowd}
-        )
+        if label in labels:
+            kept[value] = True
+            is_crowd = value < FIRST_INSTANCE and label in things
+            segments.append(segment_entry(extent, label, is_crowd, id=value))
     assert image.target is not None
     written = keep_or_write_png(image.target, to_colors(np.where(kept[ids], ids, 0)))
-    return Record(_image(image, ids), segments, written)
+    return Record(image_entry(image, ids.shape), segments, written)
 
 
 def instance_record(labels: frozenset[int], image: Image) -> Record:
@@ -132,24 +129,14 @@ def instance_record(labels: frozenset[int], image: Image) -> Record:
     extents = {value: extent for value, extent in measure(ids).items() if _label(value) in labels}
     masks = encode_masks(ids, list(extents))
     annotations = [
-        {
-            'area': area,
-            'bbox': bbox,
-            'category_id': _label(value),
-            'iscrowd': int(value < FIRST_INSTANCE),
-            'segmentation': mask,
-        }
-        for (value, (area, bbox)), mask in zip(extents.items(), masks, strict=True)
+        segment_entry(extent, _label(value), value < FIRST_INSTANCE, segmentation=mask)
+        for (value, extent), mask in zip(extents.items(), masks, strict=True)
     ]
-    return Record(_image(image, ids), annotations)
+    return Record(image_entry(image, ids.shape), annotations)
 
 
 def _label(value: int) -> int:
     return value if value < FIRST_INSTANCE else value // FIRST_INSTANCE
-
-
-def _image(image: Image, ids: 'np.ndarray') -> Json:
-    return {'file_name': image.file_name, 'height': ids.shape[0], 'width': ids.shape[1]}
 
 
 def _read_ids(path: Path) -> 'np.ndarray':
