@@ -20,6 +20,8 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from torch import Tensor, nn
 
+from tests.parity.stock_heads import float64_positions
+
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = '.mim/configs/mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py'
 NUM_THINGS, NUM_STUFF = 5, 6
@@ -210,7 +212,8 @@ def both(num_steps: int = NUM_STEPS) -> tuple[Trajectory, Trajectory]:
     """Ours with all switches as MMDetection has it, and theirs, from the same weights."""
     theirs, ours, data = build(stock_model()), build(our_model()), batches(num_steps)
     ours.load_state_dict(theirs.state_dict())
-    return trajectory(ours, data), trajectory(theirs, data)
+    with float64_positions():
+        return trajectory(ours, data), trajectory(theirs, data)
 
 
 def switched(num_steps: int = NUM_STEPS, seed: int = 0, **compat: Any) -> Trajectory:
