@@ -11,8 +11,6 @@ and tested on small images in the layout of its data set.
 import importlib
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,9 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from mmseg_m2f.core import decoder as core_decoder
 from tests import reduced
 from tests.parity.parity_weights import redraw
+from tests.parity.stock_heads import Logits, attending, error, our_logits, stock_logits
 
 HEADS = {'mmseg': 'decode_head', 'mmdet': 'panoptic_head'}
 FULL = {
@@ -103,7 +101,7 @@ def build(cfg: Config, package: str) -> nn.Module:
     return importlib.import_module(f'{package}.registry').MODELS.build(cfg.model)
 
 
-def batch(package: str, num_classes: int, num_things: int, dtype: Any = torch.uint8) -> dict:
+def batch(package: str, num_classes: int, num_things: int) -> dict:
     """Return two images of noise with a few segments each, in the layout of the pipelines."""
     generator = torch.Generator().manual_seed(0)
     height, width = SIZE
@@ -137,67 +135,19 @@ def sample(package: str, label_map: Tensor, num_things: int, index: int) -> Any:
     return data
 
 
-def inputs_of(model: nn.Module, data: dict) -> tuple[Tensor, list]:
-    inputs = model.data_preprocessor(data, training=True)
-    return inputs['inputs'], inputs['data_samples']
-
-
-@torch.no_grad()
-def stock_logits(model: nn.Module, head: Any, data: dict) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return class and mask logits of the last prediction, and the attention mask of each layer."""
-    open_masks: list[Tensor] = []
-    forward_head, num_heads = head._forward_head, head.num_heads
-
-    def note_mask(*args: Any) -> Any:
-        output = forward_head(*args)
-        blocked = output[2].unflatten(0, (-1, num_heads))[:, :1]
-        open_masks.append(~blocked | blocked.all(-1, keepdim=True))
-        return output
-
-    head._forward_head = note_mask
-    images, samples = inputs_of(model, data)
-    class_logits, mask_logits = head(model.extract_feat(images), samples)
-    del head._forward_head
-    return class_logits[-1], mask_logits[-1], open_masks
-
-
-@contextmanager
-def attending(open_masks: list[Tensor]) -> Iterator[list[float]]:
-    """Let our decoder use these attention masks: a logit at the threshold may fall to either side.
-
-    Yields a list of the share of each mask in which our own would differ.
-    """
-    masks, ours, differing = iter(open_masks), core_decoder.attention_mask, []
-
-    def theirs(*args: Tensor) -> Tensor:
-        mask = next(masks)
-        differing.append((ours(*args) != mask).float().mean().item())
-        return mask
-
-    core_decoder.attention_mask = theirs
-    try:
-        yield differing
-    finally:
-        core_decoder.attention_mask = ours
-
-
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference as a share of the range of ``theirs``."""
-    assert theirs.max() - theirs.min() > 1
-    return ((ours - theirs).abs().max() / (theirs.max() - theirs.min())).item()
+def maps_of(model: nn.Module, data: dict) -> list[Tensor]:
+    with torch.no_grad():
+        return model.extract_feat(model.data_preprocessor(data, training=True)['inputs'])
 
 
 @torch.no_grad()
 def compare(model: nn.Module, head: Any, data: dict, stock: tuple) -> dict[str, float]:
-    class_logits, mask_logits, open_masks = stock
-    images, _ = inputs_of(model, data)
-    with attending(open_masks) as differing:
-        found = head(model.extract_feat(images))
-    return {
-        'class': difference(found[0], class_logits),
-        'mask': difference(found[1], mask_logits),
-        'attention': max(differing),
-    }
+    """Return the errors of all predictions, with the stock attention masks, and how ours differ."""
+    theirs, may_attend = stock
+    with attending(may_attend) as differing:
+        ours = our_logits(head, maps_of(model, data))
+    errors = {name: error(getattr(ours, name), getattr(theirs, name)) for name in Logits._fields}
+    return {**errors, 'attention': max(differing)}
 
 
 def decay_of(model: nn.Module, wrapper: Any, part: str) -> dict[str, float]:
@@ -280,7 +230,8 @@ def main(package: str, folder: Path, blocked: str | None = None) -> None:
             cfg = reduce(Config.fromfile(path), package, is_full)
             model = build(cfg, package).eval()
             redraw(model)
-            logits = stock_logits(model, getattr(model, HEADS[package]), data_for(cfg, package))
+            maps = maps_of(model, data_for(cfg, package))
+            logits = stock_logits(getattr(model, HEADS[package]), maps)
             stock[path, is_full] = (model.state_dict(), logits)
         for path, is_full in cases:
             name = f'{path.stem}{" in full" * is_full}'

@@ -12,8 +12,10 @@ from torch import Tensor
 from mmseg_m2f import core
 from mmseg_m2f.core import decoder as core_decoder
 
-# Rounding adds up over some hundred layers. A share of the range of what is compared.
+# Rounding adds up over some hundred layers. Shares of the range of what is compared.
 FLOAT32 = 100 * torch.finfo(torch.float32).eps
+# With room for the first layers' errors, which later norms may enlarge.
+FLOAT64 = 1e4 * torch.finfo(torch.float64).eps
 
 
 class Logits(NamedTuple):
@@ -55,17 +57,17 @@ def opened(blocked: Tensor, num_heads: int) -> Tensor:
 
 
 @contextmanager
-def attending(may_attend: list[Tensor]) -> Iterator[list[float]]:
-    """Our decoder takes these masks: a logit at the threshold may fall to either side.
+def attending(may_attend: list[Tensor], *, inject: bool = True) -> Iterator[list[float]]:
+    """Give our decoder these masks, since a logit at the threshold may fall to either side.
 
-    Yields the share of each mask in which our own differs.
+    Yields the share of each mask in which our own differs. Without ``inject`` our own are used.
     """
     masks, own_mask, differing = iter(may_attend), core_decoder.attention_mask, []
 
     def given(*args: Tensor) -> Tensor:
-        mask = next(masks)
-        differing.append((own_mask(*args) != mask).float().mean().item())
-        return mask
+        mask, own = next(masks), own_mask(*args)
+        differing.append((own != mask).float().mean().item())
+        return mask if inject else own
 
     with mock.patch.object(core_decoder, 'attention_mask', given):
         yield differing
@@ -79,6 +81,14 @@ def error(ours: Tensor, theirs: Tensor) -> float:
     assert extent > 1
     assert theirs.min() < 0 < theirs.max()
     return ((ours - theirs).abs().max() / extent).item()
+
+
+def segments(encoded: Tensor) -> set[tuple[int, bool, bytes]]:
+    """Return class, is thing and pixels of each: mmdet's numbers of things may have gaps."""
+    return {
+        (value % 1000, value >= 1000, (encoded == value).numpy().tobytes())
+        for value in encoded.unique().tolist()
+    }
 
 
 class _Float64Torch:
@@ -110,5 +120,3 @@ def float64_positions() -> Iterator[None]:
         mock.patch.object(MlvlPointGenerator, 'single_level_grid_priors', exact),
     ):
         yield
-
-

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mmseg_m2f import core
 from mmseg_m2f.adapters.models.samples import encode_panoptic
 from mmseg_m2f.checkpoints import to_ours
+from tests.parity.stock_heads import segments
 from tests.parity.trajectories import build, our_model, stock_model
 
 pytestmark = [
@@ -23,14 +24,6 @@ pytestmark = [
 NUM_THINGS, NUM_STUFF = 3, 2
 SAME_SIZE = core.ImageGeometry((24, 32), (24, 32), (24, 32))
 IS_THING = torch.arange(NUM_THINGS + NUM_STUFF) < NUM_THINGS
-
-
-def segments(encoded):
-    """(class, is thing, pixels) of each segment: mmdet's numbers of things may have gaps."""
-    return {
-        (value % 1000, value >= 1000, (encoded == value).numpy().tobytes())
-        for value in encoded.unique().tolist()
-    }
 
 
 @pytest.mark.parametrize('within_masks', [True, False])

@@ -5,10 +5,9 @@ from published names, goes to Hugging Face's model by a table of its own and to 
 """
 
 import re
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,9 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from mmseg_m2f import core
 from mmseg_m2f.checkpoints import detect_layout, to_ours, to_theirs
-from mmseg_m2f.core import decoder as core_decoder
 from tests.checkpoints.published_names import (
     BACKBONES,
     NUM_CLASSES,
@@ -37,9 +34,19 @@ from mmseg.registry import MODELS as MMSEG_MODELS  # noqa: E402
 
 from tests.checkpoints.our_models import build_segmentor  # noqa: E402
 from tests.parity.parity_weights import redraw  # noqa: E402
+from tests.parity.stock_heads import (  # noqa: E402
+    FLOAT32,
+    FLOAT64,
+    Logits,
+    attending,
+    error,
+    float64_positions,
+    our_logits,
+    stock_logits,
+)
 
-NUM_HEADS = 8
-IMAGES = (1, 3, 64, 96)
+# Images of each backbone.
+IMAGES = {'r18': (2, 3, 96, 160), 'r50': (1, 3, 64, 96), 'swin-t': (1, 3, 64, 96)}
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore:torch.meshgrid'),
@@ -55,13 +62,7 @@ class Pair(NamedTuple):
     theirs: nn.Module
     head: str
     layout: str
-
-
-class Logits(NamedTuple):
-    """Logits of all predictions: ``classes (L+1, B, Q, K+1)`` and ``masks (L+1, B, Q, h, w)``."""
-
-    classes: Tensor
-    masks: Tensor
+    size: tuple[int, ...] = ()
 
 
 def stock_model(package: ModuleType, name: str, head: str, **classes: int) -> Any:
@@ -76,8 +77,10 @@ def stock_model(package: ModuleType, name: str, head: str, **classes: int) -> An
 
 def segmentors(backbone: str) -> Pair:
     init_default_scope('mmseg')
-    name = f'{backbone}_8xb2-160k_ade20k-512x512'
+    long = {'r18': 'r50'}.get(backbone, backbone)
+    name = f'{long}_8xb2-160k_ade20k-512x512'
     model = stock_model(mmseg, name, 'decode_head', num_classes=NUM_CLASSES)
+    set_depth(model, 'decode_head', backbone)
     theirs = MMSEG_MODELS.build(model)
     model.decode_head = our_head('mmseg_m2f.Mask2FormerHead', model.decode_head)
     return Pair(MMSEG_MODELS.build(model), theirs, 'decode_head', 'mmseg')
@@ -88,10 +91,11 @@ def detectors(backbone: str, task: str, things: int, stuff: int) -> Pair:
     from mmdet.registry import MODELS
 
     init_default_scope('mmdet')
-    long = {'r50': 'r50', 'swin-t': 'swin-t-p4-w7-224'}[backbone]
+    long = 'swin-t-p4-w7-224' if backbone == 'swin-t' else 'r50'
     sizes = {'num_things_classes': things, 'num_stuff_classes': stuff}
     model = stock_model(mmdet, f'{long}_8xb2-lsj-50e_{task}', 'panoptic_head', **sizes)
     model.panoptic_fusion_head.update(sizes)
+    set_depth(model, 'panoptic_head', backbone)
     theirs = MODELS.build(model)
     own_head = our_head('mmseg_m2f.Mask2FormerUniversalHead', model.panoptic_head)
     ours = {
@@ -101,6 +105,12 @@ def detectors(backbone: str, task: str, things: int, stuff: int) -> Pair:
         'panoptic_head': {**own_head, 'thing_ids': list(range(things))},
     }
     return Pair(MODELS.build(ours), theirs, 'panoptic_head', 'mmdet')
+
+
+def set_depth(model: Any, head: str, backbone: str) -> None:
+    if backbone == 'r18':
+        model.backbone.depth = 18
+        model[head].in_channels = [64, 128, 256, 512]
 
 
 def our_head(name: str, theirs: Any) -> dict[str, Any]:
@@ -119,10 +129,13 @@ PAIRS: dict[str, Callable[[str], Pair]] = {
 }
 
 
-@pytest.fixture(scope='module', params=[f'{task} {name}' for task in PAIRS for name in BACKBONES])
+CASES = [f'{task} {name}' for task in PAIRS for name in BACKBONES]
+
+
+@pytest.fixture(scope='module', params=[*CASES, 'semantic r18', 'panoptic r18'])
 def pair(request: pytest.FixtureRequest) -> Pair:
     task, backbone = request.param.split()
-    built = PAIRS[task](backbone)
+    built = PAIRS[task](backbone)._replace(size=IMAGES[backbone])
     redraw(built.ours)
     built.theirs.load_state_dict(to_theirs(built.ours.state_dict(), built.layout))
     for model in (built.ours, built.theirs):
@@ -139,80 +152,33 @@ def test_the_way_back(pair: Pair) -> None:
     assert all(torch.equal(back[key], value) for key, value in ours.items())
 
 
-class Float64Torch:
-    """``torch`` for a module that asks for float32 whatever its input."""
-
-    float32 = torch.float64
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
-@pytest.fixture
-def double(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    """Both in float64, and with them what mmdet computes in float32: positions and points."""
-    layers = pytest.importorskip('mmdet.models.layers.positional_encoding')
-    monkeypatch.setattr(layers, 'torch', Float64Torch())
-    points = getattr(pair.theirs, pair.head).pixel_decoder.point_generator
-    centres = partial(points.single_level_grid_priors, dtype=torch.float64)
-    monkeypatch.setattr(points, 'single_level_grid_priors', centres)
-    yield Pair(pair.ours.double(), pair.theirs.double(), pair.head, pair.layout)
-    # The weights were drawn in float32: nothing is lost.
-    pair.ours.float()
-    pair.theirs.float()
-
-
-def their_logits(pair: Pair, images: Tensor) -> Logits:
-    head = getattr(pair.theirs, pair.head)
-    samples = [SimpleNamespace(metainfo={}) for _ in images]
-    return Logits(*map(torch.stack, head(pair.theirs.extract_feat(images), samples)))
-
-
-def our_logits(model: nn.Module, head: str, images: Tensor) -> Logits:
-    parts = getattr(model, head)
-    features = parts.pixel_decoder(model.extract_feat(images))
-    predictions = parts.decoder(features)
-    masks = [core.mask_logits(p.mask_embed, features.mask_features) for p in predictions]
-    return Logits(torch.stack([p.class_logits for p in predictions]), torch.stack(masks))
-
-
-def error(ours: Tensor, theirs: Tensor) -> float:
-    assert len(theirs) == NUM_DECODER_LAYERS + 1
-    # The comparison means something: logits are of order one and of both signs.
-    assert theirs.std() > 0.3
-    assert 0.02 < (theirs < 0).double().mean() < 0.98
-    return (ours - theirs).abs().max().item()
+def logits_of(pair: Pair, images: Tensor, *, inject: bool) -> tuple[Logits, Logits]:
+    """Return ours and theirs of all predictions; with ``inject`` ours under their masks."""
+    sides = (pair.theirs, pair.ours)
+    their_maps, our_maps = (model.extract_feat(images) for model in sides)
+    their_head, our_head = (getattr(model, pair.head) for model in sides)
+    theirs, may_attend = stock_logits(their_head, their_maps)
+    assert len(theirs.classes) == NUM_DECODER_LAYERS + 1
+    with attending(may_attend, inject=inject):
+        return our_logits(our_head, our_maps), theirs
 
 
 @torch.no_grad()
-def test_logits_of_stock_models_in_float64(double: Pair) -> None:
-    images = torch.randn(IMAGES, dtype=torch.float64)
-    theirs = their_logits(double, images)
-    ours = our_logits(double.ours, double.head, images)
-    assert error(ours.classes, theirs.classes) <= 1e-8
-    assert error(ours.masks, theirs.masks) <= 1e-8
+def test_logits_of_stock_models_in_float64(pair: Pair) -> None:
+    images = torch.randn(pair.size, dtype=torch.float64)
+    for model in (pair.ours, pair.theirs):
+        model.double()
+    with float64_positions():
+        ours, theirs = logits_of(pair, images, inject=False)
+    for model in (pair.ours, pair.theirs):
+        model.float()  # the weights were drawn in float32: nothing is lost
+    assert max(map(error, ours, theirs)) <= FLOAT64
 
 
 @torch.no_grad()
-def test_logits_of_stock_models_in_float32(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their attention masks are injected: a logit at the threshold may fall to either side."""
-    images = torch.randn(IMAGES)
-    head = getattr(pair.theirs, pair.head)
-    forward_head = head._forward_head
-    blocked: list[Tensor] = []
-
-    def note_mask(*args: object, **kwargs: object) -> tuple[Tensor, Tensor, Tensor]:
-        output = forward_head(*args, **kwargs)
-        blocked.append(output[2].unflatten(0, (-1, NUM_HEADS))[:, :1])
-        return output
-
-    monkeypatch.setattr(head, '_forward_head', note_mask)
-    theirs = their_logits(pair, images)
-    may_attend = iter([~mask | mask.all(-1, keepdim=True) for mask in blocked])
-    monkeypatch.setattr(core_decoder, 'attention_mask', lambda *_: next(may_attend))
-    ours = our_logits(pair.ours, pair.head, images)
-    for mine, other in zip(ours, theirs, strict=True):
-        assert error(mine, other) <= 1e-4 * (other.max() - other.min()).item()
+def test_logits_of_stock_models_in_float32(pair: Pair) -> None:
+    ours, theirs = logits_of(pair, torch.randn(pair.size), inject=True)
+    assert max(map(error, ours, theirs)) <= FLOAT32
 
 
 ENCODER = 'model.pixel_level_module.encoder.'
@@ -392,9 +358,9 @@ def test_an_official_checkpoint_in_hugging_faces_model(backbone: str) -> None:
     oracle = huggingface_model(backbone, by_table).double()
     segmentor = build_segmentor(backbone)
     segmentor.load_state_dict(ours)
-    images = torch.randn(IMAGES, dtype=torch.float64)
+    images = torch.randn(IMAGES[backbone], dtype=torch.float64)
     out = oracle(images, output_auxiliary_logits=True)
-    layers = [*out.auxiliary_logits, out]
-    logits = our_logits(segmentor.double(), 'decode_head', images)
-    assert error(logits.classes, torch.stack([x['class_queries_logits'] for x in layers])) <= 1e-8
-    assert error(logits.masks, torch.stack([x['masks_queries_logits'] for x in layers])) <= 1e-8
+    logits = our_logits(segmentor.decode_head, segmentor.double().extract_feat(images))
+    for found, key in zip(logits, ('class_queries_logits', 'masks_queries_logits'), strict=True):
+        theirs = torch.stack([layer[key] for layer in (*out.auxiliary_logits, out)])
+        assert error(found, theirs) <= FLOAT64

@@ -27,11 +27,10 @@ from mmseg_m2f.adapters.data.label_maps import ResizeShortestEdge
 from mmseg_m2f.adapters.data.photometric import PhotoMetricDistortion
 from mmseg_m2f.adapters.data.segments import PixelGrid, SegmentMap
 from mmseg_m2f.adapters.models.samples import targets_of
-from tests.configs.rows import DETECTOR_ROWS, REPOSITORY, SEMANTIC_ROWS, load, parse
+from tests.configs.rows import DETECTOR_ROWS, REPOSITORY, load, parse
 
 TINY = REPOSITORY / 'data/tiny'
 PHOTOS = sorted((TINY / 'coco/img/train').glob('*.jpg'))[:6]
-OFFICIAL = [row for row in SEMANTIC_ROWS if not parse(row).is_mmseg]
 BILINEAR, NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
 Record = dict[str, Any]
 
@@ -65,19 +64,6 @@ def nearest_of_torch(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray
     """Resize as detectron2 does: with torch, because Pillow refuses its float64 label maps."""
     values = torch.tensor(label_map, dtype=torch.float64)
     return F.interpolate(values[None, None], size)[0, 0].numpy()
-
-
-@pytest.mark.parametrize('row', [*OFFICIAL, *DETECTOR_ROWS])
-def test_short_edges_are_the_official_expression(row: str) -> None:
-    """``int(x * 0.1 * S) for x in range(5, 21)`` of the official files; LSJ has none."""
-    pipeline = load(row).train_dataloader.dataset.pipeline
-    [resize] = [step.resize for step in pipeline if step['type'] == 'mmseg_m2f.ResizeAndCrop']
-    if parse(row).dataset == 'coco':
-        assert resize.type == 'mmseg_m2f.ResizeScale'
-        return
-    wide = 'swin-b' in row or 'swin-l' in row or parse(row).task != 'semantic'
-    side = {'ade20k': 640 if wide else 512, 'cityscapes': 1024, 'mapillary': 2048}
-    assert resize.scale == [int(x * 0.1 * side[parse(row).dataset]) for x in range(5, 21)]
 
 
 # Short side and limit of the long one of the tests' images.
@@ -150,28 +136,6 @@ def test_label_maps_and_segments_have_each_its_own_nearest_pixel() -> None:
         grid=PixelGrid.of((6, 6)),
     )
     assert segments.resize((4, 4)).index_map()[0].tolist() == [0, 2, 3, 5]
-
-
-SEMANTIC_ORDER = [
-    'LoadImageFromFile',
-    'LoadAnnotations',
-    'mmseg_m2f.ResizeAndCrop',
-    'mmseg_m2f.PhotoMetricDistortion',
-    'RandomFlip',
-    'Pad',
-    'PackSegInputs',
-]
-
-
-@pytest.mark.parametrize('row', OFFICIAL)
-def test_steps_of_semantic_training(row: str) -> None:
-    """Cityscapes alone has no padding: its images are never smaller than the crop.
-
-    mmseg's own color jitter never draws the largest hue, ours does as the official one.
-    """
-    steps = [step['type'] for step in load(row).train_dataloader.dataset.pipeline]
-    leaves = {'Pad'} if parse(row).dataset == 'cityscapes' else set()
-    assert steps == [name for name in SEMANTIC_ORDER if name not in leaves]
 
 
 def short_edge_jitter(
