@@ -8,7 +8,7 @@ __version__ = '0.1.0'
 def accelerate(model: Any, points: str = 'shared') -> Any:
     """Let a built Mask2Former of mmseg or mmdet compute with our parts, in place.
 
-    Its modules, parameters and their names stay, and with them an optimiser that holds them and
+    Its modules, parameters and their names stay, and with them an optimizer that holds them and
     its checkpoints. Its results stay up to rounding. ``mmseg_m2f.adapters.acceleration.restore``
     takes it back.
 

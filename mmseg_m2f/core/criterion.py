@@ -71,9 +71,12 @@ class MaskClassificationLoss(nn.Module):
     one call, another mask loss one call per prediction.
 
     Args:
-        class_loss, mask_loss, dice_loss: see the contracts at the top of ``losses.py``.
-        points: draws the points of the mask losses.
-        count_masks: what the mask losses are divided by.
+        class_loss: ``(class_logits (B, Q, K+1), target_classes (B, Q)) -> scalar``.
+        mask_loss, dice_loss: ``(point_logits (M, P), point_targets (M, P), num_masks) -> scalar``.
+        points: chooses points ``(M, P, 2)`` from mask logits ``(M, h, w)``; by default most of them
+            where the logit is closest to 0.
+        count_masks: counts the masks of this process. The mask losses are divided by the mean count
+            of all processes.
 
     Source: official ``modeling/criterion.py``.
     """
@@ -102,7 +105,8 @@ class MaskClassificationLoss(nn.Module):
     ) -> list[LossTerms]:
         """Return the weighted losses of each prediction, in their order.
 
-        With no target at all the mask terms are 0 and still reach every parameter's gradient.
+        Without any target (M = 0) the mask terms are 0, and the backward pass still gives every
+        parameter a gradient, as distributed training needs.
         """
         with torch.autocast(mask_features.device.type, enabled=False):
             class_logits = upcast_half(torch.stack([p.class_logits for p in predictions]))
@@ -121,12 +125,12 @@ class MaskClassificationLoss(nn.Module):
 
     def _at_points(
         self,
-        mask_embed: Float[Tensor, 'L B Q C'],
+        mask_embed: Float[Tensor, 'T B Q C'],
         mask_features: Float[Tensor, 'B C h w'],
         targets: Sequence[MaskTarget],
         matches: Sequence[Match],
-    ) -> tuple[Float[Tensor, 'L M P'], Float[Tensor, 'L M P']]:
-        """Read matched mask logits and their targets at points, and join those of all images."""
+    ) -> tuple[Float[Tensor, 'T M P'], Float[Tensor, 'T M P']]:
+        """Sample matched mask logits and their targets at points, and join those of all images."""
         images = zip(mask_embed.unbind(1), mask_features, targets, matches, strict=True)
         at_points = [self._image_at_points(*image) for image in images]
         logits, point_targets = zip(*at_points, strict=True)
@@ -134,13 +138,14 @@ class MaskClassificationLoss(nn.Module):
 
     def _image_at_points(
         self,
-        mask_embed: Float[Tensor, 'L Q C'],
+        mask_embed: Float[Tensor, 'T Q C'],
         mask_features: Float[Tensor, 'C h w'],
         target: MaskTarget,
         match: Match,
-    ) -> tuple[Float[Tensor, 'L M P'], Float[Tensor, 'L M P']]:
+    ) -> tuple[Float[Tensor, 'T M P'], Float[Tensor, 'T M P']]:
         index = match.query_idx[..., None].expand(-1, -1, mask_embed.shape[-1])
-        matched = mask_embed.gather(1, index).flatten(0, 1)  # (L M, C)
+        matched = mask_embed.gather(1, index).flatten(0, 1)  # (T M, C)
+        # Gradients pass through the logits. The points that were chosen for them carry none.
         point_logits, points = sample_logits(matched, mask_features, self.points)
         point_targets = sample_masks(target.masks, match.target_idx.flatten(), points)
         shape = match.query_idx.shape
@@ -148,10 +153,10 @@ class MaskClassificationLoss(nn.Module):
 
 
 def _target_classes(
-    class_logits: Float[Tensor, 'L B Q K1'],
+    class_logits: Float[Tensor, 'T B Q K1'],
     targets: Sequence[MaskTarget],
     matches: Sequence[Match],
-) -> Int[Tensor, 'L B Q']:
+) -> Int[Tensor, 'T B Q']:
     """Return the matched target's label for each query, no-object (K) for the others."""
     no_object = class_logits.shape[-1] - 1
     classes = torch.full(class_logits.shape[:-1], no_object, device=class_logits.device)
@@ -162,12 +167,12 @@ def _target_classes(
 
 def _per_prediction(
     loss: MaskLoss,
-    point_logits: Float[Tensor, 'L M P'],
-    point_targets: Float[Tensor, 'L M P'],
+    point_logits: Float[Tensor, 'T M P'],
+    point_targets: Float[Tensor, 'T M P'],
     num_masks: Float[Tensor, ''],
 ) -> Sequence[Tensor]:
     """Return ``loss`` of each prediction."""
-    if isinstance(loss, RowLoss):
+    if isinstance(loss, RowLoss):  # it sums over M only and returns one loss per prediction, (T,)
         return loss(point_logits, point_targets, num_masks).unbind()
     return [
         loss(logits, target, num_masks)

@@ -11,7 +11,7 @@ from mmseg_m2f.core.config import DecoderConfig
 from mmseg_m2f.core.layers import (
     Attention,
     FeedForward,
-    resize_maps,
+    resize_bilinear,
     run_layer,
     sine_encoding,
 )
@@ -25,21 +25,21 @@ from mmseg_m2f.core.structures import (
 
 @torch.no_grad()
 def attention_mask(
-    mask_embed: Float[Tensor, 'B Q C'], pooled_features: Float[Tensor, 'B C h w']
+    mask_embed: Float[Tensor, 'B Q C'], level_features: Float[Tensor, 'B C h w']
 ) -> Bool[Tensor, 'B 1 Q S']:
     """Allow each query the pixels of its own predicted mask at one level (paper eq. 2).
 
-    ``pooled_features`` are the mask features resized to the level. Bilinear resizing and the inner
-    product commute, so that this equals resizing full mask logits, up to rounding. A query whose
+    ``level_features`` are the mask features resized to the level; ``S = h * w``. Bilinear resizing
+    and the inner product commute, so this equals resized mask logits, up to rounding. A query whose
     mask is empty at this level may attend everywhere. One mask serves all heads. Computed in
     float32 and without gradient.
 
-    A negative logit blocks, as officially a sigmoid below one half does. A logit of 0 and NaN stay
-    open. (From -6e-8 to 0 the float32 sigmoid is exactly one half, which the official code leaves
-    open.)
+    Negative logits block; 0 and NaN do not. The official code blocks where the float32 sigmoid is
+    below one half. From -6e-8 to 0 it is exactly one half: we block these logits, the official code
+    does not.
     """
-    with torch.autocast(pooled_features.device.type, enabled=False):
-        logits = mask_logits(upcast_half(mask_embed), pooled_features).flatten(2)
+    with torch.autocast(level_features.device.type, enabled=False):
+        logits = mask_logits(upcast_half(mask_embed), level_features).flatten(2)
     may_attend = ~(logits < 0)
     return (may_attend | ~may_attend.any(-1, keepdim=True))[:, None]
 
@@ -64,19 +64,24 @@ class DecoderLayer(nn.Module):
         value: Float[Tensor, 'B S C'],
         may_attend: Bool[Tensor, 'B 1 Q S'],
     ) -> Float[Tensor, 'B Q C']:
-        """Update the query states ``x``; ``key`` is ``value`` with its position encoding added."""
+        """Update the query states ``x`` by attention to the ``S`` tokens of one level.
+
+        ``key`` is ``value`` plus its position encoding. ``may_attend`` is True where a query may
+        attend to a token.
+        """
+        # Attention takes (query, key, value, mask). Positions are never added to the value.
         x = self.cross_norm(x + self.cross_attn(x + query_embed, key, value, may_attend))
         position_query = x + query_embed
         x = self.self_norm(x + self.self_attn(position_query, position_query, x))
-        return self.ffn_norm(self.ffn(x))
+        return self.ffn_norm(self.ffn(x))  # FeedForward adds its own input
 
 
 class MaskedAttentionDecoder(nn.Module):
-    """Layers of queries that visit the memory's levels in turn, coarsest first.
+    """Layers that update the queries from the memory's levels in turn, coarsest level first.
 
-    A call gives all ``num_layers + 1`` predictions, the first from the learnt queries before any
-    layer; ``predict`` gives the last one only. Class and mask heads keep PyTorch's default
-    initialisation.
+    A call returns all ``num_layers + 1`` predictions, the first from the learned queries before any
+    layer; ``predict`` returns the last one only. Defaults are the paper's: 9 layers of 8 heads, 3
+    levels, 256 channels, 100 queries. Class and mask heads keep PyTorch's default initialization.
 
     Source: official ``mask2former_transformer_decoder.py``, whose ``DEC_LAYERS: 10`` counts the
     predictions.
@@ -95,36 +100,39 @@ class MaskedAttentionDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(channels)
         self.class_embed = nn.Linear(channels, config.num_classes + 1)
+        # A three-layer MLP, not an embedding: it computes ``MaskPrediction.mask_embed``.
         self.mask_embed = nn.ModuleList(nn.Linear(channels, channels) for _ in range(3))
 
     def forward(self, features: PixelFeatures) -> list[MaskPrediction]:
         """Return all predictions in the order of the layers; training supervises every one."""
-        return [self._predict(*state) for state in self._decode(features)]
+        return [
+            MaskPrediction(self.class_embed(state), mask_embed)
+            for state, mask_embed in self._decode(features)
+        ]
 
     def predict(self, features: PixelFeatures) -> MaskPrediction:
         """Return the last prediction, without the class logits of the others."""
-        return self._predict(*self._decode(features)[-1])
-
-    def _predict(self, state: Tensor, mask_embed: Tensor) -> MaskPrediction:
+        state, mask_embed = self._decode(features)[-1]
         return MaskPrediction(self.class_embed(state), mask_embed)
 
     def _decode(self, features: PixelFeatures) -> list[tuple[Tensor, Tensor]]:
         """Return query state and mask embedding, each ``(B, Q, C)``, of every prediction."""
         keys, values = self._keys_and_values(features.memory)
-        pooled = self._pool(features)
+        level_features = self._resize_to_levels(features)
         x = self.query_feat.weight.expand(len(features.mask_features), -1, -1)
-        states = [self._heads(x)]
+        outputs = [self._normalize_and_embed(x)]
         for index, layer in enumerate(self.layers):
             level = index % self.config.num_levels
-            _, mask_embed = states[-1]
-            may_attend = attention_mask(mask_embed, pooled[level])
+            _, mask_embed = outputs[-1]
+            may_attend = attention_mask(mask_embed, level_features[level])
             args = (x, self.query_embed.weight, keys[level], values[level], may_attend)
+            # Activation checkpointing, if on, saves memory and changes no result.
             x = run_layer(layer, *args, checkpointing=self.config.checkpointing)
-            states.append(self._heads(x))
-        return states
+            outputs.append(self._normalize_and_embed(x))
+        return outputs
 
-    def _heads(self, x: Float[Tensor, 'B Q C']) -> tuple[Tensor, Tensor]:
-        """Return the normalised state and its mask embedding; ``x`` itself goes on without norm."""
+    def _normalize_and_embed(self, x: Float[Tensor, 'B Q C']) -> tuple[Tensor, Tensor]:
+        """Return the normalized state and its mask embedding; the next layer takes ``x`` itself."""
         state = self.norm(x)
         hidden, last = self.mask_embed[:-1], self.mask_embed[-1]
         embed = state
@@ -143,13 +151,13 @@ class MaskedAttentionDecoder(nn.Module):
         for x, embed in zip(memory, self.level_embed.weight, strict=True):
             position = sine_encoding(
                 x.shape[-2:], self.config.channels, device=x.device, dtype=x.dtype
-            )
+            )  # (C, h, w)
             values.append(x.flatten(2).transpose(1, 2) + embed)
             keys.append(values[-1] + position.flatten(1).T)
         return keys, values
 
     @torch.no_grad()
-    def _pool(self, features: PixelFeatures) -> list[Tensor]:
+    def _resize_to_levels(self, features: PixelFeatures) -> list[Tensor]:
         """Resize the mask features to each level once; they serve the attention masks only."""
-        exact = upcast_half(features.mask_features)
-        return [resize_maps(exact, x.shape[-2:]) for x in features.memory]
+        mask_features = upcast_half(features.mask_features)  # half types to float32
+        return [resize_bilinear(mask_features, x.shape[-2:]) for x in features.memory]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmseg_m2f.ops.ms_deform_attn import BACKENDS, ms_deform_attn
 
+# (height, width) of each level
 LevelShapes = Sequence[tuple[int, int]]
 
 
@@ -85,14 +86,14 @@ class MSDeformAttn(nn.Module):
         return self.output_proj(attended)
 
 
-def pixel_centres(
+def pixel_centers(
     level_shapes: LevelShapes, *, device: torch.device, dtype: torch.dtype
 ) -> Float[Tensor, 'S 2']:
-    """Return the centres ``(x, y)`` in (0, 1) of all levels' tokens, in token order."""
-    return torch.cat([_centres(*shape, device, dtype) for shape in level_shapes])
+    """Return the centers ``(x, y)`` in (0, 1) of all levels' tokens, in token order."""
+    return torch.cat([_centers(*shape, device, dtype) for shape in level_shapes])
 
 
-def _centres(
+def _centers(
     height: int, width: int, device: torch.device, dtype: torch.dtype
 ) -> Float[Tensor, 'S 2']:
     y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height

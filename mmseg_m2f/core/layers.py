@@ -1,4 +1,4 @@
-"""The small parts both decoders are made of, and the official initialisers."""
+"""The small parts both decoders are made of, and the official initializers."""
 
 import math
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with ReLU between them and a residual; the norm is the caller's.
+    """``x + linear2(relu(linear1(x)))``: the residual is inside, the norm is the caller's.
 
     Weights are Xavier-uniform; biases keep PyTorch's default, as in the official code.
     """
@@ -91,15 +91,18 @@ class ConvNorm(nn.Module):
         return F.relu(y) if self.activate else y
 
 
-def resize_maps(maps: Float[Tensor, 'B C h w'], size: Sequence[int]) -> Float[Tensor, 'B C H W']:
+def resize_bilinear(
+    maps: Float[Tensor, 'B C h w'], size: Sequence[int]
+) -> Float[Tensor, 'B C H W']:
     """Resize bilinearly to ``size``, ``align_corners=False``."""
     return F.interpolate(maps, size=tuple(size), mode='bilinear', align_corners=False)
 
 
 def run_layer(layer: nn.Module, *args: Any, checkpointing: bool) -> Tensor:
-    """Call ``layer(*args)``; with ``checkpointing`` the backward pass computes it a second time.
+    """Call ``layer(*args)``, if asked with activation checkpointing.
 
-    The layers draw no random numbers, so the state of the generators need not be kept.
+    The backward pass then computes the layer a second time, so its inner results are not kept. The
+    layers draw no random numbers, so the state of the generators need not be kept.
     """
     if not (checkpointing and torch.is_grad_enabled()):
         return layer(*args)
@@ -109,17 +112,17 @@ def run_layer(layer: nn.Module, *args: Any, checkpointing: bool) -> Tensor:
 def sine_encoding(
     size: Sequence[int], channels: int, *, device: torch.device, dtype: torch.dtype
 ) -> Float[Tensor, 'C h w']:
-    """Two-dimensional sine position encoding of positions normalised to ``(0, 2 pi]``.
+    """Compute the sine position encoding of a map, with positions normalized to ``(0, 2 pi]``.
 
     The first half of the channels encodes y, the second x; sine and cosine interleave. Computed in
-    float32 or float64, because half types cannot tell neighbouring positions apart.
+    float32 or float64, because half types cannot tell neighboring positions apart.
 
     Source: DETR; official ``transformer_decoder/position_encoding.py`` (eps 1e-6, temperature 1e4).
     """
     height, width = size
-    exact = torch.promote_types(dtype, torch.float32)
-    y = _axis_encoding(height, channels // 2, device=device, dtype=exact)  # (C / 2, h)
-    x = _axis_encoding(width, channels // 2, device=device, dtype=exact)  # (C / 2, w)
+    compute_dtype = torch.promote_types(dtype, torch.float32)
+    y = _axis_encoding(height, channels // 2, device=device, dtype=compute_dtype)  # (C / 2, h)
+    x = _axis_encoding(width, channels // 2, device=device, dtype=compute_dtype)  # (C / 2, w)
     y = y[:, :, None].expand(-1, -1, width)
     x = x[:, None, :].expand(-1, height, -1)
     return torch.cat([y, x]).to(dtype)
@@ -137,7 +140,7 @@ def _axis_encoding(
 
 
 def init_c2_xavier(conv: nn.Conv2d) -> None:
-    """Initialise as Detectron2's ``c2_xavier_fill``: Kaiming-uniform with a = 1, zero bias."""
+    """Initialize as Detectron2's ``c2_xavier_fill``: Kaiming-uniform with a = 1, zero bias."""
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

@@ -104,7 +104,10 @@ class PointMaskLoss(RowLoss):
 
 
 class PointDiceLoss(RowLoss):
-    """``1 - (2 s.t + 1) / (sum s + sum t + 1)`` over the points of a mask."""
+    """One minus the Dice coefficient over the points of a mask.
+
+    The Dice coefficient is ``(2 s.t + 1) / (sum s + sum t + 1)`` with ``s`` the sigmoid.
+    """
 
     def per_row(
         self, point_logits: Float[Tensor, '*M P'], point_targets: Float[Tensor, '*M P']

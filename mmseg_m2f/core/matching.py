@@ -16,12 +16,13 @@ from mmseg_m2f.ops import linear_sum_assignment
 # (class_logits (Q, K+1), point_logits (Q, P), labels (N,), point_targets (N, P)) -> (Q, N)
 MatchCost = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-# SciPy refuses infinities; far above any real cost, far below float32's largest value.
+# SciPy refuses infinite costs, so costs are clipped to this number. It is far above any real cost
+# and far below float32's largest value.
 COST_LIMIT = 1e10
 
 
 class NonFinitePredictionError(ValueError):
-    """Prediction number ``prediction`` (0 = learnt queries) of ``image`` is not finite."""
+    """Prediction number ``prediction`` (0 = learned queries) of ``image`` is not finite."""
 
     def __init__(self, prediction: int, image: int, hint: str = '') -> None:
         self.prediction, self.image = prediction, image
@@ -33,7 +34,7 @@ class NonFinitePredictionError(ValueError):
 
 
 class ClassCost:
-    """``-softmax(class_logits)[label]``, no-object included in the softmax, times ``weight``."""
+    """Minus the probability of the target's class (no-object in the softmax), times ``weight``."""
 
     row_wise = True
 
@@ -76,7 +77,10 @@ class PointMaskCost:
 
 
 class PointDiceCost:
-    """``1 - (2 s.t + 1) / (sum s + sum t + 1)`` over the points, times ``weight``."""
+    """One minus the Dice coefficient over the points, times ``weight``.
+
+    The Dice coefficient is ``(2 s.t + 1) / (sum s + sum t + 1)`` with ``s`` the sigmoid.
+    """
 
     row_wise = True
 
@@ -106,7 +110,8 @@ class HungarianMatcher:
         num_points: points per image.
         points: ``'shared'`` draws them once per image; ``'per_prediction'`` anew for each
             prediction, as the official code does.
-        sample_points: draws the points.
+        sample_points: draws the points: ``(rows, num_points, device, dtype)`` to ``(x, y)`` in
+            [0, 1], ``(rows, num_points, 2)``. Default: uniform random points.
 
     Source: official ``modeling/matcher.py``.
     """
@@ -130,7 +135,7 @@ class HungarianMatcher:
 
     @property
     def is_row_wise(self) -> bool:
-        """True if all predictions can be evaluated at once."""
+        """Return True if all predictions can be evaluated at once."""
         return all(getattr(cost, 'row_wise', False) for cost in self.costs)
 
     @torch.no_grad()
@@ -140,10 +145,10 @@ class HungarianMatcher:
         mask_features: Float[Tensor, 'B C h w'],
         targets: Sequence[MaskTarget],
     ) -> list[Match]:
-        """Match ``L`` predictions with the targets of ``B`` images.
+        """Match ``T`` predictions with the targets of ``B`` images.
 
         Returns:
-            One ``Match`` per image; its indices have shape ``(L, min(Q, N))`` and lie on the
+            One ``Match`` per image; its indices have shape ``(T, min(Q, N))`` and lie on the
             device of the predictions.
 
         Raises:
@@ -161,16 +166,18 @@ class HungarianMatcher:
         matches = []
         for image, (values, cost) in enumerate(zip(on_host, costs, strict=True)):
             query_idx, target_idx = _solve(values.view(cost.shape).numpy(), image)
-            matches.append(Match(query_idx.to(cost.device), target_idx.to(cost.device)))
+            matches.append(
+                Match(query_idx=query_idx.to(cost.device), target_idx=target_idx.to(cost.device))
+            )
         return matches
 
     def _image_cost(
         self,
-        class_logits: Float[Tensor, 'L Q K1'],
-        mask_embed: Float[Tensor, 'L Q C'],
+        class_logits: Float[Tensor, 'T Q K1'],
+        mask_embed: Float[Tensor, 'T Q C'],
         features: Float[Tensor, 'C h w'],
         target: MaskTarget,
-    ) -> Float[Tensor, 'L Q N']:
+    ) -> Float[Tensor, 'T Q N']:
         num_predictions, num_queries = class_logits.shape[:2]
         if len(target.labels) == 0:  # nothing to match: no points are drawn
             return class_logits.new_zeros(num_predictions, num_queries, 0)
@@ -199,17 +206,19 @@ class HungarianMatcher:
     ) -> Float[Tensor, 'Q N']:
         """Sum all costs at the points: the features are sampled, so that no mask is formed."""
         point_logits = mask_embed @ sample_features(features[None], points)[0]
+        # The one row of points serves all N masks.
         every_mask = torch.arange(len(target.masks), device=points.device)
         point_targets = sample_masks(target.masks, every_mask, points)
         parts = [c(class_logits, point_logits, target.labels, point_targets) for c in self.costs]
         return torch.stack(parts).sum(0)
 
 
-def _solve(cost: np.ndarray, image: int) -> tuple[Int[Tensor, 'L M'], Int[Tensor, 'L M']]:
-    """Return query and target indices of one image's ``(L, Q, N)`` costs, on the host."""
+def _solve(cost: np.ndarray, image: int) -> tuple[Int[Tensor, 'T M'], Int[Tensor, 'T M']]:
+    """Return query and target indices of one image's ``(T, Q, N)`` costs, on the host."""
     nan = np.isnan(cost).any(axis=(1, 2))
     if nan.any():
         raise NonFinitePredictionError(int(nan.argmax()), image)
+    # The solver is SciPy's.
     pairs = [linear_sum_assignment(one) for one in cost.clip(-COST_LIMIT, COST_LIMIT)]
     query_idx, target_idx = zip(*pairs, strict=True)
     return torch.from_numpy(np.stack(query_idx)), torch.from_numpy(np.stack(target_idx))

@@ -1,18 +1,19 @@
 """Pixel decoder: backbone maps to mask features and memory (paper section 3.2.2, appendix)."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmseg_m2f.core.config import PixelDecoderConfig
-from mmseg_m2f.core.deform_attn import LevelShapes, MSDeformAttn, pixel_centres
+from mmseg_m2f.core.deform_attn import LevelShapes, MSDeformAttn, pixel_centers
 from mmseg_m2f.core.layers import (
     ConvNorm,
     FeedForward,
     init_c2_xavier,
-    resize_maps,
+    resize_bilinear,
     run_layer,
     sine_encoding,
 )
@@ -38,17 +39,21 @@ class EncoderLayer(nn.Module):
         reference_points: Float[Tensor, 'S 2'],
         level_shapes: LevelShapes,
     ) -> Float[Tensor, 'B S C']:
-        """Positions are added to the queries only, never to the values."""
+        """Update the tokens of all levels; positions are added to the queries, never to the values.
+
+        ``reference_points`` are the tokens' own places ``(x, y)`` in (0, 1), ``level_shapes`` the
+        ``(height, width)`` of each level.
+        """
         attended = self.attn(tokens + position, tokens, reference_points, level_shapes)
         tokens = self.norm1(tokens + attended)
-        return self.norm2(self.ffn(tokens))
+        return self.norm2(self.ffn(tokens))  # FeedForward adds its own input
 
 
 class MSDeformAttnPixelDecoder(nn.Module):
     """Deformable encoder over the coarse maps, feature pyramid down to stride 4.
 
-    The whole forward pass runs in float32 whatever the autocast, as in the official code, unless
-    ``config.mixed_precision`` says otherwise.
+    The whole forward pass runs in float32 whatever the autocast, as in the official code. With
+    ``config.mixed_precision`` an autocast of the caller reaches it, but the tokens stay in float32.
 
     Args:
         in_channels: channels of the backbone's maps, finest (stride 4) first.
@@ -97,6 +102,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
     def _project(
         self, in_channels: int, kernel_size: int = 1, *, bias: bool = False, activate: bool = False
     ) -> ConvNorm:
+        """Build a convolution to ``config.channels`` with group norm, then ReLU if ``activate``."""
         return ConvNorm(
             in_channels,
             self.config.channels,
@@ -116,7 +122,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             if convolution.bias is not None:
                 nn.init.zeros_(convolution.bias)
         for convolution in _convolutions([*self.lateral, *self.output]):
-            init_c2_xavier(convolution)
+            init_c2_xavier(convolution)  # Detectron2's Kaiming-uniform, zero bias
         init_c2_xavier(self.mask_proj)
 
     def forward(self, features: Sequence[Tensor]) -> PixelFeatures:
@@ -150,8 +156,9 @@ class MSDeformAttnPixelDecoder(nn.Module):
         maps = [project(x) for project, x in zip(self.input_proj, reversed(features), strict=True)]
         level_shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)  # (B, S, C)
-        # An autocast gives half types here. The residual stream, and by its type the sampling
-        # locations, must not have them: bfloat16 misses a location by up to a quarter of a pixel.
+        # Under an autocast the projections return half types. The tokens are kept in float32, and
+        # so are the reference points, which take their dtype: bfloat16 would move a sampling
+        # location by up to a quarter of a pixel.
         tokens = upcast_half(tokens)
         device, dtype = tokens.device, tokens.dtype
         position = torch.cat(
@@ -160,9 +167,10 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 for shape, embed in zip(level_shapes, self.level_embed, strict=True)
             ]
         )  # (S, C)
-        reference_points = pixel_centres(level_shapes, device=device, dtype=dtype)
+        reference_points = pixel_centers(level_shapes, device=device, dtype=dtype)  # (S, 2)
         for layer in self.layers:
             args = (tokens, position, reference_points, level_shapes)
+            # Activation checkpointing, if on, saves memory and changes no result.
             tokens = run_layer(layer, *args, checkpointing=self.config.checkpointing)
         per_level = tokens.split([height * width for height, width in level_shapes], dim=1)
         return [
@@ -174,9 +182,10 @@ class MSDeformAttnPixelDecoder(nn.Module):
         """Add the maps finer than the encoder's levels from coarse to fine; project the result."""
         levels = zip(features, self.lateral, self.output, strict=True)
         for x, lateral, output in reversed(list(levels)):
-            finest = output(lateral(x) + resize_maps(finest, x.shape[-2:]))
+            finest = output(lateral(x) + resize_bilinear(finest, x.shape[-2:]))
         return self.mask_proj(finest)
 
 
 def _convolutions(blocks: Iterable[nn.Module]) -> list[nn.Conv2d]:
-    return [block.conv for block in blocks if isinstance(block, ConvNorm)]
+    """Return the convolution of each ``ConvNorm``; a ``ModuleList`` does not declare its class."""
+    return [cast(ConvNorm, block).conv for block in blocks]

@@ -1,4 +1,4 @@
-"""Drawing points and reading maps at them (paper section 3.3; PointRend, arXiv:1912.08193)."""
+"""Draw points and sample maps at them (paper section 3.3; PointRend, arXiv:1912.08193)."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ def uniform_points(
 def sample_features(
     features: Float[Tensor, 'M C h w'], points: Float[Tensor, 'M P 2']
 ) -> Float[Tensor, 'M C P']:
-    """Read ``features`` bilinearly at ``points``; zero outside, ``align_corners=False``."""
+    """Sample ``features`` bilinearly at ``points``; zero outside, ``align_corners=False``."""
     grid = (2 * points - 1)[:, :, None]  # grid_sample's coordinates run from -1 to 1
     return F.grid_sample(features, grid, align_corners=False).squeeze(-1)
 
@@ -36,7 +36,7 @@ def sample_features(
 def sample_masks(
     masks: Bool[Tensor, 'N H W'], mask_idx: Int[Tensor, 'M'], points: Float[Tensor, '#M P 2']
 ) -> Float[Tensor, 'M P']:
-    """Read ``masks[mask_idx]`` bilinearly at ``points``, in the dtype of ``points``.
+    """Sample ``masks[mask_idx]`` bilinearly at ``points``, in the dtype of ``points``.
 
     Ground truth stays one byte per pixel: only a chunk of the masks exists as floats at a time.
     ``points`` of one row serve all masks.
@@ -53,7 +53,7 @@ def sample_masks(
 def sample_logits(
     mask_embed: Float[Tensor, 'M C'], mask_features: Float[Tensor, 'C h w'], draw: DrawPoints
 ) -> tuple[Float[Tensor, 'M P'], Float[Tensor, 'M P 2']]:
-    """Let ``draw`` choose points from the logits of each mask; read the logits there.
+    """Let ``draw`` choose points from the logits of each mask; sample the logits there.
 
     Returns:
         The logits at the points, with gradient, and the points. ``draw`` is called for each chunk

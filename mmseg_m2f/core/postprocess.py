@@ -68,8 +68,8 @@ def resize_band(
     """
     if (height, held.shape[2]) == size:
         return held[:, rows.start - lines.start : rows.stop - lines.start]
-    centre = torch.arange(rows.start, rows.stop, device=held.device, dtype=held.dtype) + 0.5
-    position = (centre * (height / size[0]) - 0.5).clamp(min=0)
+    center = torch.arange(rows.start, rows.stop, device=held.device, dtype=held.dtype) + 0.5
+    position = (center * (height / size[0]) - 0.5).clamp(min=0)
     above = position.long()
     below = (above + 1).clamp(max=height - 1)
     share_below = (position - above)[:, None]

@@ -2,7 +2,8 @@
 
     B  images          Q  queries               K  real classes (class index K is "no object")
     C  channels        N  targets of an image   M  matched pairs
-    P  points          S  tokens                L  levels (of features) or predictions
+    P  points          S  tokens                L  levels of features
+    T  predictions: one per decoder layer, and one of the learned queries before them
     H W  pixels of the padded input; in post-processing, of the result       h w  at stride 4
 
 Sizes are ``(height, width)``; coordinates are ``(x, y)`` in ``[0, 1]`` with
@@ -46,7 +47,10 @@ class MaskTarget(NamedTuple):
 
 
 class Match(NamedTuple):
-    """Matched pairs of one image: query ``query_idx[m]`` explains target ``target_idx[m]``."""
+    """Matched pairs of one image: two int64 tensors ``(T, M)``.
+
+    In prediction ``t``, query ``query_idx[t, m]`` is matched with target ``target_idx[t, m]``.
+    """
 
     query_idx: Tensor
     target_idx: Tensor
@@ -67,9 +71,9 @@ class ImageGeometry(NamedTuple):
 def mask_logits(
     mask_embed: Float[Tensor, '*batch Q C'], mask_features: Float[Tensor, '*batch C h w']
 ) -> Float[Tensor, '*batch Q h w']:
-    """Inner product over channels of query embeddings and pixel features (paper eq. 1's mask).
+    """Compute mask logits: inner products of query embeddings and pixel features (paper eq. 1).
 
-    Returns logits; their sigmoid is the probability that a pixel belongs to the query's segment.
+    Their sigmoid is the probability that a pixel belongs to the query's segment.
     """
     return torch.einsum('...qc,...chw->...qhw', mask_embed, mask_features)
 

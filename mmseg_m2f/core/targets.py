@@ -1,4 +1,4 @@
-"""Annotations to ``MaskTarget``: one boolean mask per class or segment."""
+"""Convert annotations to ``MaskTarget``: one boolean mask per class or segment."""
 
 from collections.abc import Sequence
 

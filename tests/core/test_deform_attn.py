@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmseg_m2f.core.deform_attn import MSDeformAttn, pixel_centres
+from mmseg_m2f.core.deform_attn import MSDeformAttn, pixel_centers
 from mmseg_m2f.ops.ms_deform_attn.reference import locations_and_weights
 from tests.core.test_layers import assert_uniform
 
@@ -14,9 +14,9 @@ NUM_TOKENS = 6 + 20
 SAMPLED = [(1, NUM_TOKENS, 2, 4), (1, 5, 2, 2, 3, 2), (1, 5, 2, 2, 3)]  # value, offsets, logits
 
 
-def test_pixel_centres_by_hand():
-    centres = pixel_centres([(1, 1), (2, 4)], device=CPU, dtype=torch.float64)
-    assert centres.tolist() == [
+def test_pixel_centers_by_hand():
+    centers = pixel_centers([(1, 1), (2, 4)], device=CPU, dtype=torch.float64)
+    assert centers.tolist() == [
         [0.5, 0.5],
         [0.125, 0.25], [0.375, 0.25], [0.625, 0.25], [0.875, 0.25],
         [0.125, 0.75], [0.375, 0.75], [0.625, 0.75], [0.875, 0.75],
@@ -69,7 +69,7 @@ def naive(attention, query, value, reference_points, shapes):
         *(torch.arange(n) for n in (batch, num_queries, heads, levels, points))
     ).tolist():
         height, width = shapes[level]
-        # An offset of 1 is one pixel of its level; pixel centres lie at half-integers.
+        # An offset of 1 is one pixel of its level; pixel centers lie at half-integers.
         x = reference_points[q, 0] * width + offsets[b, q, h, level, p, 0] - 0.5
         y = reference_points[q, 1] * height + offsets[b, q, h, level, p, 1] - 0.5
         for row in (math.floor(y), math.floor(y) + 1):
@@ -92,9 +92,9 @@ def random_attention():
 def test_attention_equals_the_naive_loop():
     attention = random_attention()
     query, value = torch.randn(2, 2, NUM_TOKENS, 8, dtype=torch.float64)
-    centres = pixel_centres(SHAPES, device=CPU, dtype=torch.float64)
-    got = attention(query, value, centres, SHAPES)
-    expected = naive(attention, query, value, centres, SHAPES)
+    centers = pixel_centers(SHAPES, device=CPU, dtype=torch.float64)
+    got = attention(query, value, centers, SHAPES)
+    expected = naive(attention, query, value, centers, SHAPES)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -102,22 +102,22 @@ def test_attention_equals_the_naive_loop():
 def test_images_of_a_batch_do_not_meet():
     attention = random_attention()
     query, value = torch.randn(2, 3, NUM_TOKENS, 8, dtype=torch.float64)
-    centres = pixel_centres(SHAPES, device=CPU, dtype=torch.float64)
-    together = attention(query, value, centres, SHAPES)
+    centers = pixel_centers(SHAPES, device=CPU, dtype=torch.float64)
+    together = attention(query, value, centers, SHAPES)
     for i in range(3):
-        alone = attention(query[i : i + 1], value[i : i + 1], centres, SHAPES)
+        alone = attention(query[i : i + 1], value[i : i + 1], centers, SHAPES)
         torch.testing.assert_close(together[i], alone[0], rtol=1e-12, atol=1e-12)
 
 
 def test_locations_and_weights_stay_in_float32_under_autocast():
     """The operator may get half types from the linear layers; it must not compute in them."""
     value, offsets, logits = (torch.randn(shape).bfloat16() for shape in SAMPLED)
-    centres = pixel_centres(SHAPES, device=CPU, dtype=torch.float32)[:5]
+    centers = pixel_centers(SHAPES, device=CPU, dtype=torch.float32)[:5]
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        args = (value, SHAPES, centres, offsets, logits)
+        args = (value, SHAPES, centers, offsets, logits)
         locations, weights = locations_and_weights(*args)
     assert locations.dtype == weights.dtype == torch.float32
-    exact = locations_and_weights(value.double(), SHAPES, centres, offsets, logits)
+    exact = locations_and_weights(value.double(), SHAPES, centers, offsets, logits)
     torch.testing.assert_close(locations.double(), exact[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(weights.double(), exact[1], rtol=0, atol=1e-6)
 

@@ -11,7 +11,7 @@ from mmseg_m2f.core.layers import (
     FeedForward,
     init_c2_xavier,
     init_xavier_normal,
-    resize_maps,
+    resize_bilinear,
     sine_encoding,
 )
 
@@ -176,7 +176,7 @@ def test_conv_norm_has_a_bias_only_on_request():
     assert ConvNorm(3, 8, norm_groups=2, bias=True).conv.bias is not None
 
 
-def test_resize_maps_interpolates_between_pixel_centres():
-    # Twice as wide: new centres lie a quarter and three quarters between the old ones.
+def test_resize_bilinear_interpolates_between_pixel_centers():
+    # Twice as wide: new centers lie a quarter and three quarters between the old ones.
     maps = torch.tensor([[[[0.0, 4.0]]]])
-    assert resize_maps(maps, (1, 4)).tolist() == [[[[0.0, 1.0, 3.0, 4.0]]]]
+    assert resize_bilinear(maps, (1, 4)).tolist() == [[[[0.0, 1.0, 3.0, 4.0]]]]

@@ -25,7 +25,7 @@ def test_uniform_points_come_from_the_global_generator():
 
 
 def test_sample_features_by_hand():
-    # Columns 0, 1 of a 1 x 2 map hold 10 and 20; their centres are x = 1/4 and 3/4.
+    # Columns 0, 1 of a 1 x 2 map hold 10 and 20; their centers are x = 1/4 and 3/4.
     features = torch.tensor([[[[10.0, 20.0]], [[-1.0, 1.0]]]])
     points = torch.tensor([[[0.25, 0.5], [0.5, 0.5], [0.75, 0.5], [1.0, 0.5], [1.5, 0.5]]])
     values = sample_features(features, points)
@@ -46,7 +46,7 @@ def test_sample_masks_equals_grid_sample_of_floats(size, num_rows, masks_per_chu
     torch.testing.assert_close(got, expected[:, 0, :, 0], rtol=0, atol=1e-13)
 
 
-def test_sample_masks_of_corners_and_pixel_centres():
+def test_sample_masks_of_corners_and_pixel_centers():
     masks = torch.tensor([[[True, False], [False, True]]])
     points = torch.tensor([[[0.25, 0.25], [0.75, 0.25], [0.5, 0.5], [0.0, 0.0], [1.0, 1.0]]])
     got = sample_masks(masks, torch.tensor([0]), points)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmseg_m2f import core
-from mmseg_m2f.core.deform_attn import MSDeformAttn, pixel_centres
+from mmseg_m2f.core.deform_attn import MSDeformAttn, pixel_centers
 from mmseg_m2f.core.layers import ConvNorm, FeedForward
 from mmseg_m2f.cpu import head, onednn, speed_up
 
@@ -27,8 +27,8 @@ def arguments(part):
     tokens = torch.randn(2, 60, 32, requires_grad=True)
     if isinstance(part, FeedForward):
         return [tokens]
-    centres = pixel_centres(SHAPES, device=tokens.device, dtype=tokens.dtype)
-    return [tokens, tokens.detach() + 1, centres, SHAPES]
+    centers = pixel_centers(SHAPES, device=tokens.device, dtype=tokens.dtype)
+    return [tokens, tokens.detach() + 1, centers, SHAPES]
 
 
 PARTS = {

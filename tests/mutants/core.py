@@ -263,8 +263,8 @@ MUTANTS = (
         name='a_band_is_shifted_by_half_a_pixel',
         breaks='A band of rows equals those rows of the whole resized image.',
         file='mmseg_m2f/core/postprocess.py',
-        old='(centre * (height / size[0]) - 0.5).clamp(min=0)',
-        new='(centre * (height / size[0])).clamp(min=0)',
+        old='(center * (height / size[0]) - 0.5).clamp(min=0)',
+        new='(center * (height / size[0])).clamp(min=0)',
         tests=('tests/core/test_postprocess.py',),
     ),
     Mutant(

@@ -53,7 +53,7 @@ def compiled(kernel, dtype, capability, **options):
             signature[name] = 'constexpr'
         elif name == 'extents':
             signature[name] = ('fp32',) * (2 * LEVELS)
-        elif name in triton_kernels.UNSPECIALISED:
+        elif name in triton_kernels.UNSPECIALIZED:
             signature[name] = 'i32'
         else:
             exact = '*fp32' if name in ('grad_value', 'reference_points') else f'*{dtype}'

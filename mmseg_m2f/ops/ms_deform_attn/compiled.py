@@ -94,9 +94,9 @@ def _backward(
     logits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     inputs, name = _prepared(value, reference_points, offsets, logits)
-    exact = inputs[1].dtype
-    grads = [torch.empty_like(x, dtype=exact) for x in (inputs[0], inputs[2], inputs[3])]
-    _call(f'backward_{name}', sides, [*inputs, grad_out.to(exact).contiguous()], grads)
+    compute_dtype = inputs[1].dtype
+    grads = [torch.empty_like(x, dtype=compute_dtype) for x in (inputs[0], inputs[2], inputs[3])]
+    _call(f'backward_{name}', sides, [*inputs, grad_out.to(compute_dtype).contiguous()], grads)
     wanted = (value, offsets, logits)
     grad_value, grad_offsets, grad_logits = (
         grad.to(x.dtype) for grad, x in zip(grads, wanted, strict=True)
@@ -143,8 +143,8 @@ def _prepared(
 
     Returns them and the name of the compiled function.
     """
-    exact, name = _FUNCTIONS[value.dtype]
-    others = [x.to(exact).contiguous() for x in (reference_points, offsets, logits)]
+    compute_dtype, name = _FUNCTIONS[value.dtype]
+    others = [x.to(compute_dtype).contiguous() for x in (reference_points, offsets, logits)]
     return [value.contiguous(), *others], name
 
 

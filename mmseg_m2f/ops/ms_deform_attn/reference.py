@@ -25,11 +25,11 @@ def locations_and_weights(
         Locations ``(x, y)``, which are in [0, 1] inside a map, ``align_corners=False``; and the
         softmax of the logits over levels and points together.
     """
-    exact = torch.promote_types(value.dtype, torch.float32)
-    extent = _extent(tuple(level_shapes), value.device, exact)
-    shifts = offsets.to(exact) / extent[:, None]
-    weights = logits.to(exact).flatten(3).softmax(-1).view(logits.shape)
-    return reference_points.to(exact)[:, None, None, None] + shifts, weights
+    compute_dtype = torch.promote_types(value.dtype, torch.float32)
+    extent = _extent(tuple(level_shapes), value.device, compute_dtype)
+    shifts = offsets.to(compute_dtype) / extent[:, None]
+    weights = logits.to(compute_dtype).flatten(3).softmax(-1).view(logits.shape)
+    return reference_points.to(compute_dtype)[:, None, None, None] + shifts, weights
 
 
 @functools.lru_cache(maxsize=256)
@@ -75,8 +75,8 @@ def ms_deform_attn_reference(
     Autocast is switched off: it would take the weighted sum back to the half type.
     """
     batch, _, num_heads, head_dim = value.shape
-    exact = sampling_locations.dtype
-    maps = value.to(exact).permute(0, 2, 3, 1).flatten(0, 1)  # (B heads, D, S)
+    compute_dtype = sampling_locations.dtype
+    maps = value.to(compute_dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B heads, D, S)
     grid = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)
     weights = attention_weights.transpose(1, 2).flatten(0, 1)  # (B heads, Q, L, P)
 

@@ -5,7 +5,7 @@ bytes. The position, weight and bilinear shares of a sample are computed once pe
 per channel. Softmax, positions and sums are float32.
 
 Training at many scales compiles each kernel once: the sizes of the maps come as a tuple of floats,
-which Triton does not specialise on, and the numbers of queries and tokens as unspecialised
+which Triton does not specialize on, and the numbers of queries and tokens as unspecialized
 integers. The numbers of heads, levels, points and channels are compiled in.
 """
 
@@ -14,7 +14,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-UNSPECIALISED = ('num_queries', 'num_tokens')
+UNSPECIALIZED = ('num_queries', 'num_tokens')
 
 
 @triton.jit
@@ -116,7 +116,7 @@ def _shares(x, y, weight):
     return top * (1 - x), top * x, bottom * (1 - x), bottom * x
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 @no_type_check
 def forward_kernel(  # noqa: PLR0913
     value: tl.tensor, reference_points: tl.tensor, offsets: tl.tensor, logits: tl.tensor,
@@ -196,7 +196,7 @@ def _store(pointer, column, width: tl.constexpr, tile, is_real):
     tl.store(pointer[:, None] + column, tile.to(pointer.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 @no_type_check
 def backward_kernel(  # noqa: PLR0913
     grad_out: tl.tensor, value: tl.tensor, reference_points: tl.tensor, offsets: tl.tensor,
