@@ -1,6 +1,7 @@
 """Swin-L on ADE20K instances: 34.9 AP published by the authors; 16 V100, 160k iterations.
 
-arXiv:2112.01527 and its model zoo; 200 queries, crop 640, 16 images per iteration.
+arXiv:2112.01527 and its model zoo; 200 queries, crop 640, 16 images per iteration (8 GPUs with 2
+images here).
 """
 
 _base_ = [

@@ -1,7 +1,7 @@
 """Swin-L on Cityscapes instances: 43.7 AP published by the authors; 16 V100, 90k iterations.
 
-arXiv:2112.01527 and its model zoo; 71.4 AP50; 200 queries, crop 512x1024, 16 images per
-iteration.
+arXiv:2112.01527 and its model zoo; 71.4 AP50; 200 queries, crop 512x1024, 16 images per iteration
+(8 GPUs with 2 images here).
 """
 
 _base_ = [

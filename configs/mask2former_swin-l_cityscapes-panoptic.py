@@ -1,7 +1,7 @@
 """Swin-L on Cityscapes panoptic: 66.6 PQ published by the authors; 16 V100, 90k iterations.
 
 arXiv:2112.01527 and its model zoo; 43.6 AP of things, 82.9 mIoU; 200 queries, crop 512x1024, 16
-images per iteration.
+images per iteration (8 GPUs with 2 images here).
 """
 
 _base_ = [

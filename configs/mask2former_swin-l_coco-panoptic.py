@@ -1,7 +1,7 @@
 """Swin-L on COCO panoptic: 57.8 PQ published by the authors; 16 V100, 737,500 iterations.
 
 arXiv:2112.01527 and its model zoo; 48.6 AP of things, 67.4 mIoU; 200 queries, 100 epochs,
-large-scale jitter to 1024, 16 images per iteration.
+large-scale jitter to 1024, 16 images per iteration (8 GPUs with 2 images here).
 """
 
 _base_ = [

@@ -1,6 +1,7 @@
 """Swin-L on Mapillary Vistas panoptic: 45.5 PQ published by the authors; 16 V100, 300k iterations.
 
-arXiv:2112.01527 and its model zoo; 60.8 mIoU; 200 queries, crop 1024, 16 images per iteration.
+arXiv:2112.01527 and its model zoo; 60.8 mIoU; 200 queries, crop 1024, 16 images per iteration (8
+GPUs with 2 images here).
 """
 
 _base_ = [

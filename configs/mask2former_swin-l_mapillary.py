@@ -1,7 +1,7 @@
 """Swin-L on Mapillary Vistas: 63.2 mIoU published by the authors; 16 V100, 300k iterations.
 
 arXiv:2112.01527 and its model zoo; single scale, 64.7 with multi-scale and flip; crop 1024, 16
-images per iteration.
+images per iteration (8 GPUs with 2 images here).
 """
 
 _base_ = [

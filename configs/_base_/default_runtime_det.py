@@ -1,9 +1,10 @@
-# MMDetection's models on top of the runtime of MMSegmentation's.
+# The runtime of the instance and panoptic models (MMDetection). It changes a few settings of the
+# runtime of the semantic models (MMSegmentation).
 _base_ = './default_runtime.py'
 
 default_scope = 'mmdet'
 default_hooks = dict(
-    # MMEngine cannot tell from a name with a prefix whether greater is better.
+    # MMEngine cannot guess from names such as coco_panoptic/PQ that greater is better.
     checkpoint=dict(rule='greater'),
     visualization=dict(type='DetVisualizationHook'),
 )

@@ -279,11 +279,8 @@ CUSTOM_EXAMPLES = [
 
 @pytest.mark.parametrize(('name', 'row', 'metric'), CUSTOM_EXAMPLES)
 @quiet_run
-def test_a_custom_example_is_short_and_trains(name, row, metric, tmp_path):
+def test_a_custom_example_trains(name, row, metric, tmp_path):
     path = CONFIGS / f'custom/{name}.py'
-    lines = ast.unparse(ast.parse(path.read_text()).body[1:]).splitlines()
-    code = [line for line in path.read_text().split('"""')[2].splitlines() if line.strip()]
-    assert max(len(lines), len(code)) <= 12
     assert [base.stem for base in bases(path)] == [row]
     cfg = Config.fromfile(path)
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):

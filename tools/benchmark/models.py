@@ -62,7 +62,7 @@ def build(spec: Spec, implementation: str, **pixel_decoder: Any) -> Any:
         from mmseg.registry import MODELS
     model = MODELS.build(config)
     if implementation == 'ours-cpu':
-        from mmseg_m2f import cpu
+        from mmseg_m2f import cpu  # type: ignore[attr-defined,unused-ignore]  # may be deleted
 
         cpu.speed_up(model)
     return model

@@ -1,4 +1,4 @@
-# ADE20K panoptic, 150 classes in the order of the semantic set, whose label maps count from 1.
+# ADE20K panoptic, 150 classes in the order of the semantic data set, whose label maps start at 1.
 _base_ = './ade20k-segments_640x640.py'
 
 data_root = 'data/ade/ADEChallengeData2016'
@@ -28,7 +28,8 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = [
-    # The official preparation states areas of stuff from before the things are laid over it.
+    # The official preparation states the areas of stuff before things cover it. PQ uses these
+    # areas.
     dict(type='mmseg_m2f.PanopticMetric', stated_areas=True),
     dict(type='mmseg_m2f.InstanceMetric'),
     dict(type='mmseg_m2f.SemanticMetric', reduce_zero_label=True),

@@ -1,4 +1,5 @@
-# Where ADE20K is and how it is scored. ADE20KDataset drops label 0; nothing else has to know.
+# The files and the metric of ADE20K. ADE20KDataset sets reduce_zero_label: label 0 is ignored,
+# labels 1 to 150 become classes 0 to 149. The transforms need no such setting.
 dataset_type = 'ADE20KDataset'
 data_root = 'data/ade/ADEChallengeData2016'
 train_dataloader = dict(

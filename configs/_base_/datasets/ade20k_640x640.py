@@ -22,11 +22,13 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(4 * short_side, short_side), keep_ratio=True, backend='pillow'),
-    # After the resize: the prediction is brought to the original size, the label map stays there.
+    # Loaded after the resize, so that the label map keeps the original size. The prediction is
+    # resized to it.
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-# The official protocol: absolute short sides, from the image already resized for the test.
+# Test-time augmentation as in the official code of the paper: six short sides, each with and
+# without a flip. The views are made from the image that was already resized for the test.
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(4 * short_side, short_side), keep_ratio=True, backend='pillow'),

@@ -1,5 +1,5 @@
-# Cityscapes panoptic, 19 classes. Instances are scored as officially: by cityscapesScripts, on the
-# 8 things.
+# Cityscapes panoptic, 19 classes. As in the official code, the AP of the 8 things is computed by
+# cityscapesScripts.
 _base_ = './cityscapes-segments_512x1024.py'
 
 data_root = 'data/cityscapes'

@@ -1,4 +1,5 @@
-# Images of Cityscapes for instance and panoptic models: no crop is larger than they are.
+# Images of Cityscapes for instance and panoptic models. They are never smaller than the crop, so
+# that no padding is needed.
 _base_ = './loaders.py'
 
 short_side = 1024

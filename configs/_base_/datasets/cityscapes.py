@@ -1,4 +1,4 @@
-# Where Cityscapes is (with the generated *_labelTrainIds.png) and how it is scored.
+# The files of Cityscapes (with the generated *_labelTrainIds.png) and the metric.
 dataset_type = 'CityscapesDataset'
 data_root = 'data/cityscapes/'
 train_dataloader = dict(

@@ -1,5 +1,5 @@
-# COCO instances. The one official recipe that leaves out what a crop has emptied, and images
-# without an annotation of a single object.
+# COCO instances. Only this official recipe leaves out instances that a crop made empty, and images
+# that have only crowds or no annotation at all.
 _base_ = './coco_lsj-1024.py'
 
 data_root = 'data/coco'

@@ -1,5 +1,5 @@
-# COCO panoptic, with images without a thing. Instances are scored on COCO's own annotations, as
-# officially; the label maps for mIoU are those of tools/prepare_dataset.py.
+# COCO panoptic. Images without things are used, too. As in the official code, mask AP is computed
+# on COCO's instance annotations. The label maps for mIoU are made by tools/prepare_dataset.py.
 _base_ = './coco_lsj-1024.py'
 
 data_root = 'data/coco'

@@ -1,4 +1,5 @@
-# Large-scale jitter: an image is resized to 0.1 to 2 times the square it is cropped or padded to.
+# Large-scale jitter: each image is resized to fit into 0.1 to 2 times the square of 1024 pixels,
+# then cropped or padded to that square.
 _base_ = './loaders.py'
 
 crop_size = (1024, 1024)

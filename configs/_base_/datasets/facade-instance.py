@@ -1,5 +1,5 @@
-# The things among the segments of the facade photos, from COCO's instance format. In places they
-# overlap: polygons are kept whole.
+# The things of the facade photos in COCO's instance format. In places they overlap, because the
+# polygons are stored whole.
 crop_size = (192, 192)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -14,7 +14,8 @@ train_pipeline = [
         crop=dict(type='mmseg_m2f.RandomCrop', crop_size=crop_size),
     ),
     dict(type='mmseg_m2f.RandomFlip', prob=0.5),
-    # Minutes of training are too short for the many tiny windows: the large ones stay.
+    # A few minutes of training are too short for the many tiny windows. Only instances of at least
+    # 400 pixels are kept.
     dict(type='mmseg_m2f.PackSegments', keep_empty=False, min_area=400),
 ]
 test_pipeline = [
@@ -24,7 +25,7 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=4,
-    # The images are small: a process of its own for loading would take more than it gives.
+    # The images are small: loading them in other processes would cost more time than it saves.
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(

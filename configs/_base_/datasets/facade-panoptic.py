@@ -1,5 +1,5 @@
-# 36 photos of facades for training and 12 for validation, 384 x 384, which come with the sources:
-# 5 things, 6 stuff classes, some 40 segments per photo. Classes are read from the JSON.
+# 36 photos of facades for training and 12 for validation, 384 x 384, in this repository:
+# 5 thing classes, 6 stuff classes, about 40 segments per photo. The classes are read from the JSON.
 crop_size = (192, 192)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -14,10 +14,11 @@ train_pipeline = [
         crop=dict(type='mmseg_m2f.RandomCrop', crop_size=crop_size),
     ),
     dict(type='mmseg_m2f.RandomFlip', prob=0.5),
-    # Without it the thirty-six photos are learned by heart, and more iterations do not help.
+    # Without this the model overfits to the 36 photos, and more iterations do not help.
     dict(type='mmseg_m2f.PhotoMetricDistortion'),
-    # A photo has some 40 segments, most of them tiny windows. Minutes of training are too short for
-    # those, and with them nothing else is learned in that time: the large ones stay.
+    # A photo has about 40 segments, most of them tiny windows. A few minutes of training are too
+    # short to learn them, and they would hinder the rest. Only segments of at least 300 pixels are
+    # kept.
     dict(type='mmseg_m2f.PackSegments', keep_empty=False, min_area=300),
 ]
 test_pipeline = [
@@ -27,7 +28,7 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=4,
-    # The images are small: a process of its own for loading would take more than it gives.
+    # The images are small: loading them in other processes would cost more time than it saves.
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(

@@ -1,4 +1,4 @@
-# 36 photos of facades for training and 12 for validation, 384 x 384, which come with the sources.
+# 36 photos of facades for training and 12 for validation, 384 x 384, in this repository.
 crop_size = (192, 192)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -38,7 +38,7 @@ tta_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=4,
-    # The images are small: a process of its own for loading would take more than it gives.
+    # The images are small: loading them in other processes would cost more time than it saves.
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(

@@ -1,5 +1,5 @@
-# Mapillary Vistas 1.2 panoptic, 65 classes. The long side of a test image is 2048, and no AP is
-# published.
+# Mapillary Vistas 1.2 panoptic, 65 classes. Test images are resized to fit into 2048 x 2048. The
+# authors publish no AP, so that no instances are formed.
 _base_ = './loaders.py'
 
 short_side = 2048

@@ -1,4 +1,5 @@
-# Mapillary Vistas 1.2 semantic: 65 classes, 65 for none. The long side of a test image is 2048.
+# Mapillary Vistas 1.2 semantic, 65 classes. Label 65 is ignored. Test images are resized to fit
+# into 2048 x 2048.
 _base_ = './loaders.py'
 
 data_root = 'data/mapillary'
@@ -24,12 +25,13 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(short_side, short_side), keep_ratio=True, backend='pillow'),
-    # After the resize: the prediction is brought to the original size, the label map stays there.
+    # Loaded after the resize, so that the label map keeps the original size. The prediction is
+    # resized to it.
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-# Which sizes are behind the published mIoU(ms+flip) is not known: these are the factors of the
-# other data sets.
+# The sizes behind the published mIoU with multi-scale and flip are not known. These are the factors
+# of the other data sets.
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(short_side, short_side), keep_ratio=True, backend='pillow'),

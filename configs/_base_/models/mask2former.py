@@ -6,7 +6,7 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        # Padding follows normalization, so that 0 is the mean color.
+        # Images are padded after normalization, where 0 is the mean color.
         pad_val=0,
         seg_pad_val=255,
         test_cfg=dict(size_divisor=32),

@@ -10,7 +10,8 @@ model = dict(
         num_heads=[3, 6, 12, 24],
         window_size=7,
         drop_path_rate=0.3,
-        # The file is the original one; the backbone renames its weights.
+        # The file has Microsoft's names. Our loader converts them; mmdet's own loader needs this
+        # key.
         convert_weights=True,
         init_cfg=dict(
             type='Pretrained',

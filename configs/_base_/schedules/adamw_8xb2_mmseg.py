@@ -1,5 +1,6 @@
-# MMSegmentation's optimiser: full precision. Its list of multipliers by parameter name gives
-# the groups of this constructor.
+# MMSegmentation's optimizer, in full precision. In place of mmseg's paramwise_cfg.custom_keys
+# stands our constructor, which gives parameters the same learning rates and weight decays, with one
+# exception: the pixel decoder's level embedding has no weight decay here.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
@@ -7,7 +8,7 @@ optim_wrapper = dict(
     constructor='mmseg_m2f.Mask2FormerOptimWrapperConstructor',
     paramwise_cfg=dict(backbone_lr_mult=0.1),
 )
-# 8 GPUs with 2 images each.
+# 16 images per iteration: 8 GPUs with 2 images each.
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -1,4 +1,4 @@
-# The demo's schedule for instances and panoptic segments, which take longer to learn.
+# The demo's schedule for instance and panoptic models, which take longer to learn.
 _base_ = './adamw_demo.py'
 
 optim_wrapper = dict(optimizer=dict(lr=1.5e-3))

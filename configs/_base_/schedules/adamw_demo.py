@@ -1,5 +1,5 @@
-# A short schedule for a few minutes on two CPU cores. Nothing is pre-trained, so that the backbone
-# learns at the full rate.
+# A short schedule for a few minutes on two CPU cores. The backbone is not pre-trained, so it learns
+# at the full rate.
 optim_wrapper = dict(
     type='mmseg_m2f.AmpOptimWrapper',
     dtype='float16',

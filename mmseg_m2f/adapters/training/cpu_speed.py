@@ -22,6 +22,6 @@ class CpuSpeedHook(Hook):
         if find_spec('mmseg_m2f.cpu') is None:
             print_log('CpuSpeedHook: mmseg_m2f.cpu is not installed: no change', logger='current')
             return
-        from mmseg_m2f import cpu
+        from mmseg_m2f import cpu  # type: ignore[attr-defined,unused-ignore]  # may be deleted
 
         cpu.speed_up(runner.model)
