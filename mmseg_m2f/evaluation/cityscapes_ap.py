@@ -57,17 +57,18 @@ def core_name(img_path: str | Path) -> str:
 
 
 def write_instances(
-    folder: Path, name: str, masks: np.ndarray, label_ids: np.ndarray, scores: np.ndarray
+    folder: Path, img_path: str, masks: np.ndarray, label_ids: np.ndarray, scores: np.ndarray
 ) -> Path:
-    """Write the instances of one image; return the list file ``FOLDER/<name>_pred.txt``.
+    """Write the instances of one image in the benchmark's format; return the list file.
 
     Args:
         folder: where the list and the mask files go.
-        name: the start of their names.
+        img_path: the image, whose name is the start of theirs.
         masks: ``(N, H, W)`` bool. A mask without a pixel is left out.
         label_ids: ``(N,)`` label ids of Cityscapes (car: 26).
         scores: ``(N,)``.
     """
+    name = core_name(img_path)
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for index in np.flatnonzero(masks.any((1, 2))):

@@ -7,13 +7,13 @@ al., CVPR 2021) needs faster-coco-eval.
 import contextlib
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmseg_m2f.evaluation.panoptic_map import AnnotatedSegments
-from mmseg_m2f.evaluation.rle import Rle, encode_masks, import_coco_mask
+from mmseg_m2f.evaluation.rle import encode_masks
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 # COCO's area ranges, in its order. Their limits are 32**2 and 96**2 pixels.
@@ -35,7 +35,7 @@ class ImageInstances:
     image_id: int | str
     size: tuple[int, int]
     predicted: list[dict[str, Any]]
-    true: list[dict[str, Any]] = field(default_factory=list)
+    true: list[dict[str, Any]]
 
 
 class InstanceScores(NamedTuple):
@@ -71,22 +71,15 @@ def true_instances(
     chosen = np.flatnonzero(is_thing[truth.labels])
     masks = truth.segment_map == 1 + chosen[:, None, None]
     instances = [
-        annotation(rle, category_ids[truth.labels[index]], truth.is_crowd[index])
-        for index, rle in zip(chosen, encode_masks(masks), strict=True)
+        {
+            'category_id': int(category_ids[truth.labels[index]]),
+            'segmentation': rle,
+            'area': float(masks[row].sum()),
+            'iscrowd': int(truth.is_crowd[index]),
+        }
+        for row, (index, rle) in enumerate(zip(chosen, encode_masks(masks), strict=True))
     ]
     return [instance for instance in instances if instance['area'] > 0]
-
-
-def annotation(rle: Rle, category_id: int, is_crowd: bool) -> dict[str, Any]:
-    """Build one true instance in COCO's terms, with area and box of the mask."""
-    coco_mask = import_coco_mask()
-    return {
-        'category_id': int(category_id),
-        'segmentation': rle,
-        'area': float(coco_mask.area(rle)),
-        'bbox': coco_mask.toBbox(rle).tolist(),
-        'iscrowd': int(is_crowd),
-    }
 
 
 def has_faster_coco_eval() -> bool:
@@ -136,14 +129,9 @@ def instance_scores(
 
 def _averages(precision: np.ndarray) -> dict[str, float]:
     every_area = precision[..., 0]
-    averages = {
-        'mAP': _mean(every_area),
-        'mAP_50': _mean(every_area[:1]),
-        'mAP_75': _mean(every_area[5:6]),
-    }
-    for index, area in enumerate(AREAS[1:], 1):
-        averages[f'mAP_{area}'] = _mean(precision[..., index])
-    return averages
+    parts = {'mAP': every_area, 'mAP_50': every_area[:1], 'mAP_75': every_area[5:6]}
+    parts |= {f'mAP_{area}': precision[..., index] for index, area in enumerate(AREAS[1:], 1)}
+    return {name: _mean(part) for name, part in parts.items()}
 
 
 def _mean(precision: np.ndarray) -> float:

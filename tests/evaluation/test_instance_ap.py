@@ -175,7 +175,6 @@ def test_things_among_panoptic_segments():
         (11, 3, 0),
         (11, 1, 1),
     ]
-    assert instances[0]['bbox'] == [2, 0, 3, 1]
     np.testing.assert_array_equal(coco_mask.decode(instances[0]['segmentation']), segment_map == 2)
 
 
@@ -251,7 +250,6 @@ def wrong(change: dict) -> str:
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('{', 'is no JSON file'),
         ('[]', 'no list of'),
         (wrong({'annotations': None}), r"no list of \['annotations'\]"),
         (wrong({'annotations': [7]}), 'the annotation 7 is no object'),
@@ -261,7 +259,6 @@ def wrong(change: dict) -> str:
             wrong({'annotations': {'segmentation': {'size': [6, 5], 'counts': [30]}}}),
             r'a mask of image 1 is of size \(6, 5\) .* of \(5, 6\)',
         ),
-        (wrong({'categories': {'id': '3'}}), "the category 'x' is '3'; .* whole numbers"),
         (wrong({'images': {'id': [1]}}), 'an id'),
     ],
 )

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
-from mmengine.logging import print_log
 
-from mmseg_m2f.adapters.metrics.sample_fields import PredictedInstances, Sample, instances_of
+from mmseg_m2f.adapters.metrics.sample_fields import Sample, instances_of, log
 from mmseg_m2f.evaluation.cityscapes_ap import (
     cityscapes_scores,
-    core_name,
     import_evaluator,
     match_image,
     truth_file,
@@ -62,21 +60,21 @@ class CityscapesInstanceMetric(BaseMetric):
         """Match the instances of each image."""
         label_ids = cityscapes_label_ids(self.dataset_meta)
         for sample in data_samples:
-            instances = instances_of(sample)
-            truth = truth_file(self.gt_dir, sample['img_path'])
+            masks, labels, scores = instances_of(sample)
+            img_path = sample['img_path']
+            truth = truth_file(self.gt_dir, img_path)
             with tempfile.TemporaryDirectory() as folder:
-                predicted = write_image(
-                    Path(self.out_dir or folder), sample['img_path'], instances, label_ids
-                )
+                out_dir = Path(self.out_dir or folder)
+                predicted = write_instances(out_dir, img_path, masks, label_ids[labels], scores)
                 self.results.append(match_image(truth, predicted))
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         """Compute the AP of all images together."""
         scores = cityscapes_scores(dict(ChainMap(*results)))
         rows = [(name, 100 * ap, 100 * ap50) for name, (ap, ap50) in scores.per_class.items()]
-        _log(f'Cityscapes AP per class:\n{text_table(("class", "AP", "AP50"), rows)}')
+        log(f'Cityscapes AP per class:\n{text_table(("class", "AP", "AP50"), rows)}')
         if all(np.isnan(ap) for ap, _ in scores.per_class.values()):
-            _log('AP is 0: the ground truth has no instance')
+            log('AP is 0: the ground truth has no instance')
         return {'AP': scores.ap, 'AP50': scores.ap50}
 
 
@@ -94,15 +92,3 @@ def cityscapes_label_ids(meta: Mapping[str, Any]) -> np.ndarray:
     if unknown:
         raise ValueError(f'classes that Cityscapes does not have: {unknown[:8]}')
     return np.array([by_name[name] for name in meta['classes']])
-
-
-def write_image(
-    folder: Path, img_path: str, instances: PredictedInstances, label_ids: np.ndarray
-) -> Path:
-    """Write the instances of one image in the benchmark's format; return the list file."""
-    masks, labels, scores = instances
-    return write_instances(folder, core_name(img_path), masks, label_ids[labels], scores)
-
-
-def _log(message: str) -> None:
-    print_log(message, 'current')

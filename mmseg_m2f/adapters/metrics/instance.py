@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import get
-from mmengine.logging import print_log
 
 from mmseg_m2f.adapters.metrics.sample_fields import (
     Sample,
     category_ids_by_name,
     instances_of,
     is_thing,
+    log,
     segment_files,
     source_of,
     true_segments_of,
@@ -115,12 +115,12 @@ class InstanceMetric(BaseMetric):
         names = [self.dataset_meta['classes'][i] for i in things]
         percent = np.where(scores.per_class < 0, np.nan, 100 * scores.per_class)
         rows = [(name, *values) for name, values in zip(names, percent, strict=True)]
-        _log(f'mask AP per class:\n{text_table(("class", "AP", "AP50", "AP75"), rows)}')
+        log(f'mask AP per class:\n{text_table(("class", "AP", "AP50", "AP75"), rows)}')
         if self.boundary and faster:
             boundary = self._scores('boundary', results, category_ids, faster)
             metrics['boundary_mAP'] = boundary.average['mAP']
         elif self.boundary:
-            _log('no boundary AP: faster-coco-eval is not installed (pip install faster-coco-eval)')
+            log('no boundary AP: faster-coco-eval is not installed (pip install faster-coco-eval)')
         return metrics
 
     def _true_instances(
@@ -142,13 +142,13 @@ class InstanceMetric(BaseMetric):
     ) -> InstanceScores:
         num_predicted = sum(len(image.predicted) for image in images)
         num_true = sum(len(image.true) for image in images)
-        _log(
+        log(
             f'{kind} AP of {num_predicted} predicted and {num_true} true instances on '
             f'{len(images)} images by {"faster-coco-eval" if faster else "pycocotools"} ...'
         )
         start = time.monotonic()
         scores = instance_scores(images, category_ids, self.max_dets, kind, faster)
-        _log(f'... done in {time.monotonic() - start:.1f} s')
+        log(f'... done in {time.monotonic() - start:.1f} s')
         return scores
 
     def _file(self) -> CocoFile:
@@ -192,7 +192,3 @@ class InstanceMetric(BaseMetric):
         if self.ann_file is None:
             return range(len(classes))
         return category_ids_by_name(classes, self._file().categories)
-
-
-def _log(message: str) -> None:
-    print_log(message, 'current')

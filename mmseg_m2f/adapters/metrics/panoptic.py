@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
-from mmengine.logging import print_log
 
 from mmseg_m2f.adapters.metrics.sample_fields import (
     Sample,
     is_thing,
+    log,
     panoptic_of,
     segment_files,
     source_of,
@@ -76,10 +76,10 @@ class PanopticMetric(BaseMetric):
         metrics = {}
         for suffix, group in groups.items():
             if group.any() and not quality.occurs[group].any():
-                _log(f'PQ{suffix} is 0: none of its classes occurs, true or predicted')
+                log(f'PQ{suffix} is 0: none of its classes occurs, true or predicted')
             for name, value in zip(('PQ', 'SQ', 'RQ'), averages(quality, group), strict=True):
                 metrics[name + suffix] = 100 * value
-        _log(f'panoptic quality per class:\n{_table(classes, things, quality)}')
+        log(f'panoptic quality per class:\n{_table(classes, things, quality)}')
         return metrics
 
     def _things(self) -> np.ndarray:
@@ -98,7 +98,3 @@ def _table(classes: Sequence[str], things: np.ndarray, quality: PanopticQuality)
     counts = quality.tp, quality.fp, quality.fn
     rows = zip(classes, kinds, *percent, *counts, strict=True)
     return text_table(('class', 'kind', 'PQ', 'SQ', 'RQ', 'TP', 'FP', 'FN'), rows)
-
-
-def _log(message: str) -> None:
-    print_log(message, 'current')

@@ -3,12 +3,14 @@
 A sample is a ``DetDataSample`` as a dict. It may come from our models or from mmdet's.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine.fileio import get
+from mmengine.logging import print_log
 from torch import Tensor
 
 from mmseg_m2f.adapters.arrays import columnwise, to_array
@@ -108,6 +110,11 @@ def segment_files(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """List the panoptic PNG of a record, if it names one, with a hint for when it is missing."""
     hint = 'Check data_root and data_prefix.seg of the data set'
     return [(record['seg_map_path'], hint)] if record.get('seg_map_path') else []
+
+
+def log(message: str, level: int = logging.INFO) -> None:
+    """Write a message to the log of the run."""
+    print_log(message, 'current', level)
 
 
 def source_of(sample: Sample) -> str:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import get
-from mmengine.logging import print_log
 from PIL import Image
 
 from mmseg_m2f.adapters.errors import errors_name
 from mmseg_m2f.adapters.metrics.sample_fields import (
     Sample,
     label_map_of,
+    log,
     segment_files,
     source_of,
     true_segments_of,
@@ -81,7 +81,7 @@ class SemanticMetric(BaseMetric):
         """
         num_classes = len(self.dataset_meta['classes'])
         if num_classes == 1 and not self._has_warned:
-            _log(
+            log(
                 'the data set has only one class: every pixel is predicted as this class, so mIoU '
                 'says nothing about the model. Look at AP or PQ instead',
                 logging.WARNING,
@@ -102,9 +102,9 @@ class SemanticMetric(BaseMetric):
         classes = self.dataset_meta['classes']
         quality = semantic_quality(sum(results, np.zeros((3, len(classes)), np.int64)))
         if np.isnan(quality.iou).all():
-            _log('mIoU is 0: no pixel has a class')
+            log('mIoU is 0: no pixel has a class')
         rows = zip(classes, 100 * quality.iou, 100 * quality.accuracy, strict=True)
-        _log(f'IoU per class:\n{text_table(("class", "IoU", "Acc"), rows)}')
+        log(f'IoU per class:\n{text_table(("class", "IoU", "Acc"), rows)}')
         return {
             'aAcc': 100 * quality.pixel_accuracy,
             'mIoU': 100 * mean_of_defined(quality.iou),
@@ -130,7 +130,3 @@ class SemanticMetric(BaseMetric):
             return self.ignore_index
         name = self.dataset_meta.get('metadata')
         return load_metadata(name).ignore_index if name else IGNORE_INDEX
-
-
-def _log(message: str, level: int = logging.INFO) -> None:
-    print_log(message, 'current', level)

@@ -41,7 +41,7 @@ class SaveLabelMapsHook(Hook):
             if sample.metainfo.get('reduce_zero_label'):
                 label_map = label_map + 1
             dtype = np.uint8 if label_map.max(initial=0) < 256 else np.uint16
-            path = png_path(self.out_dir, sample.img_path, dataset)
+            path = with_folder(self.out_dir / png_name(sample.img_path, dataset))
             Image.fromarray(label_map.astype(dtype)).save(path)
 
 
@@ -54,9 +54,8 @@ def label_map_from(pixel_data: Any) -> np.ndarray:
     return values.squeeze(0).cpu().numpy().astype(np.int64)
 
 
-def png_path(out_dir: Path, img_path: str, dataset: Any) -> Path:
-    """Return where the PNG of an image goes, and create its folder."""
-    path = out_dir / png_name(img_path, dataset)
+def with_folder(path: Path) -> Path:
+    """Create the folder that the file will lie in; return the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -10,9 +10,10 @@ from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmseg_m2f.adapters.data import InstanceDataset, LoadSegments, SegmentMap
 from mmseg_m2f.adapters.metrics.sample_fields import instances_of
 from mmseg_m2f.adapters.results.drawing import Panel, draw_panels, panel_of_masks
-from mmseg_m2f.adapters.results.label_maps import label_map_from, png_path
+from mmseg_m2f.adapters.results.label_maps import label_map_from, png_name, with_folder
 from mmseg_m2f.evaluation.panoptic_map import decode_panoptic
 from mmseg_m2f.metadata.colors import spread_colors
 from mmseg_m2f.registry import HOOKS
@@ -59,7 +60,7 @@ class DrawPredictionsHook(Hook):
                 predictions = [predictions[0]._replace(title='prediction')]
             panels = predictions if truth is None else [truth, *predictions]
             drawn = draw_panels(image, panels, classes, palette_of(meta))
-            drawn.save(png_path(self.out_dir, sample.img_path, dataset))
+            drawn.save(with_folder(self.out_dir / png_name(sample.img_path, dataset)))
 
     def _truth(self, sample: Any, dataset: Any, image: np.ndarray) -> Panel | None:
         """Return the ground truth that the sample or one of our data sets knows, if any."""
@@ -74,9 +75,6 @@ class DrawPredictionsHook(Hook):
 
     def _record(self, sample: Any, dataset: Any) -> Mapping[str, Any]:
         """Return the data set's record: test samples do not carry the true instances."""
-        # This needs pycocotools, which comes with mmdet. Semantic models work without both.
-        from mmseg_m2f.adapters.data.instance import InstanceDataset
-
         if not isinstance(dataset, InstanceDataset):
             return {}
         if self._index_by_id is None:
@@ -112,10 +110,6 @@ def palette_of(meta: Mapping[str, Any]) -> Sequence[Sequence[int]]:
 
 
 def _panel_of_record(record: Mapping[str, Any], image: np.ndarray) -> Panel:
-    # These need pycocotools, which comes with mmdet. Semantic models work without both.
-    from mmseg_m2f.adapters.data.loading import LoadSegments
-    from mmseg_m2f.adapters.data.segments import SegmentMap
-
     segments = LoadSegments().transform({**record, 'img': image})['gt_segments']
     if isinstance(segments, SegmentMap):
         segment_map = segments.index_map()

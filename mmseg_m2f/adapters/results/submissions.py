@@ -13,9 +13,10 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from PIL import Image
 
-from mmseg_m2f.adapters.metrics.cityscapes import cityscapes_label_ids, write_image
+from mmseg_m2f.adapters.metrics.cityscapes import cityscapes_label_ids
 from mmseg_m2f.adapters.metrics.sample_fields import Sample, instances_of, label_map_of, panoptic_of
-from mmseg_m2f.adapters.results.label_maps import png_name
+from mmseg_m2f.adapters.results.label_maps import png_name, with_folder
+from mmseg_m2f.evaluation.cityscapes_ap import write_instances
 from mmseg_m2f.evaluation.instance_ap import predicted_instances
 from mmseg_m2f.evaluation.panoptic_map import Segments, write_ids
 from mmseg_m2f.registry import HOOKS
@@ -69,7 +70,7 @@ class SaveResultsHook(Hook):
                 entry['instances'] = self._save_instances(sample, dataset)
             if 'pred_sem_seg' in sample:
                 label_map = _values(label_map_of(sample), dataset.metainfo)
-                Image.fromarray(label_map).save(self._path('semantic', name))
+                Image.fromarray(label_map).save(with_folder(self.out_dir / 'semantic' / name))
             self._entries.append(entry)
 
     def _name(self, img_path: str, dataset: Any) -> Path:
@@ -96,7 +97,7 @@ class SaveResultsHook(Hook):
 
     def _save_segments(self, sample: Sample, name: Path, dataset: Any) -> dict[str, Any]:
         segments = panoptic_of(sample, len(dataset.metainfo['classes']))
-        write_ids(self._path('panoptic', name), segments.segment_map)
+        write_ids(with_folder(self.out_dir / 'panoptic' / name), segments.segment_map)
         return {
             'image_id': sample['img_id'],
             'file_name': name.as_posix(),
@@ -104,21 +105,16 @@ class SaveResultsHook(Hook):
         }
 
     def _save_instances(self, sample: Sample, dataset: Any) -> list[dict[str, Any]]:
-        instances = instances_of(sample)
+        masks, labels, scores = instances_of(sample)
         if _is_cityscapes(dataset.metainfo):
-            label_ids = cityscapes_label_ids(dataset.metainfo)
-            write_image(self.out_dir / 'cityscapes', sample['img_path'], instances, label_ids)
-        listed = predicted_instances(*instances, _category_ids(dataset))
+            label_ids = cityscapes_label_ids(dataset.metainfo)[labels]
+            folder = self.out_dir / 'cityscapes'
+            write_instances(folder, sample['img_path'], masks, label_ids, scores)
+        listed = predicted_instances(masks, labels, scores, _category_ids(dataset))
         return [{'image_id': sample['img_id'], **instance} for instance in listed]
 
-    def _path(self, folder: str, name: Path) -> Path:
-        path = self.out_dir / folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
     def _write(self, name: str, content: Any) -> None:
-        path = self.out_dir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = with_folder(self.out_dir / name)
         path.write_text(json.dumps(content))
         print_log(f'wrote {path}', 'current')
 

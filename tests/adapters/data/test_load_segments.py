@@ -43,47 +43,33 @@ def test_crowds_and_unlisted_ids_are_no_segments(tmp_path):
     assert (segments.index_map() == scenes.stripes([-1, -1, 1, 0])).all()
 
 
-def test_no_segment_at_all(tmp_path):
-    scenes.write_png(tmp_path / 'a.png', scenes.stripes([0]))
-    segments = LoadSegments().transform(record(tmp_path, []))['gt_segments']
-    assert segments.labels.shape == (0,)
-    assert (segments.index_map() == -1).all()
-
-
 def test_wrong_files_are_named(tmp_path):
-    results = record(tmp_path, [(1, 0, False)])
-    with pytest.raises(OSError, match=r'cannot read the panoptic PNG .*a\.png: .*No such file'):
-        LoadSegments().transform(results)
-    (tmp_path / 'a.png').write_bytes(b'no image')
-    with pytest.raises(OSError, match=r'cannot read the panoptic PNG .*a\.png: cannot identify'):
-        LoadSegments().transform(results)
+    path = tmp_path / 'a.png'
     noise = np.random.default_rng(0).integers(0, 1 << 24, scenes.SIZE)
-    scenes.write_png(tmp_path / 'a.png', noise)
-    whole = (tmp_path / 'a.png').read_bytes()
-    (tmp_path / 'a.png').write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(OSError, match=r'cannot read the panoptic PNG .*a\.png: '):
-        LoadSegments().transform(results)
-    Image.fromarray(np.ones(scenes.SIZE, np.uint8)).save(tmp_path / 'a.png')
+    scenes.write_png(path, noise)
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    path.unlink()
+    for content, reason in ((None, 'No such file'), (b'no image', 'cannot identify'), (half, '')):
+        if content:
+            path.write_bytes(content)
+        with pytest.raises(OSError, match=rf'cannot read the panoptic PNG .*a\.png: .*{reason}'):
+            LoadSegments().transform(record(tmp_path, [(1, 0, False)]))
+    Image.fromarray(np.ones(scenes.SIZE, np.uint8)).save(path)
     with pytest.raises(ValueError, match=r'a\.png: a panoptic PNG must be an RGB'):
-        LoadSegments().transform(results)
+        LoadSegments().transform(record(tmp_path, [(1, 0, False)]))
 
 
 def test_an_image_of_another_size_is_named(tmp_path):
     scenes.write_png(tmp_path / 'a.png', scenes.stripes([1]))
-    with pytest.raises(ValueError, match=r'a\.png is of size \(12, 16\) .* a\.jpg of \(16, 12\)'):
-        LoadSegments().transform(record(tmp_path, [(1, 0, False)], (16, 12)))
     # Swapped sides are typical of photos with a rotation in their EXIF data.
-    with pytest.raises(ValueError, match='color_ignore_orientation'):
-        LoadSegments().transform(record(tmp_path, [(1, 0, False)], (16, 12)))
-    with pytest.raises(ValueError, match=r'of \(16, 13\)$'):
-        LoadSegments().transform(record(tmp_path, [(1, 0, False)], (16, 13)))
+    swapped = r'a\.png is of size \(12, 16\) .* a\.jpg of \(16, 12\).*color_ignore_orientation'
+    for size, message in (((16, 12), swapped), ((16, 13), r'of \(16, 13\)$')):
+        with pytest.raises(ValueError, match=message):
+            LoadSegments().transform(record(tmp_path, [(1, 0, False)], size))
 
 
-def test_records_of_other_data_sets():
+@pytest.mark.parametrize('keys', [{}, {'instances': [{'bbox_label': 0, 'mask': []}]}])
+def test_records_of_other_data_sets(keys):
+    record = {'img': np.zeros((2, 2, 3), np.uint8), 'img_path': 'a.jpg', 'height': 2, 'width': 2}
     with pytest.raises(ValueError, match=r'a\.jpg: LoadSegments reads records of mmseg_m2f\.Panop'):
-        LoadSegments().transform({'img': np.zeros((2, 2, 3), np.uint8), 'img_path': 'a.jpg'})
-    theirs = {'instances': [{'bbox': [0, 0, 1, 1], 'bbox_label': 0, 'mask': []}]}
-    with pytest.raises(ValueError, match='LoadSegments reads records of'):
-        LoadSegments().transform(
-            {'img': np.zeros((2, 2, 3), np.uint8), 'height': 2, 'width': 2, **theirs}
-        )
+        LoadSegments().transform({**record, **keys})

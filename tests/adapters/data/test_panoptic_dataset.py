@@ -247,48 +247,36 @@ def test_a_wrong_file_is_named(tmp_path, change, message):
         PanopticDataset(**layout)
 
 
-def test_a_missing_or_broken_file_is_named(tmp_path):
-    layout = scenes.write_panoptic(tmp_path, [[(1, 1)]])
-    (tmp_path / 'pan.json').write_text('{"images": [')
-    with pytest.raises(ValueError, match=r'pan\.json is no JSON file'):
-        PanopticDataset(**layout)
-    with pytest.raises(FileNotFoundError, match=r'no annotation file .*other\.json'):
-        PanopticDataset(**{**layout, 'ann_file': 'other.json'})
-
-
 @pytest.mark.parametrize(
-    ('settings', 'message'),
+    ('settings', 'error', 'message'),
     [
-        ({'metadata': 'cityscapes'}, r'categories of .*pan\.json are not .* lacks the ids \[7, 8'),
-        ({'metadata': 'cityscape'}, "metadata='cityscape' is not known"),
-        ({'data_prefix': {'img_path': 'img', 'seg': 'pan'}}, 'it needs the key img, and knows'),
-        ({'data_prefix': {'img': 'img'}}, 'data_prefix needs the key seg'),
+        ({'ann_file': 'other.json'}, FileNotFoundError, r'no annotation file .*other\.json'),
+        ({'ann_file': 'img/0.jpg'}, ValueError, r'0\.jpg is no JSON file'),
+        ({'metadata': 'cityscapes'}, ValueError, r'of .*pan\.json are not .* lacks the ids \[7, 8'),
+        ({'metadata': 'cityscape'}, ValueError, "metadata='cityscape' is not known"),
+        (
+            {'data_prefix': {'img_path': 'img', 'seg': 'pan'}},
+            ValueError,
+            'it needs the key img, and knows',
+        ),
+        ({'data_prefix': {'img': 'img'}}, ValueError, 'data_prefix needs the key seg'),
     ],
 )
-def test_wrong_settings_are_refused(tmp_path, settings, message):
+def test_wrong_settings_are_refused(tmp_path, settings, error, message):
     layout = scenes.write_panoptic(tmp_path, [[(1, 1)]])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         PanopticDataset(**{**layout, **settings})
 
 
-def official_categories(name):
-    metadata = load_metadata(name)
-    columns = zip(metadata.category_ids, metadata.classes, strict=True)
-    return [
-        {'id': i, 'name': c, 'isthing': int(k in metadata.thing_ids)}
-        for k, (i, c) in enumerate(columns)
-    ]
-
-
-# Metadata, JSON file; folders of images, PNG files and label maps; their names.
+# Metadata: JSON file; folders of images, PNG files and label maps; their names.
 LAYOUTS = {
-    'coco': (
-        ('coco_panoptic', 'annotations/panoptic_val2017.json'),
+    'coco_panoptic': (
+        'annotations/panoptic_val2017.json',
         ('val2017', 'annotations/panoptic_val2017', 'panoptic_semseg_val2017'),
         ('00000000013{}.jpg', '00000000013{}.png', '00000000013{}.png'),
     ),
     'cityscapes': (
-        ('cityscapes', 'gtFine/cityscapes_panoptic_val.json'),
+        'gtFine/cityscapes_panoptic_val.json',
         ('leftImg8bit/val', 'gtFine/cityscapes_panoptic_val', 'gtFine/val'),
         (
             'aachen/aachen_00000{}_000019_leftImg8bit.png',
@@ -297,12 +285,12 @@ LAYOUTS = {
         ),
     ),
     'ade20k': (
-        ('ade20k', 'ade20k_panoptic_val.json'),
+        'ade20k_panoptic_val.json',
         ('images/validation', 'ade20k_panoptic_val', 'annotations/validation'),
         ('ADE_val_0000000{}.jpg', 'ADE_val_0000000{}.png', 'ADE_val_0000000{}.png'),
     ),
     'mapillary': (
-        ('mapillary', 'annotations/panoptic_validation.json'),
+        'annotations/panoptic_validation.json',
         ('validation/images', 'validation/panoptic', 'validation/labels'),
         ('x{}_A-b.jpg', 'x{}_A-b.png', 'x{}_A-b.png'),
     ),
@@ -310,14 +298,18 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize(
-    ('name', 'scripts_names'), [*((name, False) for name in LAYOUTS), ('cityscapes', True)]
+    ('metadata', 'scripts_names'), [*((name, False) for name in LAYOUTS), ('cityscapes', True)]
 )
-def test_published_layouts(tmp_path, name, scripts_names):
-    (metadata, ann_file), folders, names = LAYOUTS[name]
+def test_published_layouts(tmp_path, metadata, scripts_names):
+    ann_file, folders, names = LAYOUTS[metadata]
     prefix = dict(zip(('img', 'seg', 'label_map'), folders, strict=True))
-    suffix = '_gtFine_labelTrainIds.png' if name == 'cityscapes' else '.png'
-    category_ids = load_metadata(metadata).category_ids
-    first, last = category_ids[0], category_ids[-1]
+    suffix = '_gtFine_labelTrainIds.png' if metadata == 'cityscapes' else '.png'
+    known = load_metadata(metadata)
+    first, last = known.category_ids[0], known.category_ids[-1]
+    categories = [
+        {'id': i, 'name': name, 'isthing': int(label in known.thing_ids)}
+        for label, (i, name) in enumerate(zip(known.category_ids, known.classes, strict=True))
+    ]
     entries = []
     for number in range(3):
         photo, png, label_map = (pattern.format(number) for pattern in names)
@@ -329,7 +321,7 @@ def test_published_layouts(tmp_path, name, scripts_names):
             photo = Path(photo).name.replace('_leftImg8bit', '_gtFine_leftImg8bit')
         segments = [(26_001, last), (5, first)]
         entries.append(scenes.panoptic_entry(f'id{number}', photo, png, segments))
-    scenes.write_json(tmp_path / ann_file, entries, official_categories(metadata))
+    scenes.write_json(tmp_path / ann_file, entries, categories)
     dataset = DATASETS.build(
         {
             'type': 'mmseg_m2f.PanopticDataset',
@@ -345,5 +337,5 @@ def test_published_layouts(tmp_path, name, scripts_names):
     for record in (dataset[i] for i in range(3)):
         assert Path(record['label_map_path']).is_file()
         segments = record['gt_segments']
-        assert segments.labels.tolist() == [len(category_ids) - 1, 0]
+        assert segments.labels.tolist() == [len(categories) - 1, 0]
         assert (segments.index_map() == scenes.stripes([0, 1])).all()

@@ -32,49 +32,33 @@ def draws(monkeypatch):
     return set_draws
 
 
-def distorted(*colors):
-    img = np.array([colors], np.uint8)
+# The coins: brightness; contrast first; contrast if first; saturation; hue; contrast if last.
+@pytest.mark.parametrize(
+    ('integers', 'numbers', 'before', 'after'),
+    [
+        ([0, 1, 0, 0, 0], [], (250, 0, 77), (250, 0, 77)),
+        # Brightness is added and cut off.
+        ([1, 1, 0, 0, 0], [20.7], (0, 100, 240), (20, 120, 255)),
+        ([1, 1, 0, 0, 0], [-20.5], (0, 100, 240), (0, 79, 219)),
+        # Contrast comes after brightness or at the end; the hue of a grey does not matter.
+        ([1, 1, 1, 0, 0], [20, 1.5], (100, 10, 200), (180, 45, 255)),
+        ([1, 0, 0, 1, 5, 1], [20, 0.5], (100, 100, 100), (60, 60, 60)),
+        # Pure red of 200: at half the saturation (127 of 255) blue and green become 200 * 128/255.
+        ([0, 1, 0, 1, 0], [0.5], (0, 0, 200), (100, 100, 200)),
+        ([0, 1, 0, 1, 0], [1.5], (0, 0, 200), (0, 0, 200)),
+        ([0, 1, 0, 1, 0], [1.5], (80, 80, 80), (80, 80, 80)),
+        # A hue of 18 is 36 degrees: red turns towards yellow, with green at 36 / 60 of 200. Back by
+        # as much it passes 0 and turns towards violet.
+        ([0, 1, 0, 0, 1, 18], [], (0, 0, 200), (0, 120, 200)),
+        ([0, 1, 0, 0, 1, -18], [], (0, 0, 200), (120, 0, 200)),
+    ],
+)
+def test_colors_by_hand(draws, integers, numbers, before, after):
+    draws(integers, numbers)
+    img = np.array([[before]], np.uint8)
     result = PhotoMetricDistortion().transform({'img': img})['img']
     assert result.dtype == np.uint8
-    return result[0].tolist()
-
-
-# The coins: brightness; contrast first; contrast if first; saturation; hue; contrast if last.
-def test_nothing_is_drawn(draws):
-    draws([0, 1, 0, 0, 0], [])
-    assert distorted((1, 2, 3), (250, 0, 77)) == [[1, 2, 3], [250, 0, 77]]
-
-
-def test_brightness_is_added_and_cut_off(draws):
-    draws([1, 1, 0, 0, 0], [20.7])
-    assert distorted((0, 100, 240)) == [[20, 120, 255]]
-    draws([1, 1, 0, 0, 0], [-20.5])
-    assert distorted((0, 100, 240)) == [[0, 79, 219]]
-
-
-def test_contrast_comes_after_brightness_or_at_the_end(draws):
-    draws([1, 1, 1, 0, 0], [20, 1.5])
-    assert distorted((100, 10, 200)) == [[180, 45, 255]]
-    # The hue of a grey does not matter: contrast is last here.
-    draws([1, 0, 0, 1, 5, 1], [20, 0.5])
-    assert distorted((100, 100, 100)) == [[60, 60, 60]]
-
-
-def test_saturation(draws):
-    # Pure red of 200: at half the saturation (127 of 255) blue and green rise to 200 * 128 / 255.
-    draws([0, 1, 0, 1, 0], [0.5])
-    assert distorted((0, 0, 200)) == [[100, 100, 200]]
-    draws([0, 1, 0, 1, 0], [1.5])
-    assert distorted((0, 0, 200), (80, 80, 80)) == [[0, 0, 200], [80, 80, 80]]
-
-
-def test_hue_goes_round(draws):
-    # 18 is 36 degrees: red turns towards yellow, with green at 36 / 60 of 200.
-    draws([0, 1, 0, 0, 1, 18], [])
-    assert distorted((0, 0, 200)) == [[0, 120, 200]]
-    # Back by as much it passes 0 and turns towards violet.
-    draws([0, 1, 0, 0, 1, -18], [])
-    assert distorted((0, 0, 200)) == [[120, 0, 200]]
+    assert result.tolist() == [[list(after)]]
 
 
 def in_full(img):

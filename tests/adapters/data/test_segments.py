@@ -9,11 +9,9 @@ from pycocotools import mask as coco_mask
 
 from mmseg_m2f.adapters.data.loading import LoadSegments
 from mmseg_m2f.adapters.data.segments import (
-    InstanceShapes,
     Patch,
     PixelGrid,
     SegmentMap,
-    gather,
     paste,
 )
 
@@ -113,13 +111,6 @@ def test_boxes_enclose_masks():
         assert Patch(4, 5, mask).box() == expected
 
 
-def test_a_map_without_segments():
-    segments = segment_map(random_colors(4, 6), segment_ids=[])
-    moved = segments.flip().resize((8, 8)).crop(1, 1, 4, 4).pad((6, 6))
-    assert (moved.index_map() == -1).all()
-    assert moved.index_map().shape == (6, 6)
-
-
 def shapes(*segmentations, size):
     """Make instances with `LoadSegments`."""
     results = {
@@ -143,15 +134,6 @@ def filled(size, x1, y1, x2, y2):
     mask = np.zeros(size, bool)
     mask[y1:y2, x1:x2] = True
     return mask
-
-
-@pytest.mark.parametrize('size', [(3, 4), (9, 11), (20, 5), (5, 20)])
-def test_gathered_pixels_are_those_of_the_indices(size):
-    generator = np.random.default_rng(0)
-    source = generator.integers(0, 9999, (9, 11), np.int32)
-    # Index -1 is the last, as in NumPy.
-    rows, columns = (generator.integers(-1, b, a) for a, b in zip(size, source.shape, strict=True))
-    assert (gather(source, rows, columns) == source[np.ix_(rows, columns)]).all()
 
 
 def test_a_patch_is_pasted_where_it_lies():
@@ -188,7 +170,7 @@ def test_a_polygon_is_drawn_at_the_final_size():
     assert (np.abs(np.diff(ends)) <= 2).all()
 
 
-def test_what_lies_outside_is_empty():
+def test_polygons_and_bitmaps_in_one_image_are_cropped_and_moved():
     bitmap = coco_mask.encode(np.asfortranarray(filled((10, 10), 7, 7, 9, 9), np.uint8))
     # Polygons and a bitmap in one image.
     segments = shapes(rectangle(1, 1, 3, 3), rectangle(7, 7, 9, 9), bitmap, size=(10, 10))
@@ -201,6 +183,9 @@ def test_what_lies_outside_is_empty():
         ((4, 0, 2, 10), [0, 0, 0]),
     ):
         assert segments.crop(*crop).pad((12, 12)).masks().sum(axis=(1, 2)).tolist() == areas
+    moved = segments.flip().resize((20, 20)).masks()
+    for mask, corners in zip(moved, ((14, 2, 18, 6), (2, 14, 6, 18), (2, 14, 6, 18)), strict=True):
+        assert (mask == filled((20, 20), *corners)).all()
 
 
 def test_polygons_are_drawn_as_pycocotools_draws_them():
@@ -244,16 +229,11 @@ def test_bitmaps_follow_the_nearest_pixel(compressed):
         assert (ours == expected).all()
 
 
-def test_polygons_and_bitmaps_in_one_image():
-    bitmap = coco_mask.encode(np.asfortranarray(filled((8, 8), 4, 4, 8, 8), np.uint8))
-    segments = shapes(rectangle(0, 0, 3, 3), bitmap, rectangle(2, 2, 6, 5), size=(8, 8))
-    moved = segments.flip().resize((16, 16)).masks()
-    assert (moved[0] == filled((16, 16), 10, 0, 16, 6)).all()
-    assert (moved[1] == filled((16, 16), 0, 8, 8, 16)).all()
-    assert (moved[2] == filled((16, 16), 4, 4, 12, 10)).all()
-
-
-def test_no_instances():
-    segments = shapes(size=(6, 8))
-    assert isinstance(segments, InstanceShapes)
-    assert segments.flip().resize((9, 9)).crop(0, 0, 5, 4).pad((7, 7)).masks().shape == (0, 7, 7)
+def test_no_segments():
+    for segments in (segment_map(random_colors(6, 8), segment_ids=[]), shapes(size=(6, 8))):
+        moved = segments.flip().resize((9, 9)).crop(0, 0, 5, 4).pad((7, 7))
+        if isinstance(segments, SegmentMap):
+            assert moved.index_map().shape == (7, 7)
+            assert (moved.index_map() == -1).all()
+        else:
+            assert moved.masks().shape == (0, 7, 7)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmseg_m2f.adapters.metrics import cityscapes, instance, panoptic, semantic
+from mmseg_m2f.adapters.metrics import instance, sample_fields
 from mmseg_m2f.adapters.metrics.sample_fields import instances_of
 from mmseg_m2f.evaluation.instance_ap import has_faster_coco_eval
 from mmseg_m2f.evaluation.panoptic_map import decode_panoptic, read_segments
@@ -44,14 +44,8 @@ def few():
 @pytest.fixture
 def logged(monkeypatch) -> list[str]:
     lines = []
-    for module in (cityscapes, instance, panoptic, semantic):
-        monkeypatch.setattr(module, 'print_log', lambda message, *_: lines.append(message))
+    monkeypatch.setattr(sample_fields, 'print_log', lambda message, *_: lines.append(message))
     return lines
-
-
-@pytest.fixture
-def without_faster(monkeypatch):
-    monkeypatch.setattr(instance, 'has_faster_coco_eval', lambda: False)
 
 
 def test_perfect_predictions(dataset):
@@ -67,15 +61,17 @@ def test_perfect_predictions(dataset):
     assert result == dict.fromkeys(('aAcc', 'mIoU', 'mAcc'), 100.0)
 
 
-def test_no_prediction_is_0_everywhere(few):
+def test_no_prediction_is_0_everywhere_and_every_class_is_logged(few, logged):
     samples, meta = empty_samples(few), few.metainfo
     for sample in samples:
         sample['pred_sem_seg'] = {'sem_seg': torch.full_like(sample['pred_sem_seg']['sem_seg'], 1)}
     for metric in ('PanopticMetric', 'InstanceMetric'):
         assert set(evaluate(metric, samples, meta).values()) == {0.0}
     # A label map cannot be empty: all bicycle.
-    result = evaluate('SemanticMetric', samples, meta)
-    assert 0 <= result['mIoU'] < 1
+    assert 0 <= evaluate('SemanticMetric', samples, meta)['mIoU'] < 1
+    tables = [line for line in logged if 'per class' in line]
+    assert [len(table.splitlines()) for table in tables] == [3 + 133, 3 + 80, 3 + 133]
+    assert 'person' in tables[0]
 
 
 def test_panoptic_quality_equals_the_definition_on_real_images(dataset):
@@ -137,7 +133,8 @@ def test_both_sources_of_true_instances_agree(dataset):
     assert evaluate('InstanceMetric', samples, meta, ann_file=str(INSTANCES)) == from_segments
 
 
-def test_boundary_ap_needs_faster_coco_eval_and_says_so(few, logged, without_faster):
+def test_boundary_ap_needs_faster_coco_eval_and_says_so(few, logged, monkeypatch):
+    monkeypatch.setattr(instance, 'has_faster_coco_eval', lambda: False)
     samples, meta = guessed_samples(few), few.metainfo
     slow = evaluate('InstanceMetric', samples, meta)
     assert list(slow) == INSTANCE_KEYS
@@ -202,15 +199,6 @@ def test_an_empty_list_of_run_lengths_has_the_size_of_the_file():
     assert instances_of(sample).masks.shape == (0, 4, 5)
 
 
-def test_tables_of_all_classes_are_logged(few, logged):
-    samples = perfect_samples(few)
-    for metric in ('PanopticMetric', 'InstanceMetric', 'SemanticMetric'):
-        evaluate(metric, samples, few.metainfo)
-    tables = [line for line in logged if 'per class' in line]
-    assert [len(table.splitlines()) for table in tables] == [3 + 133, 3 + 80, 3 + 133]
-    assert 'person' in tables[0]
-
-
 def test_a_group_without_segments_says_why_it_is_0(few, logged):
     [sample] = perfect_samples(few)[:1]
     sample['segments_info'] = [s for s in sample['segments_info'] if s['label'] < 80]
@@ -251,24 +239,23 @@ def test_areas_of_the_file_count_only_if_wanted(few):
     assert evaluate('PanopticMetric', samples, few.metainfo, **stated)['coco_panoptic/PQ'] == 0
 
 
-def test_a_broken_png_is_named(few, tmp_path):
+@pytest.mark.parametrize('metric', ['PanopticMetric', 'InstanceMetric', 'SemanticMetric'])
+def test_a_broken_png_is_named(few, tmp_path, metric):
     [sample] = perfect_samples(few)[:1]
-    for content, error, message in (
-        (None, OSError, 'cannot read the panoptic PNG'),
-        ('L', ValueError, 'must be an RGB image'),
+    broken = tmp_path / 'broken.png'
+    broken.write_bytes(b'no image')
+    Image.new('L', (2, 2)).save(tmp_path / 'grey.png')
+    for name, error, message in (
+        ('broken.png', OSError, r'cannot read the panoptic PNG .*broken\.png: '),
+        ('grey.png', ValueError, r'grey\.png: .* must be an RGB image'),
     ):
-        sample['seg_map_path'] = str(tmp_path / 'seg.png')
-        (tmp_path / 'seg.png').write_bytes(b'no image')
-        if content:
-            Image.new(content, (2, 2)).save(tmp_path / 'seg.png')
-        for metric in ('PanopticMetric', 'InstanceMetric', 'SemanticMetric'):
-            with pytest.raises(error, match=message) as caught:
-                evaluate(metric, [sample], few.metainfo)
-            assert 'seg.png: ' in str(caught.value)
-    (tmp_path / 'labels.png').write_bytes(b'no image')
-    sample['label_map_path'] = str(tmp_path / 'labels.png')
-    with pytest.raises(OSError, match=r'cannot read the label map .*labels\.png'):
-        evaluate('SemanticMetric', [sample], few.metainfo)
+        sample['seg_map_path'] = str(tmp_path / name)
+        with pytest.raises(error, match=message):
+            evaluate(metric, [sample], few.metainfo)
+    sample['label_map_path'] = str(broken)
+    if metric == 'SemanticMetric':
+        with pytest.raises(OSError, match=r'cannot read the label map .*broken\.png'):
+            evaluate(metric, [sample], few.metainfo)
 
 
 def test_things_must_be_known_for_panoptic_quality(few):
@@ -294,30 +281,31 @@ def test_sizes_must_agree(few):
 
 
 def test_the_annotation_file_of_ap_is_checked_with_the_first_images(few, tmp_path):
-    samples = perfect_samples(few)
-
-    def process(samples, ann_file):
-        metric = METRICS.build({'type': 'mmseg_m2f.InstanceMetric', 'ann_file': str(ann_file)})
-        metric.dataset_meta = few.metainfo
-        metric.process({}, samples)
-
-    with pytest.raises(FileNotFoundError, match=r'no ann_file .*nowhere\.json.*not to data_root'):
-        process(samples, tmp_path / 'nowhere.json')
-    (tmp_path / 'broken.json').write_text('{')
-    with pytest.raises(ValueError, match=r'broken\.json is no JSON file'):
-        process(samples, tmp_path / 'broken.json')
+    [sample] = perfect_samples(few)[:1]
     file = json.loads(INSTANCES.read_text())
     missing = file['categories'].pop(0)
     (tmp_path / 'foreign.json').write_text(json.dumps(file))
-    with pytest.raises(
-        ValueError, match=rf"foreign\.json .*\['{missing['name']}' \({missing['id']}\)\]"
+    (tmp_path / 'broken.json').write_text('{')
+    masks = sample['pred_instances']['masks'][:, 1:]
+    smaller = {**sample, 'pred_instances': {**sample['pred_instances'], 'masks': masks}}
+    lacking = rf"foreign\.json .*\['{missing['name']}' \({missing['id']}\)\]"
+    for ann_file, given, error, message in (
+        (
+            'nowhere.json',
+            sample,
+            FileNotFoundError,
+            r'no ann_file .*nowhere\.json.*not to data_root',
+        ),
+        ('broken.json', sample, ValueError, r'broken\.json is no JSON file'),
+        ('foreign.json', sample, ValueError, lacking),
+        (INSTANCES, {**sample, 'img_id': 'other'}, ValueError, "no image with the id 'other'"),
+        (INSTANCES, smaller, ValueError, r'\(341, 512\) pixels .* says \(342, 512\)'),
     ):
-        process(samples, tmp_path / 'foreign.json')
-    with pytest.raises(ValueError, match=r"no image with the id 'other'"):
-        process([{**samples[0], 'img_id': 'other'}], INSTANCES)
-    samples[0]['pred_instances']['masks'] = samples[0]['pred_instances']['masks'][:, 1:]
-    with pytest.raises(ValueError, match=r'\(341, 512\) pixels .* says \(342, 512\)'):
-        process(samples, INSTANCES)
+        path = str(tmp_path / ann_file)
+        metric = METRICS.build({'type': 'mmseg_m2f.InstanceMetric', 'ann_file': path})
+        metric.dataset_meta = few.metainfo
+        with pytest.raises(error, match=message):
+            metric.process({}, [given])
 
 
 def label_map_sample(folder: Path, values, predicted) -> dict:

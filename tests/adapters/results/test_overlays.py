@@ -10,6 +10,7 @@ from mmseg_m2f.adapters.data import InstanceDataset
 from mmseg_m2f.adapters.results.drawing import LINE_HEIGHT, OPACITY
 from mmseg_m2f.adapters.results.label_maps import SaveLabelMapsHook
 from mmseg_m2f.adapters.results.overlays import DrawPredictionsHook, palette_of, predicted_panels
+from tests.adapters.metrics.evaluation_scenes import Runner
 
 CLASSES = ['wall', 'sky', 'tree']
 PALETTE = [[255, 0, 0], [0, 0, 255], [0, 255, 0]]
@@ -19,12 +20,6 @@ class Dataset:
     def __init__(self, folder, classes=CLASSES, palette=PALETTE):
         self.metainfo = {'classes': classes, 'palette': palette} if classes else {}
         self.data_prefix = {'img_path': str(folder)}
-
-
-class Runner:
-    def __init__(self, dataset):
-        self.test_dataloader = self
-        self.dataset = dataset
 
 
 def read(path):
@@ -72,20 +67,18 @@ def test_many_classes_need_16_bits(photo, tmp_path):
 
 
 def test_images_show_the_truth_beside_the_prediction_if_there_is_any(photo, tmp_path):
-    runner = Runner(Dataset(tmp_path / 'photos'))
-    for name, truth, columns in (('a', None, 2), ('b', torch.ones(1, 200, 400), 3)):
+    meta = {'dataset_meta': {'classes': CLASSES, 'palette': PALETTE}}
+    for name, truth, classes, columns in (
+        ('a', None, CLASSES, 2),
+        ('b', torch.ones(1, 200, 400), CLASSES, 3),
+        # Names and colors of the checkpoint serve a data set without.
+        ('c', None, None, 2),
+    ):
         hook = DrawPredictionsHook(str(tmp_path / name))
+        hook.after_load_checkpoint(None, {'meta': meta})
+        runner = Runner(Dataset(tmp_path / 'photos', classes=classes))
         hook.after_test_iter(runner, 0, outputs=[sample(photo, truth)])
         assert read(tmp_path / name / 'town/a.b.png').shape[1] == columns * 400
-
-
-def test_names_and_colors_of_the_checkpoint_serve_a_dataset_without(photo, tmp_path):
-    hook = DrawPredictionsHook(str(tmp_path / 'out'))
-    meta = {'dataset_meta': {'classes': CLASSES, 'palette': PALETTE}}
-    hook.after_load_checkpoint(None, {'meta': meta})
-    runner = Runner(Dataset(tmp_path / 'photos', classes=None))
-    hook.after_test_iter(runner, 0, outputs=[sample(photo)])
-    assert (tmp_path / 'out/town/a.b.png').is_file()
 
 
 def detector_sample(photo, **metainfo):
@@ -113,9 +106,7 @@ def test_a_panel_for_each_kind_of_prediction(photo):
     # The instance with a score of 0.2 is not shown.
     assert instance.label_map[0, [0, 399]].tolist() == [2, -1]
     assert panoptic.segment_map[0, 0] != panoptic.segment_map[0, 399]
-
-
-def test_void_and_no_instances_are_unlabeled(photo):
+    # Void is unlabeled, and so is an image without instances.
     element = detector_sample(photo)
     element.pred_panoptic_seg.sem_seg[..., :200] = 3
     _, instance, panoptic = predicted_panels(element, 3, score_thr=0.95)

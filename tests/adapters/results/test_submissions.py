@@ -86,20 +86,17 @@ def test_semantic_maps_hold_the_class_index(tmp_path):
             np.testing.assert_array_equal(image, sample['pred_sem_seg']['sem_seg'][0])
 
 
-def test_nothing_predicted_is_saved_as_nothing(tmp_path):
-    dataset = panoptic_dataset(indices=2)
-    save(tmp_path, dataset, empty_samples(dataset))
-    assert json.loads((tmp_path / 'instances.json').read_text()) == []
-    saved = json.loads((tmp_path / 'panoptic.json').read_text())['annotations']
-    assert [annotation['segments_info'] for annotation in saved] == [[], []]
-
-
 def test_only_what_the_model_gives_is_saved(tmp_path):
-    dataset = panoptic_dataset(indices=1)
-    [sample] = guessed_samples(dataset)
-    del sample['pred_panoptic_seg'], sample['pred_sem_seg']
-    save(tmp_path, dataset, [sample])
-    assert [path.name for path in tmp_path.iterdir()] == ['instances.json']
+    dataset = panoptic_dataset(indices=2)
+    save(tmp_path / 'empty', dataset, empty_samples(dataset))
+    assert json.loads((tmp_path / 'empty/instances.json').read_text()) == []
+    saved = json.loads((tmp_path / 'empty/panoptic.json').read_text())['annotations']
+    assert [annotation['segments_info'] for annotation in saved] == [[], []]
+    samples = guessed_samples(dataset)
+    for sample in samples:
+        del sample['pred_panoptic_seg'], sample['pred_sem_seg']
+    save(tmp_path / 'instances', dataset, samples)
+    assert [path.name for path in (tmp_path / 'instances').iterdir()] == ['instances.json']
 
 
 class Cityscapes:
