@@ -10,10 +10,7 @@ Json = dict[str, Any]
 def parse_coco(content: str | bytes, path: str, image_keys: Sequence[str]) -> Json:
     """Parse the text of an annotation file, and check its ``images`` and ``categories``.
 
-    Args:
-        content: the text.
-        path: the file, for messages.
-        image_keys: the keys that each image must have.
+    Each image must have the ``image_keys``.
 
     Raises:
         ValueError: the text is no JSON, lacks one of the two lists, or an entry is not
@@ -48,11 +45,7 @@ def _is_id(value: Any, kinds: tuple[type, ...]) -> bool:
 
 
 def entries_of(path: str, content: Any, key: str) -> list[Json]:
-    """Return the list ``content[key]``.
-
-    Raises:
-        ValueError: there is no such list.
-    """
+    """Return the list ``content[key]``; raise ``ValueError`` if there is none."""
     entries = content.get(key) if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise ValueError(f"{path} is not in a format of COCO: it has no list of ['{key}']")
@@ -60,11 +53,7 @@ def entries_of(path: str, content: Any, key: str) -> list[Json]:
 
 
 def check_keys(path: str, kind: str, entries: Iterable[Json], keys: Sequence[str]) -> None:
-    """Check that each entry has all of these keys.
-
-    Raises:
-        ValueError: an entry lacks one, or is no object.
-    """
+    """Raise ``ValueError`` unless each entry is an object with all of these keys."""
     for entry in entries:
         if not isinstance(entry, dict):
             raise ValueError(f'{path}: the {kind} {entry!r:.200} is no object of keys and values')
@@ -74,11 +63,7 @@ def check_keys(path: str, kind: str, entries: Iterable[Json], keys: Sequence[str
 
 
 def check_unique(path: str, kind: str, ids: Iterable[Any]) -> None:
-    """Check that no id comes twice.
-
-    Raises:
-        ValueError: one does.
-    """
+    """Raise ``ValueError`` if an id comes twice."""
     seen: set[Any] = set()
     for entry_id in ids:
         if entry_id in seen:

@@ -189,22 +189,24 @@ def test_run_lengths_are_those_of_pycocotools_in_any_layout_of_memory():
     assert encode_masks(masks[:0]) == []
 
 
+def parsed(*annotations, **others) -> CocoFile:
+    """Parse a file with one image and one category; ``others`` replaces its lists."""
+    content = {
+        'images': [{'id': 'a', 'height': 5, 'width': 6}],
+        'categories': [{'id': 3, 'name': 'x'}],
+        'annotations': [{'image_id': 'a', 'category_id': 3, **given} for given in annotations],
+        **others,
+    }
+    return CocoFile.parse(json.dumps(content), 'x.json')
+
+
 @pytest.mark.parametrize(
     'shape', [[[0, 0, 4, 0, 4, 3, 0, 3]], {'size': [5, 6], 'counts': [0, 3, 2, 3, 2, 3, 2, 3, 12]}]
 )
 def test_what_a_file_leaves_out_is_filled_in(shape):
-    instance = {'id': 0, 'image_id': 'a', 'category_id': 3, 'segmentation': shape}
-    other = dict(instance, category_id=4)
-    file = CocoFile.parse(
-        json.dumps(
-            {
-                'images': [{'id': 'a', 'height': 5, 'width': 6}],
-                'categories': [{'id': 4, 'name': 'y'}, {'id': 3, 'name': 'x'}],
-                'annotations': [instance, other],
-            }
-        ),
-        'x.json',
-    )
+    categories = [{'id': 4, 'name': 'y'}, {'id': 3, 'name': 'x'}]
+    instance = {'id': 0, 'segmentation': shape}
+    file = parsed(instance, {**instance, 'category_id': 4}, categories=categories)
     [true] = file.true_instances('a', (5, 6), [3])
     assert (true['category_id'], true['area'], true['iscrowd']) == (3, 12, 0)
     # An id of 0 is a match like any other.
@@ -222,46 +224,33 @@ def test_what_a_file_leaves_out_is_filled_in(shape):
 def test_shapes_without_an_area_are_no_truth():
     """These are a polygon of two points, no polygon, null; also null as area and iscrowd."""
     shapes = [[[1, 1, 2, 2]], [], None, [[1, 1, 2, 2], [0, 0, 4, 0, 4, 3, 0, 3]]]
-    common = {'image_id': 1, 'category_id': 3, 'area': None, 'iscrowd': None}
-    content = {
-        'images': [{'id': 1, 'height': 5, 'width': 6}],
-        'categories': [{'id': 3, 'name': 'x'}],
-        'annotations': [{**common, 'segmentation': shape} for shape in shapes],
-    }
-    [true] = CocoFile.parse(json.dumps(content), 'x.json').true_instances(1, (5, 6), [3])
+    file = parsed(*({'segmentation': s, 'area': None, 'iscrowd': None} for s in shapes))
+    [true] = file.true_instances('a', (5, 6), [3])
     assert true['segmentation'] == shapes[3][1:]
     assert (true['area'], true['iscrowd']) == (12, 0)
 
 
-def wrong(change: dict) -> str:
-    content = {
-        'images': [{'id': 1, 'height': 5, 'width': 6}],
-        'categories': [{'id': 3, 'name': 'x'}],
-        'annotations': [{'image_id': 1, 'category_id': 3, 'segmentation': None}],
-    }
-    for key, value in change.items():
-        if isinstance(value, dict):
-            content[key][0].update(value)
-        else:
-            content[key] = value
-    return json.dumps(content)
-
-
 @pytest.mark.parametrize(
-    ('text', 'message'),
+    ('segmentation', 'others', 'message'),
     [
-        ('[]', 'no list of'),
-        (wrong({'annotations': None}), r"no list of \['annotations'\]"),
-        (wrong({'annotations': [7]}), 'the annotation 7 is no object'),
-        (wrong({'annotations': {'segmentation': [1, 1, 5, 1, 5, 5]}}), 'list of polygons'),
-        (wrong({'annotations': {'segmentation': 'abc'}}), 'list of polygons'),
+        (None, {'annotations': None}, r"no list of \['annotations'\]"),
+        (None, {'annotations': [7]}, 'the annotation 7 is no object'),
+        ([1, 1, 5, 1, 5, 5], {}, 'list of polygons'),
+        ('abc', {}, 'list of polygons'),
         (
-            wrong({'annotations': {'segmentation': {'size': [6, 5], 'counts': [30]}}}),
-            r'a mask of image 1 is of size \(6, 5\) .* of \(5, 6\)',
+            {'size': [6, 5], 'counts': [30]},
+            {},
+            r"a mask of image 'a' is of size \(6, 5\) .* of \(5, 6\)",
         ),
-        (wrong({'images': {'id': [1]}}), 'an id'),
+        (None, {'categories': [{'id': '3', 'name': 'x'}]}, "'x' is '3'; .* whole numbers"),
+        (None, {'images': [{'id': [1], 'height': 5, 'width': 6}]}, 'an id'),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said_with_its_name(text, message):
+def test_what_is_wrong_with_a_file_is_said_with_its_name(segmentation, others, message):
     with pytest.raises(ValueError, match=rf'x\.json.*{message}'):
-        CocoFile.parse(text, 'x.json')
+        parsed({'segmentation': segmentation}, **others)
+
+
+def test_a_list_is_no_file_of_coco():
+    with pytest.raises(ValueError, match=r'x\.json .* no list of'):
+        CocoFile.parse('[]', 'x.json')

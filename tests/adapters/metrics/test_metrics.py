@@ -288,14 +288,10 @@ def test_the_annotation_file_of_ap_is_checked_with_the_first_images(few, tmp_pat
     (tmp_path / 'broken.json').write_text('{')
     masks = sample['pred_instances']['masks'][:, 1:]
     smaller = {**sample, 'pred_instances': {**sample['pred_instances'], 'masks': masks}}
+    nowhere = r'no ann_file .*nowhere\.json.*not to data_root'
     lacking = rf"foreign\.json .*\['{missing['name']}' \({missing['id']}\)\]"
     for ann_file, given, error, message in (
-        (
-            'nowhere.json',
-            sample,
-            FileNotFoundError,
-            r'no ann_file .*nowhere\.json.*not to data_root',
-        ),
+        ('nowhere.json', sample, FileNotFoundError, nowhere),
         ('broken.json', sample, ValueError, r'broken\.json is no JSON file'),
         ('foreign.json', sample, ValueError, lacking),
         (INSTANCES, {**sample, 'img_id': 'other'}, ValueError, "no image with the id 'other'"),
