@@ -6,12 +6,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def errors_name(kind: str, path: str) -> Iterator[None]:
-    """Put the path of a file into every ``OSError`` and ``ValueError`` raised inside.
-
-    Args:
-        kind: what the file is, for example ``'panoptic PNG'``.
-        path: the file.
-    """
+    """Put path and kind (``'panoptic PNG'``) of a file into each error raised inside."""
     try:
         yield
     except OSError as error:

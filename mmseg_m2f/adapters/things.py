@@ -39,8 +39,8 @@ def has_things_first(head: Any) -> bool:
 def thing_ids_of(meta: Mapping[str, Any]) -> list[int] | None:
     """Return the things of a data set by its ``metainfo``; None if it does not tell.
 
-    mmdet's panoptic data sets tell ``thing_classes`` and ``stuff_classes`` by name, of COCO even
-    where ``classes`` are fewer or others.
+    mmdet's panoptic data sets have ``thing_classes`` and ``stuff_classes``, by name. These are
+    COCO's, even if the data set has fewer classes or others.
     """
     if meta.get('thing_ids') is not None:
         return list(meta['thing_ids'])
@@ -49,6 +49,6 @@ def thing_ids_of(meta: Mapping[str, Any]) -> list[int] | None:
         return None
     stuff = meta.get('stuff_classes')
     known = set(things) | set(stuff or ())
-    # Without names of the stuff what is no thing is stuff, if the things are of these classes.
+    # If the stuff has no names, all classes but the things are stuff.
     tells = set(classes) <= known if stuff is not None else set(things) <= set(classes)
     return [label for label, name in enumerate(classes) if name in things] if tells else None

@@ -61,12 +61,8 @@ def write_instances(
 ) -> Path:
     """Write the instances of one image in the benchmark's format; return the list file.
 
-    Args:
-        folder: where the list and the mask files go.
-        img_path: the image, whose name is the start of theirs.
-        masks: ``(N, H, W)`` bool. A mask without a pixel is left out.
-        label_ids: ``(N,)`` label ids of Cityscapes (car: 26).
-        scores: ``(N,)``.
+    All files lie in ``folder`` and are named after the image. A mask of ``masks (N, H, W)`` bool
+    without a pixel is left out. ``label_ids (N,)`` are those of Cityscapes (car: 26).
     """
     name = core_name(img_path)
     folder.mkdir(parents=True, exist_ok=True)

