@@ -3,6 +3,7 @@
 Random numbers come from NumPy's global generator, which MMEngine seeds in each worker.
 """
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import cv2
@@ -58,8 +59,33 @@ class ResizeScale(Transform):
         return resize_part(results, size, backend=self.backend)
 
 
+class Crop(Transform):
+    """The part common to `FixedSizeCrop` and `RandomCrop`."""
+
+    def __init__(self, crop_size: Size) -> None:
+        self.crop_size = _checked_size('crop_size', crop_size)
+
+    def draw_offset(self, room: np.ndarray) -> Iterable[int]:
+        """Return upper row and left column; ``room (2,)`` is the largest value of each."""
+        raise NotImplementedError
+
+    def draw_box(self, size: Size) -> Box:
+        """Return the part to keep of an image of this size (height, width)."""
+        y, x = self.draw_offset(np.maximum(np.subtract(size, self.crop_size), 0))
+        height, width = (min(pair) for pair in zip(size, self.crop_size, strict=True))
+        return Box(x, y, width, height)
+
+    def fill(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Pad a crop that is smaller than ``crop_size``, if this transform pads."""
+        return results
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Crop ``img``, every label map in ``seg_fields``, and ``gt_segments``."""
+        return self.fill(_crop(results, self.draw_box(results['img'].shape[:2])))
+
+
 @TRANSFORMS.register_module()
-class FixedSizeCrop(Transform):
+class FixedSizeCrop(Crop):
     """Crop at random to exactly this size; pad a smaller image at the right and the bottom.
 
     Args:
@@ -77,30 +103,22 @@ class FixedSizeCrop(Transform):
         pad_value: int = PAD_VALUE,
         offsets: Literal['shared', 'independent'] = 'shared',
     ) -> None:
+        super().__init__(crop_size)
         if offsets not in ('shared', 'independent'):
             raise ValueError(f"offsets must be 'shared' or 'independent', got {offsets!r}")
-        self.crop_size = _checked_size('crop_size', crop_size)
         self.pad_value = pad_value
         self.offsets = offsets
 
-    def draw_box(self, size: Size) -> Box:
-        """Return the part to keep of an image of this size (height, width)."""
-        room = _room(size, self.crop_size)
+    def draw_offset(self, room: np.ndarray) -> Iterable[int]:
         share = np.random.uniform(size=1 if self.offsets == 'shared' else 2)
-        y, x = np.round(room * share).astype(int).tolist()
-        return _box(x, y, size, self.crop_size)
+        return np.round(room * share).astype(int).tolist()
 
     def fill(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Pad a crop that is smaller than ``crop_size``."""
         return _pad(results, self.crop_size, self.pad_value)
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Crop and pad ``img`` and ``gt_segments``."""
-        return self.fill(_crop(results, self.draw_box(results['img'].shape[:2])))
 
 
 @TRANSFORMS.register_module()
-class RandomCrop(Transform):
+class RandomCrop(Crop):
     """Crop at random to this size; a side of the image that is smaller stays as it is.
 
     Args:
@@ -110,21 +128,8 @@ class RandomCrop(Transform):
     official recipes also limit the share of one class in a crop, but to 1, which has no effect.
     """
 
-    def __init__(self, crop_size: Size) -> None:
-        self.crop_size = _checked_size('crop_size', crop_size)
-
-    def draw_box(self, size: Size) -> Box:
-        """Return the part to keep of an image of this size (height, width)."""
-        y, x = (int(np.random.randint(length + 1)) for length in _room(size, self.crop_size))
-        return _box(x, y, size, self.crop_size)
-
-    def fill(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Return ``results`` as they are: this crop does not pad."""
-        return results
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Crop ``img``, every label map in ``seg_fields``, and ``gt_segments``."""
-        return _crop(results, self.draw_box(results['img'].shape[:2]))
+    def draw_offset(self, room: np.ndarray) -> Iterable[int]:
+        return [int(np.random.randint(length + 1)) for length in room]
 
 
 @TRANSFORMS.register_module()
@@ -183,16 +188,6 @@ def _checked_size(key: str, size: Size) -> Size:
     if not isinstance(size, tuple | list) or len(size) != 2 or min(size) < 1:
         raise ValueError(f'{key} must be (height, width) in pixels, got {size!r}')
     return int(size[0]), int(size[1])
-
-
-def _room(size: Size, crop_size: Size) -> np.ndarray:
-    """Return how far a crop can move down and to the right, in pixels."""
-    return np.maximum(np.subtract(size, crop_size), 0)
-
-
-def _box(x: int, y: int, size: Size, crop_size: Size) -> Box:
-    height, width = (min(pair) for pair in zip(size, crop_size, strict=True))
-    return Box(x, y, width, height)
 
 
 def _crop(results: dict[str, Any], box: Box) -> dict[str, Any]:
