@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from mmengine.structures import InstanceData, PixelData
@@ -95,7 +94,8 @@ class PackSegments(Transform):
             else:
                 num_classes = results.get('num_classes', IGNORED_LABEL)
                 self._add_segments(sample, segments, num_classes)
-        return {'inputs': torch.from_numpy(channels_first(img)), 'data_samples': sample}
+        channels = np.ascontiguousarray(img.transpose(2, 0, 1))
+        return {'inputs': torch.from_numpy(channels), 'data_samples': sample}
 
     def _add_instances(self, sample: 'DetDataSample', segments: InstanceShapes) -> None:
         patches = segments.patches()
@@ -149,17 +149,6 @@ class SegmentIndices(PixelData):
         return np.array(self.encoding, np.int32)[
             np.asarray(torch.as_tensor(self.segment_idx).cpu())
         ]
-
-
-def channels_first(img: np.ndarray) -> np.ndarray:
-    """Copy an image (H, W, C) to (C, H, W)."""
-    if img.dtype not in (np.uint8, np.float32):
-        return np.ascontiguousarray(img.transpose(2, 0, 1))
-    # OpenCV is many times faster than NumPy here.
-    planes = np.empty((img.shape[2], *img.shape[:2]), img.dtype)
-    for channel, plane in enumerate(planes):
-        cv2.extractChannel(img, channel, plane)
-    return planes
 
 
 def _instance_data(masks: np.ndarray, patches: Sequence[Patch], labels: np.ndarray) -> InstanceData:

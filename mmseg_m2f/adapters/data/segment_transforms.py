@@ -6,7 +6,6 @@ Random numbers come from NumPy's global generator, which MMEngine seeds in each 
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 
 from mmseg_m2f.adapters.data.resize_and_crop import Box, checked_backend, resize_part
@@ -150,7 +149,7 @@ class RandomFlip(Transform):
         results['flip'] = bool(np.random.uniform() < self.prob)
         results['flip_direction'] = 'horizontal' if results['flip'] else None
         if results['flip']:
-            results['img'] = _flipped(results['img'])
+            results['img'] = np.ascontiguousarray(results['img'][:, ::-1])
             if 'gt_segments' in results:
                 results['gt_segments'] = results['gt_segments'].flip()
         return results
@@ -198,13 +197,6 @@ def _crop(results: dict[str, Any], box: Box) -> dict[str, Any]:
         results['gt_segments'] = results['gt_segments'].crop(*box)
     results['img_shape'] = (box.height, box.width)
     return results
-
-
-def _flipped(img: np.ndarray) -> np.ndarray:
-    if img.dtype not in (np.uint8, np.float32):
-        return np.ascontiguousarray(img[:, ::-1])
-    # OpenCV is many times faster than NumPy here, but drops a third axis of length 1.
-    return cv2.flip(img, 1).reshape(img.shape)
 
 
 def _pad(results: dict[str, Any], size: Size, value: int) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import torch
 from mmengine.runner import Runner
 
 from mmseg_m2f.adapters.data import LoadSegments, PackSegments, PanopticDataset
-from mmseg_m2f.adapters.data.packing import channels_first
 from mmseg_m2f.adapters.models.samples import targets_of
 from mmseg_m2f.registry import TRANSFORMS
 from tests.adapters.data import scenes
@@ -171,18 +170,6 @@ def test_masks_arrive_from_a_worker_as_they_were():
     corner = np.zeros((1, 500, 500), np.uint8)
     corner[0, -1, -1] = 1
     assert len(pickle.dumps(PatchedMasks(corner, 500, 500))) < 1000
-
-
-@pytest.mark.parametrize('dtype', [np.uint8, np.float32, np.int64])
-@pytest.mark.parametrize('shape', [(5, 7, 3), (1, 7, 3), (5, 1, 3), (5, 7, 1), (1, 1, 4)])
-def test_channels_come_first(dtype, shape):
-    img = np.arange(2 * np.prod(shape)).reshape(2 * shape[0], *shape[1:]).astype(dtype)
-    # The second is a crop, whose rows do not follow each other in memory.
-    for image in (img, img[1:, : max(shape[1] - 2, 1)]):
-        planes = channels_first(image)
-        assert planes.dtype == dtype
-        assert planes.flags.c_contiguous
-        assert (planes == image.transpose(2, 0, 1)).all()
 
 
 def test_metainfo():
