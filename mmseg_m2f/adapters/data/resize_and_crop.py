@@ -7,7 +7,6 @@ import mmcv
 import numpy as np
 from PIL import Image
 
-from mmseg_m2f.adapters.data.segments import gather
 from mmseg_m2f.adapters.data.transform import Transform
 from mmseg_m2f.registry import TRANSFORMS
 
@@ -140,4 +139,4 @@ def _resized_labels(label_map: np.ndarray, size: Size, box: Box) -> np.ndarray:
         np.arange(new) * old // new for old, new in zip(label_map.shape[:2], size, strict=True)
     )
     rows, columns = rows[box.y : box.y + box.height], columns[box.x : box.x + box.width]
-    return gather(label_map, rows, columns)
+    return label_map.take(rows, axis=0).take(columns, axis=1)

@@ -61,21 +61,10 @@ class PixelGrid(NamedTuple):
 
     def take(self, source: np.ndarray, fill: int) -> np.ndarray:
         """Return the pixels of ``source`` in this grid, and ``fill`` in padding."""
-        shown = gather(source, self.rows, self.columns)
+        shown = source.take(self.rows, axis=0).take(self.columns, axis=1)
         shown[self.rows < 0] = fill
         shown[:, self.columns < 0] = fill
         return shown
-
-
-def gather(source: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return ``source[rows][:, columns]``.
-
-    Taking a row copies it in one piece, taking a column copies pixel by pixel. So the columns are
-    taken first if there will be more rows afterwards.
-    """
-    if len(rows) > len(source):
-        return source.take(columns, axis=1).take(rows, axis=0)
-    return source.take(rows, axis=0).take(columns, axis=1)
 
 
 def _nearest(pixels: np.ndarray, size: Size) -> np.ndarray:
@@ -235,7 +224,8 @@ class InstanceShapes(Segments):
             return NO_PATCH
         box = coco_mask.decode(encoded)[y : y + height, x : x + width].view(bool)
         # The rows and columns of the box stay side by side: no transform changes their order.
-        pixels = gather(box, self.grid.rows[rows] - y, self.grid.columns[columns] - x)
+        pixels = box.take(self.grid.rows[rows] - y, axis=0)
+        pixels = pixels.take(self.grid.columns[columns] - x, axis=1)
         return Patch(int(columns[0]), int(rows[0]), pixels)
 
 
