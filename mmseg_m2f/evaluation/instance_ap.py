@@ -70,7 +70,7 @@ def true_instances(
     """Convert the things of a panoptic ground truth to COCO instances."""
     chosen = np.flatnonzero(is_thing[truth.labels])
     masks = truth.segment_map == 1 + chosen[:, None, None]
-    instances = [
+    instances: list[dict[str, Any]] = [
         {
             'category_id': int(category_ids[truth.labels[index]]),
             'segmentation': rle,
