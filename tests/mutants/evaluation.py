@@ -79,7 +79,7 @@ MUTANTS = (
         name='crowds_are_true_instances',
         breaks='A crowd of the panoptic truth is a crowd of the instance truth.',
         file='mmseg_m2f/evaluation/instance_ap.py',
-        old="'iscrowd': int(is_crowd),",
+        old="'iscrowd': int(truth.is_crowd[index]),",
         new="'iscrowd': 0,",
         tests=('tests/evaluation/test_instance_ap.py',),
     ),
