@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mmseg_m2f.checkpoints.buffers import with_buffers
 from mmseg_m2f.checkpoints.resnet import torchvision_rules
-from mmseg_m2f.checkpoints.rules import KeyMap, StateDict, respelled
+from mmseg_m2f.checkpoints.rules import KeyMap, StateDict
 from mmseg_m2f.checkpoints.swin import merging_rule, official_block_rules
 
 # timm's names of a model that was built for its features only.
@@ -29,6 +29,7 @@ def _swin(first_merging: int) -> KeyMap:
             'layers.{i}.blocks.{j}.attn.relative_position_index',
             'layers.{i}.blocks.{j}.attn_mask',
         ],
+        spell=lambda key: _FLAT_STAGE.sub(r'layers.\1.', key),
     )
 
 
@@ -46,33 +47,19 @@ def merges_at_the_end(state_dict: StateDict) -> bool:
     )
 
 
-def from_resnet_file(state_dict: StateDict) -> dict[str, Tensor]:
-    """Convert a ResNet of torchvision or timm to ``backbone.*``, without its classifier.
+def from_backbone_file(state_dict: StateDict, layout: str) -> dict[str, Tensor]:
+    """Convert a classifier to ``backbone.*``, without its classifying layer and its last norm.
+
+    ``layout`` is one of ``BACKBONE_LAYOUTS``; timm's file is a ResNet or Swin of any release.
 
     Raises:
-        ValueError: a key is unknown.
+        ValueError: A key is unknown.
     """
-    return with_buffers(_RESNET.to_ours(state_dict))
-
-
-def from_swin_file(state_dict: StateDict) -> dict[str, Tensor]:
-    """Convert Microsoft's Swin to ``backbone.*``, without its classifier and last norm.
-
-    Raises:
-        ValueError: a key is unknown.
-    """
-    return with_buffers(_MERGING_AT_THE_END.to_ours(state_dict))
-
-
-def from_timm_file(state_dict: StateDict) -> dict[str, Tensor]:
-    """Convert a ResNet or Swin of any release of timm to ``backbone.*``, without its classifier.
-
-    Raises:
-        ValueError: a key is unknown.
-    """
-    if any(key.startswith('layer1.') for key in state_dict):
-        return from_resnet_file(state_dict)
-    stages = respelled(state_dict, lambda key: _FLAT_STAGE.sub(r'layers.\1.', key))
-    if merges_at_the_end(stages):
-        return from_swin_file(stages)
-    return with_buffers(_MERGING_AT_THE_START.to_ours(stages))
+    is_resnet = any(key.startswith('layer1.') for key in state_dict)
+    if layout == 'torchvision' or (layout == 'timm' and is_resnet):
+        keymap = _RESNET
+    elif layout == 'swin' or merges_at_the_end(state_dict):
+        keymap = _MERGING_AT_THE_END
+    else:
+        keymap = _MERGING_AT_THE_START
+    return with_buffers(keymap.to_ours(state_dict))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmseg_m2f.checkpoints.buffers import with_buffers
 from mmseg_m2f.checkpoints.resnet import detectron2_rules, refuse_caffe
-from mmseg_m2f.checkpoints.rules import KeyMap, StateDict, respelled, same
+from mmseg_m2f.checkpoints.rules import KeyMap, StateDict, same
 from mmseg_m2f.checkpoints.swin import INDEX, merging_rule, official_block_rules
 
 _HEAD = 'sem_seg_head.'
@@ -81,6 +81,7 @@ def _keymap(head: str) -> KeyMap:
             'pixel_std',
             f'{_SWIN_BLOCK}attn.relative_position_index',
         ],
+        spell=_spelled_as_today,
     )
 
 
@@ -95,8 +96,7 @@ def from_detectron2(state_dict: StateDict, head: str = 'decode_head') -> dict[st
         ValueError: A key is unknown or doubled, or the backbone is a ResNet of Caffe.
     """
     refuse_caffe(state_dict)
-    renamed = respelled(_without_counters(state_dict), _spelled_as_today)
-    return with_buffers(_keymap(head).to_ours(renamed))
+    return with_buffers(_keymap(head).to_ours(_without_counters(state_dict)))
 
 
 def to_detectron2(state_dict: StateDict, head: str = 'decode_head') -> dict[str, Tensor]:

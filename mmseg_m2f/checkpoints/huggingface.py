@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mmseg_m2f.checkpoints.buffers import with_buffers
 from mmseg_m2f.checkpoints.resnet import torchvision_rules
-from mmseg_m2f.checkpoints.rules import KeyMap, Rule, StateDict, respelled, same
+from mmseg_m2f.checkpoints.rules import KeyMap, Rule, StateDict, same
 from mmseg_m2f.checkpoints.swin import INDEX, merging_rule
 
 _PIXEL_DECODER = (
@@ -133,6 +133,7 @@ def _keymap(head: str) -> KeyMap:
             f'{_BACKBONE}layernorm.*',
             f'{_BLOCK}attention.self.relative_position_index',
         ],
+        spell=_published,
     )
 
 
@@ -163,7 +164,7 @@ def from_huggingface(state_dict: StateDict, head: str = 'decode_head') -> dict[s
     Raises:
         ValueError: A key is unknown, or a part of a split tensor is missing.
     """
-    return with_buffers(_keymap(head).to_ours(respelled(state_dict, _published)))
+    return with_buffers(_keymap(head).to_ours(state_dict))
 
 
 def to_huggingface(state_dict: StateDict, head: str = 'decode_head') -> dict[str, Tensor]:

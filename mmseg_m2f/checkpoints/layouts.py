@@ -1,15 +1,12 @@
 """Recognize the layout of a state dict, and convert it to ours and back."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
-from mmseg_m2f.checkpoints.backbone_files import (
-    from_resnet_file,
-    from_swin_file,
-    from_timm_file,
-    merges_at_the_end,
-)
+from mmseg_m2f.checkpoints.backbone_files import from_backbone_file, merges_at_the_end
 from mmseg_m2f.checkpoints.detectron2 import from_detectron2, to_detectron2
 from mmseg_m2f.checkpoints.huggingface import from_huggingface, to_huggingface
 from mmseg_m2f.checkpoints.openmmlab import from_openmmlab, to_openmmlab
@@ -19,6 +16,20 @@ from mmseg_m2f.checkpoints.rules import StateDict
 LAYOUTS = ('mmseg_m2f', 'detectron2', 'mmdet', 'mmseg', 'hf')
 BACKBONE_LAYOUTS = ('torchvision', 'timm', 'swin')
 HEADS = ('decode_head', 'panoptic_head')
+# How to read and write each foreign layout, called with a state dict and our name for the head.
+_Convert = Callable[[StateDict, str], dict[str, Tensor]]
+_CONVERSIONS: dict[str, tuple[_Convert, _Convert]] = {
+    'detectron2': (from_detectron2, to_detectron2),
+    'mmdet': (
+        partial(from_openmmlab, theirs='panoptic_head'),
+        partial(to_openmmlab, theirs='panoptic_head'),
+    ),
+    'mmseg': (
+        partial(from_openmmlab, theirs='decode_head'),
+        partial(to_openmmlab, theirs='decode_head'),
+    ),
+    'hf': (from_huggingface, to_huggingface),
+}
 _WRAPPERS = ('module.', '_orig_mod.', 'model.')
 
 _MM = (
@@ -44,13 +55,6 @@ _BACKBONES = {
 
 class UnknownLayoutError(ValueError):
     """Raised when the names of a state dict belong to no known layout, or to several."""
-
-
-_FROM_BACKBONE = {
-    'torchvision': from_resnet_file,
-    'timm': from_timm_file,
-    'swin': from_swin_file,
-}
 
 
 def detect_layout(state_dict: StateDict) -> str:
@@ -106,11 +110,10 @@ def to_ours(state_dict: StateDict, layout: str, head: str = 'decode_head') -> di
     _check('head', head, HEADS)
     if layout == 'mmseg_m2f':
         return _with_head(state_dict, head)
-    if layout in ('mmdet', 'mmseg'):
-        return from_openmmlab(state_dict, _head_of(layout), head)
-    if layout in _FROM_BACKBONE:
-        return _FROM_BACKBONE[layout](state_dict)
-    return (from_detectron2 if layout == 'detectron2' else from_huggingface)(state_dict, head)
+    if layout in BACKBONE_LAYOUTS:
+        return from_backbone_file(state_dict, layout)
+    read, _ = _CONVERSIONS[layout]
+    return read(state_dict, head)
 
 
 def to_theirs(state_dict: StateDict, layout: str) -> dict[str, Tensor]:
@@ -124,10 +127,8 @@ def to_theirs(state_dict: StateDict, layout: str) -> dict[str, Tensor]:
     _check('layout', layout, LAYOUTS)
     if layout == 'mmseg_m2f':
         return dict(state_dict)
-    head = head_prefix(state_dict)
-    if layout in ('mmdet', 'mmseg'):
-        return to_openmmlab(state_dict, _head_of(layout), head)
-    return (to_detectron2 if layout == 'detectron2' else to_huggingface)(state_dict, head)
+    _, write = _CONVERSIONS[layout]
+    return write(state_dict, head_prefix(state_dict))
 
 
 def head_prefix(state_dict: StateDict) -> str:
@@ -158,10 +159,6 @@ def without_wrapper(state_dict: StateDict) -> tuple[str, StateDict]:
 def _common(prefix: str, state_dict: StateDict) -> str:
     steps = (w for w in _WRAPPERS if all(key.startswith(prefix + w) for key in state_dict))
     return next(steps, '')
-
-
-def _head_of(layout: str) -> str:
-    return 'panoptic_head' if layout == 'mmdet' else 'decode_head'
 
 
 def _with_head(state_dict: StateDict, head: str) -> dict[str, Tensor]:

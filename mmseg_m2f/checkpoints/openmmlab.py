@@ -5,7 +5,7 @@ import re
 
 from torch import Tensor
 
-from mmseg_m2f.checkpoints.rules import KeyMap, StateDict, respelled, same
+from mmseg_m2f.checkpoints.rules import KeyMap, StateDict, same
 
 _PIXEL_DECODER = (
     ('input_proj.{i}.conv.*', 'input_convs.{i}.conv.*'),
@@ -63,11 +63,12 @@ def _keymap(ours: str, theirs: str) -> KeyMap:
                 f'{ours}.decoder.layers.{{i}}.',
                 f'{theirs}.transformer_decoder.layers.{{i}}.',
             ),
-        ]
+        ],
+        spell=_spelled_as_today,
     )
 
 
-def from_openmmlab(state_dict: StateDict, theirs: str, head: str) -> dict[str, Tensor]:
+def from_openmmlab(state_dict: StateDict, head: str, theirs: str) -> dict[str, Tensor]:
     """Convert the state dict of mmdet's or mmseg's own Mask2Former to ours.
 
     Names outside the head, such as the backbone's, are the same in both. Layers may have the names
@@ -75,8 +76,8 @@ def from_openmmlab(state_dict: StateDict, theirs: str, head: str) -> dict[str, T
 
     Args:
         state_dict: weights of their model.
-        theirs: their model's name for its head, ``decode_head`` or ``panoptic_head``.
         head: our model's name for its head.
+        theirs: their model's name for its head, ``decode_head`` or ``panoptic_head``.
 
     Raises:
         ValueError: A key of the head is unknown or doubled, or there is no head.
@@ -84,10 +85,10 @@ def from_openmmlab(state_dict: StateDict, theirs: str, head: str) -> dict[str, T
     mine, others = _split(state_dict, theirs)
     if not mine:
         raise ValueError(f'no key begins with {theirs}.')
-    return others | _keymap(head, theirs).to_ours(respelled(mine, _spelled_as_today))
+    return others | _keymap(head, theirs).to_ours(mine)
 
 
-def to_openmmlab(state_dict: StateDict, theirs: str, head: str) -> dict[str, Tensor]:
+def to_openmmlab(state_dict: StateDict, head: str, theirs: str) -> dict[str, Tensor]:
     """Invert ``from_openmmlab``, in today's spelling."""
     mine, others = _split(state_dict, head)
     return others | _keymap(head, theirs).to_theirs(mine)

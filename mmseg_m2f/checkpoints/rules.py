@@ -32,21 +32,6 @@ def same(pairs: Iterable[tuple[str, str]], ours: str, theirs: str) -> list[Rule]
     return [Rule(ours + left, (theirs + right,)) for left, right in pairs]
 
 
-def respelled(state_dict: StateDict, spell: Callable[[str], str]) -> dict[str, Tensor]:
-    """Apply ``spell`` to every key.
-
-    Raises:
-        ValueError: Two keys become the same.
-    """
-    renamed: dict[str, Tensor] = {}
-    for key, value in state_dict.items():
-        name = spell(key)
-        if name in renamed:
-            raise ValueError(f'the checkpoint has {name} twice, once as {key}')
-        renamed[name] = value
-    return renamed
-
-
 class _Found(NamedTuple):
     """The parts found for one of our tensors: key and value by the index of the part."""
 
@@ -63,11 +48,17 @@ class KeyMap:
             for writing. No key of theirs may match two rules.
         ours_only: templates of our keys without counterpart, which are left out.
         theirs_only: the same of their keys.
+        spell: changes another spelling of one of their keys to the one in the rules.
     """
 
     def __init__(
-        self, rules: Sequence[Rule], ours_only: Sequence[str] = (), theirs_only: Sequence[str] = ()
+        self,
+        rules: Sequence[Rule],
+        ours_only: Sequence[str] = (),
+        theirs_only: Sequence[str] = (),
+        spell: Callable[[str], str] | None = None,
     ) -> None:
+        self._spell = spell or str
         self._to_ours = [
             (_pattern(template), rule, part)
             for rule in rules
@@ -87,8 +78,9 @@ class KeyMap:
         found: dict[str, _Found] = {}
         unknown = []
         for key, value in state_dict.items():
+            spelled = self._spell(key)
             for pattern, rule, part in self._to_ours:
-                if hit := pattern.fullmatch(key):
+                if hit := pattern.fullmatch(spelled):
                     name = _render(rule.ours, hit)
                     parts = found.setdefault(name, _Found(rule, hit, {})).parts
                     if part in parts:
@@ -96,8 +88,9 @@ class KeyMap:
                     parts[part] = key, value
                     break
             else:
-                unknown.append(key)
-        _refuse_unknown(unknown, self._theirs_only)
+                if not _matches(spelled, self._theirs_only):
+                    unknown.append(key)
+        _refuse(unknown)
         return {name: _joined(name, entry) for name, entry in found.items()}
 
     def to_theirs(self, state_dict: StateDict) -> dict[str, Tensor]:
@@ -115,8 +108,9 @@ class KeyMap:
                     converted.update(zip(names, _parts(key, rule, value), strict=True))
                     break
             else:
-                unknown.append(key)
-        _refuse_unknown(unknown, self._ours_only)
+                if not _matches(key, self._ours_only):
+                    unknown.append(key)
+        _refuse(unknown)
         return converted
 
 
@@ -156,8 +150,11 @@ def _parts(key: str, rule: Rule, value: Tensor) -> Sequence[Tensor]:
         ) from error
 
 
-def _refuse_unknown(keys: Sequence[str], dropped: Sequence[re.Pattern[str]]) -> None:
-    unknown = [key for key in keys if not any(pattern.fullmatch(key) for pattern in dropped)]
+def _matches(key: str, patterns: Sequence[re.Pattern[str]]) -> bool:
+    return any(pattern.fullmatch(key) for pattern in patterns)
+
+
+def _refuse(unknown: Sequence[str]) -> None:
     if unknown:
         raise ValueError(
             f'{len(unknown)} keys do not belong to this layout, the first are {unknown[:5]}'

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from mmseg_m2f.checkpoints import LAYOUTS, detect_layout, to_ours, to_theirs
-from mmseg_m2f.checkpoints.swin import from_unfold_order, to_unfold_order
 from tests.checkpoints.published_names import (
     Shapes,
     microsoft_swin,
@@ -59,48 +58,34 @@ def test_a_resnet_keeps_its_names() -> None:
     assert_same(to_ours(published, 'timm'), expected)
 
 
-def converters() -> list[ModuleType]:
-    """The installed packages' own conversions of Microsoft's files, which are scripts."""
-    folder = Path('.mim/tools/model_converters')
-    scripts = [(mmseg, 'swin2mmseg.py')]
-    if importlib.util.find_spec('mmdet'):
-        import mmdet
-
-        scripts.append((mmdet, 'swinv1_to_mmdet.py'))
-    modules = []
-    for package, name in scripts:
-        path = Path(package.__file__).parent / folder / name
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        modules.append(importlib.util.module_from_spec(spec))
-        spec.loader.exec_module(modules[-1])
-    return modules
+def script(package: ModuleType, name: str) -> ModuleType:
+    """Load a package's own conversion of Microsoft's files, which is a script."""
+    path = Path(package.__file__).parent / '.mim/tools/model_converters' / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_microsofts_swin_as_mmseg_and_mmdet_convert_it() -> None:
-    published = random_state(microsoft_swin())
-    ours = to_ours(published, 'swin')
-    ours = {key: value for key, value in ours.items() if not key.endswith('position_index')}
-    left_out = ('norm.', 'head.')
-    kept = {
+@pytest.mark.parametrize('by', ['mmseg', 'mmdet', 'mmdet on load'])
+def test_microsofts_swin_as_mmseg_and_mmdet_convert_it(by: str) -> None:
+    published = {
         key: value
-        for key, value in published.items()
-        if not key.startswith(left_out) and not key.endswith(('attn_mask', 'position_index'))
+        for key, value in random_state(microsoft_swin()).items()
+        if not key.startswith(('norm.', 'head.'))
+        and not key.endswith(('attn_mask', 'position_index'))
     }
-    by_mmseg, *by_mmdet = converters()
-    theirs = {f'backbone.{key}': v for key, v in by_mmseg.convert_swin(kept).items()}
-    assert_same(ours, theirs)
-    for module in by_mmdet:
-        below = {f'backbone.{key}': value for key, value in kept.items()}
-        assert_same(ours, module.swin_converter(below))
-
-
-def test_microsofts_swin_as_mmdet_loads_it() -> None:
-    backbones = pytest.importorskip('mmdet.models.backbones.swin')
-    published = random_state(microsoft_swin())
-    theirs = backbones.swin_converter(published)
-    for key, value in to_ours(published, 'swin').items():
-        if not key.endswith('relative_position_index'):
-            assert torch.equal(value, theirs[key]), key
+    below = {f'backbone.{key}': value for key, value in published.items()}
+    if by == 'mmseg':
+        converted = script(mmseg, 'swin2mmseg.py').convert_swin(published)
+        theirs = {f'backbone.{key}': value for key, value in converted.items()}
+    elif by == 'mmdet':
+        mmdet = pytest.importorskip('mmdet')
+        theirs = script(mmdet, 'swinv1_to_mmdet.py').swin_converter(below)
+    else:
+        theirs = pytest.importorskip('mmdet.models.backbones.swin').swin_converter(published)
+    ours = to_ours(published, 'swin')
+    assert_same({key: ours[key] for key in ours if not key.endswith('position_index')}, theirs)
 
 
 def test_timm_moved_patch_merging_to_the_next_stage() -> None:
@@ -120,21 +105,6 @@ def test_timm_moved_patch_merging_to_the_next_stage() -> None:
     # The name of the layout is believed: the last stage of Microsoft's merges nothing.
     with pytest.raises(ValueError, match=r'layers\.3\.downsample'):
         to_ours(late, 'swin')
-
-
-def test_patch_merging_by_its_formula() -> None:
-    """Column ``4 c + p`` takes column ``pi(p) C + c``, where ``pi`` swaps the middle two."""
-    channels = 5
-    weight = torch.randn(3, 4 * channels)
-    pi = (0, 2, 1, 3)
-    converted = to_unfold_order(weight)
-    for c in range(channels):
-        for p in range(4):
-            assert torch.equal(converted[:, 4 * c + p], weight[:, pi[p] * channels + c])
-            assert torch.equal(converted[:, 4 * c + pi[p]], weight[:, p * channels + c])
-    assert torch.equal(from_unfold_order(converted), weight)
-    # A norm's vector goes the same way.
-    assert torch.equal(to_unfold_order(weight[0]), converted[0])
 
 
 SIZES = {

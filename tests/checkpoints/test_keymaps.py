@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmseg_m2f.checkpoints import from_huggingface, to_huggingface
-from mmseg_m2f.checkpoints.buffers import relative_position_index
 from mmseg_m2f.checkpoints.rules import KeyMap, Rule
 from mmseg_m2f.checkpoints.swin import from_unfold_order, to_unfold_order
 
@@ -82,27 +81,6 @@ def test_patch_merging_order() -> None:
     assert torch.equal(from_unfold_order(to_unfold_order(weight)), weight)
     # Not an involution: converting twice is a silent error, never a no-op.
     assert not torch.equal(to_unfold_order(to_unfold_order(weight)), weight)
-
-
-def test_relative_position_index_is_that_of_mmseg() -> None:
-    swin = pytest.importorskip('mmseg.models.backbones.swin')
-    attention = swin.WindowMSA(embed_dims=8, num_heads=2, window_size=(7, 7))
-    index = relative_position_index(attention.relative_position_bias_table)
-    assert torch.equal(index, attention.relative_position_index)
-
-
-def test_part_of_a_split_tensor_is_missing() -> None:
-    key = 'model.transformer_module.decoder.layers.0.self_attn.{}_proj.bias'
-    with pytest.raises(
-        ValueError, match=r'needs .*0\.self_attn\.v_proj\.bias, which the checkpoint does not hold'
-    ):
-        from_huggingface({key.format(part): torch.zeros(2) for part in 'qk'})
-
-
-@pytest.mark.parametrize('convert', [from_huggingface, to_huggingface])
-def test_unknown_keys_are_named(convert) -> None:
-    with pytest.raises(ValueError, match=r'1 keys do not belong .*backbone\.layer9'):
-        convert({'backbone.layer9.conv.weight': torch.zeros(1)})
 
 
 def test_a_rule_reads_in_both_directions() -> None:

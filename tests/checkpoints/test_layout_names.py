@@ -46,14 +46,6 @@ def test_round_trips(ours: dict[str, Tensor], layout: str) -> None:
     assert_same(to_ours(renamed, 'mmseg_m2f'), ours)
 
 
-def test_between_layouts(ours: dict[str, Tensor]) -> None:
-    """One circle through all layouts comes back to the start."""
-    state = ours
-    for layout in FOREIGN:
-        state = to_ours(to_theirs(state, layout), layout)
-    assert_same(state, ours)
-
-
 @pytest.mark.parametrize('layout', FOREIGN)
 def test_nothing_is_converted_twice(ours: dict[str, Tensor], layout: str) -> None:
     """Ours are no names of theirs: patch merging cannot be permuted once more."""
@@ -160,17 +152,15 @@ def test_names_of_two_models() -> None:
         head_prefix(keys('decode_head.decoder.norm.bias', 'panoptic_head.decoder.norm.bias'))
 
 
-@pytest.mark.parametrize('layout', FOREIGN)
-def test_a_backbone_alone_is_no_model_to_write(layout: str) -> None:
-    with pytest.raises(ValueError, match='0 heads where one is wanted'):
-        to_theirs(keys('backbone.conv1.weight'), layout)
-
-
 @pytest.mark.parametrize('layout', [*FOREIGN, *BACKBONE_LAYOUTS])
 def test_a_name_of_no_layout(layout: str) -> None:
     name = {'mmdet': 'panoptic_head.x', 'mmseg': 'decode_head.x'}.get(layout, 'x')
-    with pytest.raises(ValueError, match='1 keys do not belong'):
+    with pytest.raises(ValueError, match=f"1 keys do not belong .*'{name}'"):
         to_ours(keys(name), layout)
+    if layout in FOREIGN:
+        head = 'decode_head.decoder.norm.weight'
+        with pytest.raises(ValueError, match=r'1 keys do not belong .*decode_head\.x'):
+            to_theirs(keys(head, 'decode_head.x'), layout)
 
 
 def test_names_of_layouts_and_heads_are_checked() -> None:
@@ -178,6 +168,8 @@ def test_names_of_layouts_and_heads_are_checked() -> None:
         to_ours({}, 'foo')
     with pytest.raises(ValueError, match='head must be one of decode_head, panoptic_head, got'):
         to_ours({}, 'hf', head='head')
+    with pytest.raises(ValueError, match='0 heads where one is wanted'):
+        to_theirs(keys('backbone.conv1.weight'), 'hf')
     with pytest.raises(ValueError, match=r'layout must be one of .*, hf, got .timm'):
         to_theirs(to_ours(random_state(timm_swin()), 'timm'), 'timm')
 

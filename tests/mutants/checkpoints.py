@@ -17,7 +17,7 @@ MUTANTS = (
         file='mmseg_m2f/checkpoints/rules.py',
         old='    if unknown:\n        raise',
         new='    if len(unknown) > 1:\n        raise',
-        tests=('tests/checkpoints/test_keymaps.py',),
+        tests=('tests/checkpoints/test_layout_names.py',),
     ),
     Mutant(
         name='mixed_layouts_count_as_the_first',

@@ -184,10 +184,24 @@ def test_logits_of_stock_models_in_float32(pair: Pair) -> None:
 ENCODER = 'model.pixel_level_module.encoder.'
 DECODER = 'model.pixel_level_module.decoder.'
 TRANSFORMER = 'model.transformer_module.'
+PIXELS = r'sem_seg_head\.pixel_decoder\.'
+ENCODER_LAYER = PIXELS + r'transformer\.(encoder\.layers\.\d\.)'
+PREDICTOR = r'sem_seg_head\.predictor\.'
+CROSS, SELF, FFN = (
+    PREDICTOR + rf'transformer_{part}_layers\.(\d)\.'
+    for part in ('cross_attention', 'self_attention', 'ffn')
+)
+LAYER = rf'{TRANSFORMER}decoder.layers.\1.'
+BLOCK = r'backbone\.(layers\.\d\.blocks\.\d\.)'
+THEIR_BLOCK = rf'{ENCODER}encoder.\1'
+NORM = {'norm.': 'normalization.', None: 'convolution.'}
 
 
-def less(number: str, by: int) -> str:
-    return str(int(number) - by)
+def resnet_layer(hit: re.Match[str]) -> str:
+    # Their stages and convolutions count from zero.
+    stage, layer = int(hit['stage']) - 2, hit['layer']
+    part = 'shortcut' if layer == 'shortcut' else f'layer.{int(layer[-1]) - 1}'
+    return f'{ENCODER}encoder.stages.{stage}.layers.{hit["block"]}.{part}.{NORM[hit["norm"]]}'
 
 
 # From official names to Hugging Face's, written out from the specification of both.
@@ -195,100 +209,45 @@ OFFICIAL_TO_HUGGINGFACE: list[tuple[str, str | Callable[[re.Match[str]], str]]] 
     (r'backbone\.stem\.conv1\.weight', f'{ENCODER}embedder.embedder.convolution.weight'),
     (r'backbone\.stem\.conv1\.norm\.', f'{ENCODER}embedder.embedder.normalization.'),
     (
-        r'backbone\.res(\d)\.(\d)\.conv(\d)\.(norm\.)?',
-        lambda hit: (
-            f'{ENCODER}encoder.stages.{less(hit[1], 2)}.layers.{hit[2]}.layer.{less(hit[3], 1)}.'
-            + ('normalization.' if hit[4] else 'convolution.')
-        ),
-    ),
-    (
-        r'backbone\.res(\d)\.0\.shortcut\.(norm\.)?',
-        lambda hit: (
-            f'{ENCODER}encoder.stages.{less(hit[1], 2)}.layers.0.shortcut.'
-            + ('normalization.' if hit[2] else 'convolution.')
-        ),
+        r'backbone\.res(?P<stage>\d)\.(?P<block>\d)\.(?P<layer>conv\d|shortcut)\.(?P<norm>norm\.)?',
+        resnet_layer,
     ),
     (r'backbone\.patch_embed\.proj\.', f'{ENCODER}embeddings.patch_embeddings.projection.'),
     (r'backbone\.patch_embed\.norm\.', f'{ENCODER}embeddings.norm.'),
+    *((rf'backbone\.norm{i}\.', f'{ENCODER}hidden_states_norms.stage{i + 1}.') for i in range(4)),
+    (r'backbone\.(layers\.\d\.downsample\.)', THEIR_BLOCK),
+    (BLOCK + r'norm1\.', THEIR_BLOCK + 'layernorm_before.'),
+    (BLOCK + r'norm2\.', THEIR_BLOCK + 'layernorm_after.'),
+    (BLOCK + r'mlp\.fc1\.', THEIR_BLOCK + 'intermediate.dense.'),
+    (BLOCK + r'mlp\.fc2\.', THEIR_BLOCK + 'output.dense.'),
+    (BLOCK + r'attn\.proj\.', THEIR_BLOCK + 'attention.output.dense.'),
+    (BLOCK + r'attn\.relative', THEIR_BLOCK + 'attention.self.relative'),
+    (BLOCK + r'attn\.qkv\.', THEIR_BLOCK + 'attention.self.[query|key|value].'),
+    (PIXELS + r'transformer\.level_embed', f'{DECODER}level_embed'),
+    (PIXELS + r'input_proj\.', f'{DECODER}input_projections.'),
+    (PIXELS + r'mask_features\.', f'{DECODER}mask_projection.'),
+    (PIXELS + r'(adapter_1|layer_1)\.norm\.', rf'{DECODER}\1.1.'),
+    (PIXELS + r'(adapter_1|layer_1)\.weight', rf'{DECODER}\1.0.weight'),
+    (ENCODER_LAYER + r'norm1\.', rf'{DECODER}\1self_attn_layer_norm.'),
+    (ENCODER_LAYER + r'norm2\.', rf'{DECODER}\1final_layer_norm.'),
+    (ENCODER_LAYER + r'linear(\d)\.', rf'{DECODER}\1fc\2.'),
+    (ENCODER_LAYER + r'self_attn\.', rf'{DECODER}\1self_attn.'),
+    (PREDICTOR + r'static_query\.', f'{TRANSFORMER}queries_features.'),
+    (PREDICTOR + r'query_embed\.', f'{TRANSFORMER}queries_embedder.'),
+    (PREDICTOR + r'level_embed\.', f'{TRANSFORMER}level_embed.'),
+    (PREDICTOR + r'decoder_norm\.', f'{TRANSFORMER}decoder.layernorm.'),
+    (PREDICTOR + r'class_embed\.', 'class_predictor.'),
     (
-        r'backbone\.norm(\d)\.',
-        lambda hit: f'{ENCODER}hidden_states_norms.stage{less(hit[1], -1)}.',
-    ),
-    (r'backbone\.(layers\.\d\.downsample\.)', rf'{ENCODER}encoder.\1'),
-    (r'backbone\.(layers\.\d\.blocks\.\d\.)norm1\.', rf'{ENCODER}encoder.\1layernorm_before.'),
-    (r'backbone\.(layers\.\d\.blocks\.\d\.)norm2\.', rf'{ENCODER}encoder.\1layernorm_after.'),
-    (r'backbone\.(layers\.\d\.blocks\.\d\.)mlp\.fc1\.', rf'{ENCODER}encoder.\1intermediate.dense.'),
-    (r'backbone\.(layers\.\d\.blocks\.\d\.)mlp\.fc2\.', rf'{ENCODER}encoder.\1output.dense.'),
-    (
-        r'backbone\.(layers\.\d\.blocks\.\d\.)attn\.proj\.',
-        rf'{ENCODER}encoder.\1attention.output.dense.',
-    ),
-    (
-        r'backbone\.(layers\.\d\.blocks\.\d\.)attn\.relative',
-        rf'{ENCODER}encoder.\1attention.self.relative',
-    ),
-    (
-        r'backbone\.(layers\.\d\.blocks\.\d\.)attn\.qkv\.',
-        rf'{ENCODER}encoder.\1attention.self.[query|key|value].',
-    ),
-    (r'sem_seg_head\.pixel_decoder\.transformer\.level_embed', f'{DECODER}level_embed'),
-    (r'sem_seg_head\.pixel_decoder\.input_proj\.', f'{DECODER}input_projections.'),
-    (r'sem_seg_head\.pixel_decoder\.mask_features\.', f'{DECODER}mask_projection.'),
-    (r'sem_seg_head\.pixel_decoder\.(adapter_1|layer_1)\.norm\.', rf'{DECODER}\1.1.'),
-    (r'sem_seg_head\.pixel_decoder\.(adapter_1|layer_1)\.weight', rf'{DECODER}\1.0.weight'),
-    (
-        r'sem_seg_head\.pixel_decoder\.transformer\.(encoder\.layers\.\d\.)norm1\.',
-        rf'{DECODER}\1self_attn_layer_norm.',
-    ),
-    (
-        r'sem_seg_head\.pixel_decoder\.transformer\.(encoder\.layers\.\d\.)norm2\.',
-        rf'{DECODER}\1final_layer_norm.',
-    ),
-    (
-        r'sem_seg_head\.pixel_decoder\.transformer\.(encoder\.layers\.\d\.)linear(\d)\.',
-        rf'{DECODER}\1fc\2.',
-    ),
-    (
-        r'sem_seg_head\.pixel_decoder\.transformer\.(encoder\.layers\.\d\.self_attn\.)',
-        rf'{DECODER}\1',
-    ),
-    (r'sem_seg_head\.predictor\.static_query\.', f'{TRANSFORMER}queries_features.'),
-    (r'sem_seg_head\.predictor\.query_embed\.', f'{TRANSFORMER}queries_embedder.'),
-    (r'sem_seg_head\.predictor\.level_embed\.', f'{TRANSFORMER}level_embed.'),
-    (r'sem_seg_head\.predictor\.decoder_norm\.', f'{TRANSFORMER}decoder.layernorm.'),
-    (r'sem_seg_head\.predictor\.class_embed\.', 'class_predictor.'),
-    (
-        r'sem_seg_head\.predictor\.mask_embed\.layers\.(\d)\.',
+        PREDICTOR + r'mask_embed\.layers\.(\d)\.',
         rf'{TRANSFORMER}decoder.mask_predictor.mask_embedder.\1.0.',
     ),
-    (
-        r'sem_seg_head\.predictor\.transformer_cross_attention_layers\.(\d)\.multihead_attn\.',
-        rf'{TRANSFORMER}decoder.layers.\1.cross_attn.',
-    ),
-    (
-        r'sem_seg_head\.predictor\.transformer_cross_attention_layers\.(\d)\.norm\.',
-        rf'{TRANSFORMER}decoder.layers.\1.cross_attn_layer_norm.',
-    ),
-    (
-        r'sem_seg_head\.predictor\.transformer_self_attention_layers\.(\d)\.self_attn\.in_proj_',
-        rf'{TRANSFORMER}decoder.layers.\1.self_attn.[q_proj|k_proj|v_proj].',
-    ),
-    (
-        r'sem_seg_head\.predictor\.transformer_self_attention_layers\.(\d)\.self_attn\.out_proj\.',
-        rf'{TRANSFORMER}decoder.layers.\1.self_attn.out_proj.',
-    ),
-    (
-        r'sem_seg_head\.predictor\.transformer_self_attention_layers\.(\d)\.norm\.',
-        rf'{TRANSFORMER}decoder.layers.\1.self_attn_layer_norm.',
-    ),
-    (
-        r'sem_seg_head\.predictor\.transformer_ffn_layers\.(\d)\.linear(\d)\.',
-        rf'{TRANSFORMER}decoder.layers.\1.fc\2.',
-    ),
-    (
-        r'sem_seg_head\.predictor\.transformer_ffn_layers\.(\d)\.norm\.',
-        rf'{TRANSFORMER}decoder.layers.\1.final_layer_norm.',
-    ),
+    (CROSS + r'multihead_attn\.', LAYER + 'cross_attn.'),
+    (CROSS + r'norm\.', LAYER + 'cross_attn_layer_norm.'),
+    (SELF + r'self_attn\.in_proj_', LAYER + 'self_attn.[q_proj|k_proj|v_proj].'),
+    (SELF + r'self_attn\.out_proj\.', LAYER + 'self_attn.out_proj.'),
+    (SELF + r'norm\.', LAYER + 'self_attn_layer_norm.'),
+    (FFN + r'linear(\d)\.', LAYER + r'fc\2.'),
+    (FFN + r'norm\.', LAYER + 'final_layer_norm.'),
 ]
 
 

@@ -119,15 +119,52 @@ def test_a_foreign_checkpoint_is_no_run_to_resume(
     assert f'load_from={official}' in message
 
 
-def test_a_hostile_pickle_gets_one_message(convert: Callable[..., None], tmp_path: Path) -> None:
-    marker, file, target = tmp_path / 'run', tmp_path / 'hostile.pkl', tmp_path / 'new' / 'out.pth'
-    file.write_bytes(pickle.dumps({'model': {'w': touch(marker)}, '__author__': 'x'}))
+@pytest.mark.filterwarnings('ignore:The draw is False')
+@pytest.mark.parametrize('suffix', ['.pth', '.pkl'])
+@pytest.mark.parametrize('tool', ['test.py', 'train.py', TOOL])
+def test_our_tools_refuse_a_hostile_file_in_one_message(
+    call: Callable[..., None], trained: Trained, tmp_path: Path, tool: str, suffix: str
+) -> None:
+    file, marker, target = tmp_path / f'hostile{suffix}', tmp_path / 'run', tmp_path / 'new/out.pth'
+    hostile(file, marker)
+    # MMEngine keeps a logger and a visualiser per name.
+    names = [f'{key}=hostile-{tool}{suffix}' for key in ('experiment_name', 'visualizer.name')]
+    options = ['--work-dir', tmp_path, '--cfg-options', *names]
+    arguments = {
+        'test.py': [trained.config, file, *options],
+        'train.py': [trained.config, '--resume', file, *options],
+        TOOL: [file, target],
+    }[tool]
     with pytest.raises(SystemExit) as stop:
-        convert(file, target)
-    assert str(stop.value).startswith('UnsafeCheckpointError: ')
-    assert 'hostile.pkl was refused and nothing of it was run' in str(stop.value)
+        call(TOOLS / tool, *arguments)
+    message = str(stop.value)
+    assert message.startswith(
+        f'UnsafeCheckpointError: {file} was refused and nothing of it was run'
+    )
+    assert 'the name posix.system' in message
     assert not marker.exists()
     assert not target.parent.exists()
+
+
+def test_mmsegs_test_refuses_a_hostile_file(trained: Trained, tmp_path: Path) -> None:
+    import mmseg
+
+    file, marker = tmp_path / 'hostile.pth', tmp_path / 'run'
+    hostile(file, marker)
+    script = Path(mmseg.__file__).parent / '.mim/tools/test.py'
+    arguments = (trained.config, file, '--work-dir', tmp_path)
+    done = run(sys.executable, script, *arguments, cwd=trained.folder)
+    assert done.returncode != 0
+    assert 'UnsafeCheckpointError' in done.stdout
+    assert not marker.exists()
+
+
+def hostile(file: Path, marker: Path) -> None:
+    """Write a checkpoint that makes ``marker`` when Python unpickles it."""
+    if file.suffix == '.pkl':
+        file.write_bytes(pickle.dumps({'model': {'w': touch(marker)}, '__author__': 'x'}))
+    else:
+        torch.save({'state_dict': touch(marker), 'meta': {}}, file)
 
 
 def test_a_mistake_gets_one_sentence(

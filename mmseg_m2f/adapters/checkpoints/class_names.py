@@ -1,7 +1,7 @@
 """The names and colors of the classes that travel with weights, in one form."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from mmseg_m2f.metadata.colors import voc_colors
 _BY_CLASS = ('classes', 'palette')
 # These go by name and stay true in any order.
 _BY_NAME = ('thing_classes', 'stuff_classes')
-_WANTED = {'classes': 'a list of names', 'palette': 'a list of colors of three numbers'}
 
 
 def class_names(meta: object, order: Sequence[int] | None = None) -> dict[str, Any]:
@@ -29,35 +28,41 @@ def class_names(meta: object, order: Sequence[int] | None = None) -> dict[str, A
             ``PALETTE`` of the time before MMEngine. Anything else counts as nothing.
         order: new class ``i`` is the old class ``order[i]``; None keeps the order.
     """
-    found: dict[str, Any] = {}
-    left_out: list[str] = []
-    for key, value in _given(meta, left_out).items():
+    names: dict[str, Any] = {}
+    left_out = []
+    given = _given(meta)
+    if not isinstance(given, dict | None):
+        left_out, given = ['everything (a dict is wanted)'], None
+    for key, value in (given or {}).items():
         name = str(key).lower()
         plain = value.tolist() if isinstance(value, np.ndarray | np.generic | Tensor) else value
         if plain is None and name in _BY_CLASS:
             continue
-        if _is_usable(name, plain):
-            found[name] = plain
+        if not _is_usable(name, plain):
+            left_out.append(name)
+        elif order is None or name in _BY_NAME:
+            names[name] = plain
+        elif name in _BY_CLASS and len(plain) == len(order):
+            names[name] = [plain[index] for index in order]
         else:
-            left_out.append(f'{name} ({_WANTED.get(name, "plain values")} wanted)')
-    if order is not None:
-        found = _in_order(found, order, left_out)
-    if 'classes' in found:
-        found.setdefault('palette', voc_colors(len(found['classes'])))
-    _warn(left_out)
-    return found
+            left_out.append(f'{name} (belongs to the old order)')
+    if 'classes' in names:
+        names.setdefault('palette', voc_colors(len(names['classes'])))
+    if left_out:
+        print_log(
+            f'left out of what the checkpoint says about its classes: {", ".join(left_out)}. '
+            'Wanted are a list of names, a list of colors of three numbers each, and plain values',
+            logger='current',
+            level=logging.WARNING,
+        )
+    return names
 
 
-def _given(meta: object, left_out: list[str]) -> Mapping[Any, Any]:
-    if not isinstance(meta, Mapping):
-        if meta is not None:
-            left_out.append('meta (a dict wanted)')
-        return {}
-    given = meta.get('dataset_meta')
-    if isinstance(given, Mapping):
-        return given
-    if given is not None:
-        left_out.append('dataset_meta (a dict wanted)')
+def _given(meta: Any) -> Any:
+    if not isinstance(meta, dict):
+        return meta
+    if meta.get('dataset_meta') is not None:
+        return meta['dataset_meta']
     return {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
 
 
@@ -75,25 +80,3 @@ def _is_usable(name: str, value: Any) -> bool:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value)
-
-
-def _in_order(
-    found: Mapping[str, Any], order: Sequence[int], left_out: list[str]
-) -> dict[str, Any]:
-    kept = {name: found[name] for name in _BY_NAME if name in found}
-    for name in found.keys() - kept.keys():
-        if name in _BY_CLASS and len(found[name]) == len(order):
-            kept[name] = [found[name][index] for index in order]
-        else:
-            left_out.append(f'{name} (belongs to the old order)')
-    return kept
-
-
-def _warn(left_out: Collection[str]) -> None:
-    if left_out:
-        print_log(
-            'left out of what the checkpoint says about its classes: '
-            f'{", ".join(sorted(left_out))}',
-            logger='current',
-            level=logging.WARNING,
-        )

@@ -13,9 +13,14 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmseg_m2f import checkpoints
-from mmseg_m2f.adapters.checkpoints.backbone import plan_named
+from mmseg_m2f.adapters.checkpoints.backbone import fitted_backbone
 from mmseg_m2f.adapters.checkpoints.class_names import class_names
-from mmseg_m2f.adapters.checkpoints.convert_on_load import ORDER_OF_MMDET, head_name, plan
+from mmseg_m2f.adapters.checkpoints.convert_on_load import (
+    ORDER_OF_MMDET,
+    head_name,
+    unwrap,
+    weights_for,
+)
 from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
 from mmseg_m2f.adapters.checkpoints.formats import weights_of
 from mmseg_m2f.adapters.checkpoints.rules import LoadRules
@@ -80,7 +85,7 @@ def convert_checkpoint(
     """
     _check_arguments(dst, source, target, reorder, config)
     checkpoint = CheckpointLoader.load_checkpoint(os.fspath(src), map_location='cpu')
-    stored = _weights_of(checkpoint, src)
+    stored = unwrap(str(src), weights_of(checkpoint, str(src)))
     model = None if config is None else _build(config)
     try:
         layout = _layout(stored, source)
@@ -111,13 +116,6 @@ def _check_arguments(dst: str | Path, source: str, target: str, reorder: Any, co
         raise ValueError(f'reorder must be one of {", ".join(ORDERS)}, got {reorder!r}')
     if isinstance(reorder, str) and config is None:
         raise ValueError(f'{reorder} needs a config: the thing_ids of its head say what a thing is')
-
-
-def _weights_of(checkpoint: Any, src: str | Path) -> Mapping[str, Tensor]:
-    prefix, bare = checkpoints.without_wrapper(weights_of(checkpoint, str(src)))
-    if prefix:
-        print_log(f'all names of {src} begin with {prefix}, which was taken off', logger='current')
-    return bare
 
 
 def _layout(stored: Mapping[str, Tensor], source: str) -> str:
@@ -191,7 +189,7 @@ def _order(
 
 def _check_fit(model: nn.Module, weights: dict[str, Tensor], rules: LoadRules) -> None:
     if any(key.startswith(f'{head_name(model)}.') for key in weights):
-        plan(weights, model, rules).apply()
+        weights_for(model, weights, rules)
         return
     expected = {k: v for k, v in model.state_dict().items() if k.startswith('backbone.')}
-    plan_named('the file', weights, expected, rules).apply()
+    fitted_backbone('the file', expected, weights, rules)

@@ -1,8 +1,7 @@
-"""Plan how a checkpoint of any known layout is loaded into one of our models."""
+"""Convert a checkpoint of any known layout for one of our models, and check that it fits."""
 
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.logging import print_log
@@ -44,75 +43,43 @@ ORDER_OF_MMDET = (
 )
 
 
-@dataclass(frozen=True)
-class Note:
-    """A line for the log."""
+def weights_for(
+    model: nn.Module, state: Mapping[str, Tensor], rules: LoadRules
+) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors as a model with one of our heads can load them.
 
-    text: str
-    level: int = logging.INFO
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The outcome of a load, worked out before it: making a plan changes and logs nothing.
+    The log says what was recognized, changed and left over.
 
     Args:
-        weights: tensors under the model's names. Each has the model's shape, or a name that the
-            model does not have.
-        notes: what was recognized, changed and left over.
-        problem: Why the weights must not be loaded; None if they may.
-    """
-
-    weights: dict[str, Tensor]
-    notes: list[Note] = field(default_factory=list)
-    problem: str | None = None
-
-    def apply(self) -> dict[str, Tensor]:
-        """Log the notes and return the weights to load.
-
-        Raises:
-            CheckpointError: There is a problem.
-        """
-        for note in self.notes:
-            print_log(note.text, logger='current', level=note.level)
-        if self.problem:
-            raise CheckpointError(self.problem)
-        return self.weights
-
-
-def plan(state: Mapping[str, Tensor], model: nn.Module, rules: LoadRules) -> Plan:
-    """Plan the load of a checkpoint into a model with one of our heads.
-
-    Args:
-        state: the checkpoint's tensors, in any known layout.
         model: only its names and shapes matter; it is not changed.
+        state: the checkpoint's tensors, in any known layout.
         rules: what the load must fulfil.
 
+    Returns:
+        Tensors that have the model's shapes, or names that the model does not have.
+
     Raises:
-        CheckpointError: The layout is not known or cannot be converted, or the number of classes
-            differs where the rules forbid it.
+        CheckpointError: The layout is not known or cannot be converted, or the rules forbid the
+            load.
         ValueError: The model has none of our heads.
     """
     head, expected = head_name(model), model.state_dict()
-    layout, weights, notes = _renamed(state, expected, head)
+    layout, weights = _renamed(state, expected, head)
     has_head = any(key.startswith(f'{head}.') for key in weights)
     if not has_head and rules.min_matched > 0:
-        return Plan({}, notes, _without_head(weights, layout, head))
-    rows = fit_queries_and_classes(expected, weights, head, rules.other_classes)
-    windows = fit_windows(expected, rows.weights)
-    notes += [Note(text, logging.WARNING) for text in (*rows.warnings, *windows.warnings)]
-    changed = {key for key, value in windows.weights.items() if value is not weights.get(key)}
-    fit, misfits = judge('checkpoint', expected, windows.weights, changed, rules.min_matched)
-    notes.append(fit)
+        raise CheckpointError(_without_head(weights, layout, head))
+    resized = fit_queries_and_classes(expected, weights, head, rules.other_classes)
+    resized = fit_windows(expected, resized)
+    misfits = log_fit('checkpoint', expected, resized, weights, rules.min_matched)
     if layout == 'mmdet' and not has_things_first(getattr(model, head)):
-        notes.append(Note(f'the checkpoint {ORDER_OF_MMDET}', logging.WARNING))
-    problem = (
-        f'the checkpoint is of another architecture than the model (less than '
-        f'{rules.min_matched:.0%} match). {misfits}. Take the config that belongs to the '
-        f'checkpoint. {LOWER_BOUND}'
-    )
-    weights = without_other_shapes(expected, windows.weights)
-    return Plan(weights, notes, problem if misfits else None)
+        print_log(f'the checkpoint {ORDER_OF_MMDET}', logger='current', level=logging.WARNING)
+    if misfits:
+        raise CheckpointError(
+            f'the checkpoint is of another architecture than the model (less than '
+            f'{rules.min_matched:.0%} match). {misfits}. Take the config that belongs to the '
+            f'checkpoint. {LOWER_BOUND}'
+        )
+    return without_other_shapes(expected, resized)
 
 
 def head_name(model: nn.Module) -> str:
@@ -135,15 +102,10 @@ def _find_head(model: nn.Module) -> str | None:
     return next(names, None)
 
 
-def convert(
-    what: str, state: Mapping[str, Tensor], part: str
-) -> tuple[str, dict[str, Tensor], Note]:
-    """Recognize the layout of ``state`` and rename its tensors to ours.
+def convert(what: str, state: Mapping[str, Tensor], part: str) -> tuple[str, dict[str, Tensor]]:
+    """Recognize the layout of ``state``, and return it with the tensors under our names.
 
     ``what`` names the checkpoint in messages; ``part`` is a head's name or ``backbone``.
-
-    Returns:
-        The layout, the weights under our names, and a line that says so.
 
     Raises:
         UnknownLayoutError: No layout has these names.
@@ -157,31 +119,33 @@ def convert(
         raise
     except ValueError as error:
         raise CheckpointError(f'{what} cannot be converted: {error}') from error
-    note = Note(f'{what} has the layout of {LAYOUT_NAMES[layout]}: converted for {part}')
-    return layout, weights, note
+    text = f'{what} has the layout of {LAYOUT_NAMES[layout]}: converted for {part}'
+    print_log(text, logger='current')
+    return layout, weights
 
 
-def unwrap(what: str, state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], list[Note]]:
-    """Take a wrapper's prefix, such as DataParallel's ``module.``, off all names, with a note."""
+def unwrap(what: str, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Take a wrapper's prefix, such as DataParallel's ``module.``, off all names, and log it."""
     prefix, bare = checkpoints.without_wrapper(state)
-    if not prefix:
-        return state, []
-    return bare, [Note(f'all names of {what} begin with {prefix}, which was taken off')]
+    if prefix:
+        text = f'all names of {what} begin with {prefix}, which was taken off'
+        print_log(text, logger='current')
+    return bare
 
 
 def _renamed(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str
-) -> tuple[str, dict[str, Tensor], list[Note]]:
+) -> tuple[str, dict[str, Tensor]]:
+    # The model's own names may begin like a wrapper's.
     if has_names_of(expected, state, head):
-        return 'mmseg_m2f', dict(state), []
-    state, notes = unwrap('the checkpoint', state)
-    if notes and has_names_of(expected, state, head):
-        return 'mmseg_m2f', dict(state), notes
+        return 'mmseg_m2f', dict(state)
+    state = unwrap('the checkpoint', state)
+    if has_names_of(expected, state, head):
+        return 'mmseg_m2f', dict(state)
     try:
-        layout, weights, note = convert('the checkpoint', state, head)
+        return convert('the checkpoint', state, head)
     except checkpoints.UnknownLayoutError as error:
         raise CheckpointError(f'this is no checkpoint of a Mask2Former: {error}') from error
-    return layout, weights, [*notes, note]
 
 
 def has_names_of(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], head: str) -> bool:
@@ -212,22 +176,24 @@ def _without_head(weights: Mapping[str, Tensor], layout: str, head: str) -> str:
     )
 
 
-def judge(
+def log_fit(
     what: str,
     expected: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
-    changed: Collection[str],
+    given: Mapping[str, Tensor],
     min_matched: float,
-) -> tuple[Note, str]:
-    """Describe how weights fit, as a table for the log, and the modules that do not fit.
+) -> str:
+    """Log how weights fit, and describe the modules that do not have ``min_matched``.
 
-    ``what`` is loaded; ``changed`` are the names that were resized. The second is empty if each
-    module has at least ``min_matched``.
+    ``what`` is loaded; ``given`` are the weights before any was resized.
     """
+    changed = {key for key, value in weights.items() if value is not given.get(key)}
     matches = report.compare(expected, weights, changed)
-    wrong = report.misfits(matches, min_matched)
-    note = Note(f'loading the {what}: {report.table(matches)}', report.level(matches))
-    return note, '. '.join(report.description(match, expected, weights) for match in wrong)
+    keeps_random = any(match.missing for match in matches)
+    level = logging.WARNING if keeps_random else logging.INFO
+    print_log(f'loading the {what}: {report.table(matches)}', logger='current', level=level)
+    misfits = [match for match in matches if match.num_expected and match.share < min_matched]
+    return '. '.join(map(str, misfits))
 
 
 def check_resumable(model: nn.Module, checkpoint: Mapping[str, Any], file: str) -> None:

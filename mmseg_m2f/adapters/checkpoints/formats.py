@@ -3,7 +3,7 @@
 import json
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
-from mmseg_m2f.adapters.checkpoints.safe_pickle import File, MapLocation, load_pickle, load_torch
+from mmseg_m2f.adapters.checkpoints.safe_pickle import MapLocation, load_pickle, load_torch
 from mmseg_m2f.metadata.colors import voc_colors
 
 Checkpoint = dict[str, Any]
+File = str | Path | BinaryIO
 
 # A file of torch's older format begins with a pickle of this number.
 _TORCH_MAGIC = pickle.dumps(torch.serialization.MAGIC_NUMBER, 2)[2:-1]
@@ -43,7 +44,7 @@ def read_file(file: File, name: str, map_location: MapLocation = None) -> Any:
     """Read a file, or a folder of Hugging Face.
 
     Args:
-        file: A path, or an open binary file that can seek.
+        file: a path, or an open binary file that can seek.
         name: what the file is called; the suffix of a damaged file tells its kind.
         map_location: as in ``torch.load``.
 
@@ -51,25 +52,17 @@ def read_file(file: File, name: str, map_location: MapLocation = None) -> Any:
         What ``torch.save`` saved; from the other kinds a dict with ``state_dict`` and ``meta``.
 
     Raises:
-        pickle.UnpicklingError: The file names something beyond tensors and plain values; the
-            message then holds ``GLOBAL <name>``. Or torch's reader finds it damaged.
+        pickle.UnpicklingError: The file asks for more than tensors and plain values; for a name
+            the message holds ``GLOBAL <name>``.
         ImportError: The file needs safetensors, which is not installed.
-        Errors of the readers on damaged files pass through.
+        Other errors of the readers on damaged files pass through.
     """
-    if isinstance(file, str | Path) and Path(file).is_dir():
+    if not isinstance(file, str | Path):
+        return _read(file, name, map_location, {})
+    if Path(file).is_dir():
         return _read_folder(Path(file), map_location)
-    kind = _kind_of(file, name)
-    meta = _meta_beside(Path(file)) if isinstance(file, str | Path) else {}
-    if kind != 'torch':
-        read = _read_safetensors if kind == 'safetensors' else _read_pickle
-        weights, own_meta = _opened(file, read)
-        return {'state_dict': _moved(weights, map_location), 'meta': own_meta or meta}
-    content = load_torch(file, map_location)
-    if meta and is_weights(content):
-        return {'state_dict': content, 'meta': meta}
-    if isinstance(content, dict) and not {'state_dict', 'meta'} & content.keys():
-        return _unframed(content)
-    return content
+    with open(file, 'rb') as opened:
+        return _read(opened, name, map_location, _meta_beside(Path(file)))
 
 
 def weights_of(checkpoint: Any, name: str) -> Mapping[str, Tensor]:
@@ -98,40 +91,29 @@ def is_weights(value: Any) -> bool:
     return all(isinstance(key, str) and isinstance(item, Tensor) for key, item in value.items())
 
 
-def begins_as_torch(file: File) -> bool:
-    """Return True if a file begins as ``torch.save`` begins it."""
-    if isinstance(file, str | Path) and Path(file).is_dir():
-        return False
-    head = _opened(file, _read_head)
-    return head.startswith(_ZIP_MAGIC) or _TORCH_MAGIC in head
-
-
-def _kind_of(file: File, name: str) -> str:
-    """Return ``safetensors``, ``pickle`` or ``torch``; torch names what is wrong with the rest."""
-    head = _opened(file, _read_head)
-    suffix = Path(name).suffix
-    if head[8:9] == b'{' and 2 <= int.from_bytes(head[:8], 'little') <= _MAX_HEADER:
-        return 'safetensors'
-    if suffix == '.safetensors' and not head.startswith(b'PK'):
-        return 'safetensors'
+def _read(file: BinaryIO, name: str, map_location: MapLocation, meta: dict[str, Any]) -> Any:
+    """Read one file; ``meta`` was found beside it."""
+    head, suffix = file.read(_HEAD), Path(name).suffix
+    file.seek(0)
+    is_torch = head.startswith(_ZIP_MAGIC) or _TORCH_MAGIC in head
+    has_header = head[8:9] == b'{' and 2 <= int.from_bytes(head[:8], 'little') <= _MAX_HEADER
+    if has_header or (suffix == '.safetensors' and not is_torch):
+        return {'state_dict': _moved(_read_safetensors(file), map_location), 'meta': meta}
     # Pickles of protocol 0 and 1 have no mark, so there the suffix has to tell.
-    if head.startswith(b'\x80') or (suffix == '.pkl' and not head.startswith(b'PK')):
-        return 'torch' if _TORCH_MAGIC in head else 'pickle'
-    return 'torch'
-
-
-def _read_head(file: BinaryIO) -> bytes:
-    return file.read(_HEAD)
-
-
-def _opened(file: File, read: Callable[[BinaryIO], Any]) -> Any:
-    if isinstance(file, str | Path):
-        with open(file, 'rb') as opened:
-            return read(opened)
-    file.seek(0)
-    result = read(file)
-    file.seek(0)
-    return result
+    if not is_torch and (head.startswith(b'\x80') or suffix == '.pkl'):
+        weights, own_meta = _read_pickle(file)
+        return {'state_dict': _moved(weights, map_location), 'meta': own_meta or meta}
+    try:
+        content = load_torch(file, map_location)
+    except pickle.UnpicklingError as error:
+        if is_torch or 'GLOBAL' in str(error):
+            raise
+        raise ValueError('torch.save did not write it') from error
+    if meta and is_weights(content):
+        return {'state_dict': content, 'meta': meta}
+    if isinstance(content, dict) and not {'state_dict', 'meta'} & content.keys():
+        return _unframed(content)
+    return content
 
 
 def _unframed(content: dict) -> Unframed:
@@ -141,14 +123,14 @@ def _unframed(content: dict) -> Unframed:
     return unframed
 
 
-def _read_safetensors(file: BinaryIO) -> tuple[dict[str, Tensor], dict]:
+def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load
     except ImportError as error:
         raise ImportError('reading .safetensors needs: pip install safetensors') from error
     try:
-        return load(file.read()), {}
+        return load(file.read())
     except SafetensorError as error:
         raise ValueError(str(error)) from error
 

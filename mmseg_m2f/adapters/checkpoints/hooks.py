@@ -1,8 +1,8 @@
 """Hooks that let our models load any known layout, with whatever tool calls ``load_state_dict``.
 
 A model is known by its head. When one of our heads becomes a model's child, the model gets a hook
-that plans the load; torch and MMEngine both call it. The backbone gets a hook of its own, for the
-file of its ``init_cfg``. Models without our heads are never touched.
+that converts the weights; torch and MMEngine both call it. The backbone gets a hook of its own, for
+the file of its ``init_cfg``. Models without our heads are never touched.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,8 +13,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from mmseg_m2f.adapters.checkpoints.backbone import file_of, plan_backbone
-from mmseg_m2f.adapters.checkpoints.convert_on_load import plan
+from mmseg_m2f.adapters.checkpoints.backbone import file_of, weights_for_backbone
+from mmseg_m2f.adapters.checkpoints.convert_on_load import weights_for
 from mmseg_m2f.adapters.checkpoints.formats import is_weights, weights_of
 from mmseg_m2f.adapters.checkpoints.rules import current_rules
 from mmseg_m2f.adapters.models.head import MaskHead
@@ -48,7 +48,7 @@ def _before_model_loads(model: nn.Module, state_dict: dict[str, Any], prefix: st
     if not names:
         return
     state = _weights('the checkpoint', {key.removeprefix(prefix): state_dict[key] for key in names})
-    weights = plan(state, model, current_rules()).apply()
+    weights = weights_for(model, state, current_rules())
     for key in names:
         del state_dict[key]
     state_dict.update({prefix + key: value for key, value in weights.items()})
@@ -60,9 +60,8 @@ def _before_backbone_loads(
     # With a prefix it loads as part of a model, whose hook has done everything.
     if prefix or not state_dict:
         return
-    weights = plan_backbone(
-        _weights(file_of(backbone), state_dict), backbone, current_rules()
-    ).apply()
+    state = _weights(file_of(backbone), state_dict)
+    weights = weights_for_backbone(backbone, state, current_rules())
     state_dict.clear()
     state_dict.update(weights)
 

@@ -33,11 +33,11 @@ from mmseg_m2f.adapters.checkpoints.config_text import leave_out_programs
 from mmseg_m2f.adapters.checkpoints.errors import CheckpointError, UnsafeCheckpointError
 from mmseg_m2f.adapters.checkpoints.formats import (
     Checkpoint,
-    begins_as_torch,
+    File,
     read_file,
     weights_of,
 )
-from mmseg_m2f.adapters.checkpoints.safe_pickle import File, MapLocation
+from mmseg_m2f.adapters.checkpoints.safe_pickle import MapLocation
 
 # What the readers raise for bytes that are no checkpoint, beside UnpicklingError.
 _DAMAGED = (
@@ -79,7 +79,7 @@ def read_checkpoint(
     try:
         checkpoint = read_file(file, name, map_location)
     except pickle.UnpicklingError as error:
-        raise _refusal(file, name, str(error)) from error
+        raise _refusal(name, str(error)) from error
     except torch.OutOfMemoryError:
         raise
     except _DAMAGED as error:
@@ -112,29 +112,25 @@ def load_from_http(filename: str, map_location: MapLocation = None) -> Checkpoin
     return read_checkpoint(path, map_location, name=f'{filename} ({path})')
 
 
-def load_from_torchvision(filename: str, map_location: MapLocation = None) -> Checkpoint:
-    """Read ``torchvision://resnet50`` and other names of torchvision."""
-    try:
-        urls = get_torchvision_models()
-    except ImportError:
-        # torchvision is not installed; the list that comes with MMEngine has the usual names.
-        urls = load(Path(mmengine.__file__).with_name('hub') / 'torchvision_0.12.json')
-    return _load_named(filename, urls, map_location)
+def load_named(filename: str, map_location: MapLocation = None) -> Checkpoint:
+    """Read a model by its name in MMEngine's lists, such as ``torchvision://resnet50``.
 
-
-def load_from_openmmlab(filename: str, map_location: MapLocation = None) -> Checkpoint:
-    """Read ``open-mmlab://`` names, also those that were renamed."""
-    models = get_external_models()
-    for old, new in get_deprecated_model_names().items():
-        if new in models:
-            models[old] = models[new]
-    return _load_named(filename, models, map_location)
-
-
-def load_from_mmcls(filename: str, map_location: MapLocation = None) -> Checkpoint:
-    """Read ``mmcls://`` names; only the backbone of the classifier is kept."""
-    weights = weights_of(_load_named(filename, get_mmcls_models(), map_location), filename)
-    prefix = 'backbone.'
+    Only the backbone of a classifier of ``mmcls://`` is kept.
+    """
+    scheme, _, model = filename.partition('://')
+    urls = _model_urls(scheme)
+    if model not in urls:
+        raise ValueError(f'{scheme}:// has no model {model!r}, known are {sorted(urls)}')
+    url = urls[model]
+    if url.startswith(('http://', 'https://')):
+        checkpoint = load_from_http(url, map_location)
+    else:
+        cache = os.getenv('XDG_CACHE_HOME', os.path.join('~', '.cache'))
+        home = os.getenv('MMENGINE_HOME', os.path.join(cache, 'mmengine'))
+        checkpoint = load_from_local(os.path.join(home, url), map_location)
+    if scheme != 'mmcls':
+        return checkpoint
+    prefix, weights = 'backbone.', weights_of(checkpoint, filename)
     kept = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     return {'state_dict': kept}
 
@@ -161,11 +157,8 @@ def load_from_unknown(filename: str, map_location: MapLocation = None) -> Checkp
 SCHEMES: dict[tuple[str, ...], Callable[..., Checkpoint]] = {
     ('', 'file://'): load_from_local,
     ('http://', 'https://'): load_from_http,
-    ('modelzoo://', 'torchvision://'): load_from_torchvision,
-    ('open-mmlab://', 'openmmlab://'): load_from_openmmlab,
-    ('mmcls://',): load_from_mmcls,
+    ('modelzoo://', 'torchvision://', 'open-mmlab://', 'openmmlab://', 'mmcls://'): load_named,
     (r'(\S+\:)?s3://', r'(\S+\:)?petrel://'): load_from_ceph,
-    ('pavi://',): load_from_unknown,
 }
 
 
@@ -173,16 +166,14 @@ def install_safe_loader() -> None:
     """Register our readers with MMEngine for every address; may be called again."""
     for prefixes, loader in SCHEMES.items():
         CheckpointLoader.register_scheme(prefixes, loader, force=True)
-    # MMEngine may know addresses that we do not.
+    # MMEngine knows addresses that we do not, such as pavi://.
     for prefix, loader in CheckpointLoader._schemes.items():
         if loader.__module__.startswith('mmengine.'):
             CheckpointLoader.register_scheme(prefix, load_from_unknown, force=True)
 
 
-def _refusal(file: File, name: str, reason: str) -> CheckpointError:
+def _refusal(name: str, reason: str) -> UnsafeCheckpointError:
     found = re.search(r'GLOBAL (\S+)(?: with fields)?', reason)
-    if not found and not begins_as_torch(file):
-        return CheckpointError(f'{name} is not a checkpoint: torch.save did not write it')
     asked = found.group().replace('GLOBAL', 'the name') if found else 'an unknown instruction'
     return UnsafeCheckpointError(
         f'{name} was refused and nothing of it was run: beside tensors and plain values it asks '
@@ -191,16 +182,18 @@ def _refusal(file: File, name: str, reason: str) -> CheckpointError:
     )
 
 
-def _load_named(filename: str, urls: Mapping[str, str], map_location: MapLocation) -> Checkpoint:
-    scheme, _, model = filename.partition('://')
-    if model not in urls:
-        raise ValueError(f'{scheme}:// has no model {model!r}, known are {sorted(urls)}')
-    url = urls[model]
-    if url.startswith(('http://', 'https://')):
-        return load_from_http(url, map_location)
-    cache = os.getenv('XDG_CACHE_HOME', os.path.join('~', '.cache'))
-    home = os.getenv('MMENGINE_HOME', os.path.join(cache, 'mmengine'))
-    return load_from_local(os.path.join(home, url), map_location)
+def _model_urls(scheme: str) -> Mapping[str, str]:
+    if scheme == 'mmcls':
+        return get_mmcls_models()
+    if scheme in ('open-mmlab', 'openmmlab'):
+        models = get_external_models()
+        renamed = get_deprecated_model_names()
+        return models | {old: models[new] for old, new in renamed.items() if new in models}
+    try:
+        return get_torchvision_models()
+    except ImportError:
+        # torchvision is not installed; the list that comes with MMEngine has the usual names.
+        return load(Path(mmengine.__file__).with_name('hub') / 'torchvision_0.12.json')
 
 
 def _download(url: str, path: Path) -> None:

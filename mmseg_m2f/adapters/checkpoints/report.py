@@ -1,7 +1,6 @@
-"""Report how well weights fit a model: a table of counts, and the differences in words."""
+"""Compare weights with a model, module by module, and say in words how they fit."""
 
-import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -17,12 +16,12 @@ class ModuleMatch(NamedTuple):
     """The names of one module's tensors, sorted by what the load does with them.
 
     Args:
-        module: A child of the model; a head counts as pixel decoder, decoder and ``heads``, its
+        module: a child of the model; a head counts as pixel decoder, decoder and ``heads``, its
             output layers.
         matched: loaded as they are.
         reshaped: loaded after resizing.
         missing: tensors of the model that keep their values, because the checkpoint has none or
-            one of another shape.
+            one of another shape; then both shapes follow the name.
         unexpected: tensors of the checkpoint for which the model has no place.
     """
 
@@ -51,11 +50,20 @@ class ModuleMatch(NamedTuple):
         """
         return self.num_loaded / (self.num_expected + len(self.unexpected))
 
+    def __str__(self) -> str:
+        """Say how many tensors match, and name the first that do not."""
+        text = f'{self.module}: {self.num_loaded} of {self.num_expected} tensors match'
+        for what, names in (('missing', self.missing), ('unexpected', self.unexpected)):
+            if names:
+                more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
+                text += f'; {what}: {", ".join(names[:_SHOWN])}{more}'
+        return text
+
 
 def compare(
     model: Mapping[str, Tensor], weights: Mapping[str, Tensor], reshaped: Collection[str] = ()
 ) -> list[ModuleMatch]:
-    """Compare two state dicts name by name, per module.
+    """Compare two state dicts name by name.
 
     Args:
         model: the state dict of the model.
@@ -69,32 +77,15 @@ def compare(
         match = matches.setdefault(_module_of(key), ModuleMatch(_module_of(key), [], [], [], []))
         if key not in model:
             match.unexpected.append(key)
-        elif key not in weights or weights[key].shape != model[key].shape:
+        elif key not in weights:
             match.missing.append(key)
+        elif weights[key].shape != model[key].shape:
+            match.missing.append(f'{key} ({_size(weights[key])} for {_size(model[key])})')
         elif key in reshaped:
             match.reshaped.append(key)
         else:
             match.matched.append(key)
     return list(matches.values())
-
-
-def _module_of(key: str) -> str:
-    first, _, rest = key.partition('.')
-    if first not in HEADS:
-        return first
-    if rest.startswith(('decoder.class_embed.', 'decoder.mask_embed.')):
-        return 'heads'
-    return rest.partition('.')[0]
-
-
-def misfits(matches: Iterable[ModuleMatch], min_matched: float) -> list[ModuleMatch]:
-    """Return the modules of the model with a share below ``min_matched``."""
-    return [match for match in matches if match.num_expected and match.share < min_matched]
-
-
-def level(matches: Iterable[ModuleMatch]) -> int:
-    """Return the log level of the table: a warning if tensors keep their random values."""
-    return logging.WARNING if any(match.missing for match in matches) else logging.INFO
 
 
 def table(matches: Sequence[ModuleMatch]) -> str:
@@ -107,43 +98,17 @@ def table(matches: Sequence[ModuleMatch]) -> str:
     lines = [
         f'{name:<16}' + ''.join(f'{number:>12}' for number in numbers) for name, *numbers in rows
     ]
-    lines += [
-        f'{what} in {match.module}: {_first(names)}'
-        for match in matches
-        for what, names in (('missing', match.missing), ('unexpected', match.unexpected))
-        if names
-    ]
+    lines += [str(match) for match in matches if match.missing or match.unexpected]
     return '\n'.join(['', *lines])
 
 
-def description(
-    match: ModuleMatch, model: Mapping[str, Tensor], weights: Mapping[str, Tensor]
-) -> str:
-    """Describe in words how the two sides of a module differ."""
-    other_shape = [
-        f'{key} {_size(weights[key])} for {_size(model[key])}'
-        for key in match.missing
-        if key in weights
-    ]
-    absent = [key for key in match.missing if key not in weights]
-    differences = [
-        f'{what}: {_first(names)}'
-        for what, names in (
-            ('of another shape', other_shape),
-            ('only in the model', absent),
-            ('only in the checkpoint', match.unexpected),
-        )
-        if names
-    ]
-    return (
-        f'{match.module}: {match.num_loaded} of {match.num_expected} tensors match; '
-        f'{"; ".join(differences)}'
-    )
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
-    return ', '.join(names[:_SHOWN]) + more
+def _module_of(key: str) -> str:
+    first, _, rest = key.partition('.')
+    if first not in HEADS:
+        return first
+    if rest.startswith(('decoder.class_embed.', 'decoder.mask_embed.')):
+        return 'heads'
+    return rest.partition('.')[0]
 
 
 def _size(tensor: Tensor) -> str:

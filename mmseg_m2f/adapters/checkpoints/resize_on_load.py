@@ -1,31 +1,21 @@
 """Resize weights for a model with other queries, classes or Swin windows."""
 
+import logging
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 from mmseg_m2f import checkpoints
 from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
 
 _INDEX, _TABLE = '.relative_position_index', '.relative_position_bias_table'
-_OTHER_WINDOWS = (
-    'the checkpoint has other windows in its Swin than the model: the relative position biases '
-    'were resized, so the predictions differ from those of the checkpoint'
-)
-
-
-class Resized(NamedTuple):
-    """Weights after resizing, and a warning for each change."""
-
-    weights: dict[str, Tensor]
-    warnings: list[str]
 
 
 def fit_queries_and_classes(
     model: Mapping[str, Tensor], weights: Mapping[str, Tensor], head: str, other_classes: bool
-) -> Resized:
+) -> dict[str, Tensor]:
     """Give the queries and the class layer the model's numbers of rows.
 
     New rows are noisy copies. They are the same in every process, whatever its random state,
@@ -35,7 +25,7 @@ def fit_queries_and_classes(
     Raises:
         CheckpointError: The number of classes differs, and ``other_classes`` is False.
     """
-    fitted, warnings = dict(weights), []
+    fitted = dict(weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for what, table, resize in (
@@ -53,11 +43,11 @@ def fit_queries_and_classes(
                 raise _other_classes(given, wanted)
             fitted = resize(fitted, wanted)
             done = 'the first are kept' if given > wanted else 'noisy copies fill up the rest'
-            warnings.append(f'the checkpoint has {given} {what}, the model {wanted}: {done}')
-    return Resized(fitted, warnings)
+            _warn(f'the checkpoint has {given} {what}, the model {wanted}: {done}')
+    return fitted
 
 
-def fit_windows(model: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Resized:
+def fit_windows(model: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Resize Swin's position biases to the model's windows; the position index is the model's."""
     tables = {
         key: checkpoints.resize_window(table, len(model[key]))
@@ -69,8 +59,12 @@ def fit_windows(model: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> R
     }
     indices = {key: model[key] for key in weights if key.endswith(_INDEX) and key in model}
     # mmseg's Swin has resized the biases by now and left the index as it was.
-    is_other = tables or any(weights[key].shape != indices[key].shape for key in indices)
-    return Resized({**weights, **tables, **indices}, [_OTHER_WINDOWS] if is_other else [])
+    if tables or any(weights[key].shape != indices[key].shape for key in indices):
+        _warn(
+            'the checkpoint has other windows in its Swin than the model: the relative position '
+            'biases were resized, so the predictions differ from those of the checkpoint'
+        )
+    return {**weights, **tables, **indices}
 
 
 def without_other_shapes(
@@ -90,3 +84,7 @@ def _other_classes(given: int, wanted: int) -> CheckpointError:
         'nothing. Take the config of the data set it was trained on, or start a training for '
         f'{wanted} classes from it (load_from of tools/train.py)'
     )
+
+
+def _warn(text: str) -> None:
+    print_log(text, logger='current', level=logging.WARNING)

@@ -18,7 +18,6 @@ import pickle
 import re
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
@@ -27,7 +26,6 @@ from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 MapLocation = str | torch.device | Callable | dict | None
-File = str | Path | BinaryIO
 
 
 class _Dtype:
@@ -52,9 +50,10 @@ class _Dtype:
 
 
 class _Array:
-    """Stand for ``numpy.ndarray`` until the file is read."""
+    """Stand for ``numpy.ndarray``, and for the call that makes an empty one, until the end."""
 
-    state: tuple = ()
+    def __init__(self, *_: Any) -> None:
+        self.state: tuple = ()
 
     def __setstate__(self, state: tuple) -> None:
         self.state = state
@@ -89,10 +88,6 @@ class _Dict(dict):
 
     def resolve(self) -> dict:
         return dict(self)
-
-
-def _array(*_: Any) -> _Array:
-    return _Array()
 
 
 def _array_from_buffer(buffer: bytes, dtype: _Dtype, shape: tuple, order: str) -> _Array:
@@ -159,8 +154,8 @@ def _parameter(data: Any, *_: Any) -> Any:
 _ARRAY_NAMES: dict[str, Callable] = {
     'numpy.dtype': _Dtype,
     'numpy.ndarray': _Array,
-    'numpy.core.multiarray._reconstruct': _array,
-    'numpy._core.multiarray._reconstruct': _array,
+    'numpy.core.multiarray._reconstruct': _Array,
+    'numpy._core.multiarray._reconstruct': _Array,
     'numpy.core.multiarray.scalar': _scalar,
     'numpy._core.multiarray.scalar': _scalar,
 }
@@ -186,7 +181,7 @@ _PICKLE_NAMES: dict[str, Callable] = {
 _LOCK = threading.Lock()
 
 
-def load_torch(file: File, map_location: MapLocation = None) -> Any:
+def load_torch(file: BinaryIO, map_location: MapLocation = None) -> Any:
     """Read what ``torch.save`` wrote to ``file``, with arrays and histories of the real classes.
 
     Raises:

@@ -79,6 +79,8 @@ def test_arrays_of_detectron2(tmp_path: Path, name: str, protocol: int) -> None:
         np.testing.assert_array_equal(value.numpy(), ARRAYS[key])
         assert value.shape == ARRAYS[key].shape
         assert str(value.dtype).removeprefix('torch.') == ARRAYS[key].dtype.name
+    path.write_bytes(pickle.dumps(OrderedDict(ARRAYS), protocol))
+    assert list(load(path)['state_dict']) == list(ARRAYS)
 
 
 def test_arrays_in_the_old_encoding(tmp_path: Path) -> None:
@@ -94,12 +96,6 @@ def test_arrays_in_the_old_encoding(tmp_path: Path) -> None:
     assert loaded['meta'] == {'__author__': 'Jos\xe9'}
     # Nothing of the file is kept: writing into the weights is allowed.
     loaded['state_dict']['w'].zero_()
-
-
-def test_arrays_without_a_frame(tmp_path: Path) -> None:
-    path = tmp_path / 'bare.pkl'
-    path.write_bytes(pickle.dumps(OrderedDict(ARRAYS), 2))
-    assert list(load(path)['state_dict']) == list(ARRAYS)
 
 
 @pytest.mark.parametrize('protocol', [0, 2, 4])
