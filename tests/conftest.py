@@ -1,4 +1,4 @@
-"""What every test gets: a seed, poisoned memory in the core, a tiny model, the GPU marker.
+"""Fixtures of every test: a seed, poisoned memory in the core, a tiny model, the GPU marker.
 
 Nothing here may import ``mmseg_m2f`` at the top: the shape checker has to be in place first.
 """

@@ -1,4 +1,4 @@
-"""What docs/numerics.md says rests on tests that exist."""
+"""Every claim of docs/numerics.md rests on tests that exist."""
 
 import ast
 import re

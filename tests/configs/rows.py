@@ -74,7 +74,7 @@ def metafile_models() -> dict[str, dict]:
 
 
 def digest(cfg: Config) -> str:
-    """Of all that the row says, except the loggers, which depend on what is installed."""
+    """Hash all that the row says, except the loggers, which depend on what is installed."""
     content = {k: v for k, v in cfg.to_dict().items() if k not in ('vis_backends', 'visualizer')}
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

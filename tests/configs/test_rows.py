@@ -1,4 +1,4 @@
-"""What every published row must be, and that each trains and tests in its reduced form."""
+"""Every published row is in order, and trains and tests in its reduced form."""
 
 import ast
 import json
@@ -41,7 +41,7 @@ PUBLISHED = {
     'instance': ('mask AP', 'AP'),
 }
 SUFFIXES = {'semantic': '', 'panoptic': ' panoptic', 'instance': ' instances'}
-# What the test of a reduced row must report.
+# Metrics that the test of a reduced row must report.
 REPORTED = {
     'semantic': {'mIoU'},
     'coco-panoptic': {'coco_panoptic/PQ', 'coco/segm_mAP', 'mIoU'},

@@ -1,4 +1,4 @@
-"""What comparisons with the heads of mmseg and mmdet share: logits, masks, positions, bounds."""
+"""Tools to compare with the heads of mmseg and mmdet: logits, masks, positions, bounds."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

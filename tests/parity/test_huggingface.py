@@ -312,7 +312,7 @@ def test_matching_and_losses(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_gradients_of_the_loss(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of every parameter, backbone included, through the key map: it renames and reorders only.
+    """Compare every parameter, backbone included, by the key map: it renames and reorders only.
 
     All predictions share their points, our default.
     """

@@ -1,4 +1,4 @@
-"""What is exported for Hugging Face is what ``from_pretrained`` reads: weights and settings."""
+"""``from_pretrained`` reads the weights and settings that we export for Hugging Face."""
 
 from pathlib import Path
 

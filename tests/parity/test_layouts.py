@@ -204,7 +204,7 @@ def resnet_layer(hit: re.Match[str]) -> str:
     return f'{ENCODER}encoder.stages.{stage}.layers.{hit["block"]}.{part}.{NORM[hit["norm"]]}'
 
 
-# From official names to Hugging Face's, written out from the specification of both.
+# Official names to Hugging Face's, written out from the specification of both.
 OFFICIAL_TO_HUGGINGFACE: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r'backbone\.stem\.conv1\.weight', f'{ENCODER}embedder.embedder.convolution.weight'),
     (r'backbone\.stem\.conv1\.norm\.', f'{ENCODER}embedder.embedder.normalization.'),

@@ -14,7 +14,7 @@ from tests.configs.test_rows import build
 
 # Blocks of a Swin.
 SWIN_T, SWIN_L = 2 + 2 + 6 + 2, 2 + 2 + 18 + 2
-# Of each kind of backbone, and of ResNet each kind of norm, a segmentor and a detector.
+# A segmentor and a detector with each kind of backbone, ResNets with each kind of norm.
 ROWS = {
     'mask2former_r50_ade20k': 'frozen',
     'mask2former_r50_coco-panoptic': 'frozen',

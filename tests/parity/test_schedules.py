@@ -15,7 +15,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 
 from tests.configs.rows import ROWS, load, parse
 
-# As the optimiser's groups start: the head and the backbone.
+# Rates at the start: of the head and of the backbone.
 START = (1e-4, 1e-5)
 WARMUP_FACTOR, WARMUP_ITERS = 1.0, 10
 

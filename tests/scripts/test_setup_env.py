@@ -1,5 +1,6 @@
 """The set-up says in one sentence what is missing, and does nothing twice."""
 
+import ast
 import json
 import os
 import subprocess
@@ -34,19 +35,23 @@ def one_sentence(error):
     return text
 
 
-@pytest.mark.parametrize('version', [(3, 9, 18), (3, 14, 0)])
-def test_wrong_python(scripts, monkeypatch, version):
+@pytest.mark.parametrize(
+    ('version', 'stack', 'needed'),
+    [
+        ((3, 9, 18), 'onedl', '3.10 to 3.13'),
+        ((3, 14, 0), 'onedl', '3.10 to 3.13'),
+        ((3, 13, 0), 'openmmlab', '3.10 to 3.12'),
+        ((3, 13, 0), 'onedl', None),
+    ],
+)
+def test_versions_of_python(scripts, monkeypatch, version, stack, needed):
     monkeypatch.setattr(sys, 'version_info', version)
+    if needed is None:
+        scripts.preflight.check_python(stack)
+        return
     with pytest.raises(scripts.environment.SetupError) as error:
-        scripts.preflight.check_python('onedl')
-    assert 'needs Python 3.10 to 3.13' in one_sentence(error)
-
-
-def test_upstream_needs_an_older_python(scripts, monkeypatch):
-    monkeypatch.setattr(sys, 'version_info', (3, 13, 0))
-    scripts.preflight.check_python('onedl')
-    with pytest.raises(scripts.environment.SetupError, match=r'3\.10 to 3\.12'):
-        scripts.preflight.check_python('openmmlab')
+        scripts.preflight.check_python(stack)
+    assert f'needs Python {needed}' in one_sentence(error)
 
 
 @pytest.mark.parametrize('compiler', ['false', 'no-such-compiler'])
@@ -66,9 +71,14 @@ def test_disk_is_full(scripts, monkeypatch, tmp_path):
     assert f'{tmp_path} has 1.0 GB' in one_sentence(error)
 
 
-def test_no_network(scripts, monkeypatch, tmp_path):
-    environment = scripts.environment.Environment(str(tmp_path), 'onedl')
-    environment.python = sys.executable
+@pytest.fixture
+def environment(scripts, tmp_path):
+    found = scripts.environment.Environment(str(tmp_path), 'onedl')
+    found.python = sys.executable
+    return found
+
+
+def test_no_network(scripts, environment, monkeypatch, tmp_path):
     monkeypatch.setenv('PIP_NO_INDEX', '1')
     monkeypatch.setenv('PIP_FIND_LINKS', str(tmp_path))
     with pytest.raises(scripts.environment.SetupError) as error:
@@ -76,41 +86,35 @@ def test_no_network(scripts, monkeypatch, tmp_path):
     assert 'pip cannot fetch packages' in one_sentence(error)
 
 
-def test_failing_pip_shows_the_end_of_its_log(scripts, monkeypatch, tmp_path):
-    environment = scripts.environment.Environment(str(tmp_path), 'onedl')
-    environment.python = sys.executable
+def test_failing_pip_shows_the_end_of_its_log(scripts, environment):
     with pytest.raises(scripts.environment.SetupError, match='no such option: --nonsense'):
         environment.pip_install('trying nonsense', '--nonsense')
 
 
-def complete(scripts, folder: Path, torch: str = '2.13.0+cpu') -> object:
-    """An environment that looks finished."""
-    environment = scripts.environment.Environment(str(folder), 'onedl')
-    site = folder / 'lib/python3.11/site-packages'
-    for name in (f'torch-{torch}.dist-info', 'onedl_mmcv-2.3.6.dist-info'):
+@pytest.fixture
+def site(environment, tmp_path):
+    """The packages of an environment that looks finished but for its stamp."""
+    site = tmp_path / 'lib/python3.11/site-packages'
+    for name in ('torch-2.13.0+cpu.dist-info', 'onedl_mmcv-2.3.6.dist-info'):
         (site / name).mkdir(parents=True)
+    return site
+
+
+def test_a_finished_environment_is_left_alone_and_another_torch_noticed(
+    scripts, environment, site, monkeypatch, tmp_path
+):
     stamp = scripts.setup_env.fingerprint(environment, 'torch==2.13.0')
-    (folder / 'setup.json').write_text(json.dumps(stamp))
-    return environment
-
-
-def test_finished_environment_is_left_alone(scripts, monkeypatch, tmp_path):
-    environment = complete(scripts, tmp_path)
+    (tmp_path / 'setup.json').write_text(json.dumps(stamp))
     monkeypatch.setattr(scripts.setup_env, 'create_venv', lambda _: pytest.fail('began anew'))
     scripts.setup_env.set_up(environment, 'torch==2.13.0')
-
-
-def test_another_torch_is_noticed(scripts, tmp_path):
-    environment = complete(scripts, tmp_path)
-    site = tmp_path / 'lib/python3.11/site-packages'
     (site / 'torch-2.13.0+cpu.dist-info').rename(site / 'torch-2.11.0.dist-info')
     found = scripts.setup_env.fingerprint(environment, 'torch==2.13.0')
     assert found != scripts.setup_env.read_stamp(environment)
 
 
-def test_broken_operators_are_compiled_anew(scripts, monkeypatch, tmp_path):
-    """What pip kept from a build against another torch is installed, tried, and replaced."""
-    environment = complete(scripts, tmp_path)
+@pytest.mark.usefixtures('site')
+def test_broken_operators_are_compiled_anew(scripts, environment, monkeypatch):
+    """Pip may keep a build against another torch: it is installed, tried and replaced."""
     answers = iter([False, True])
     calls = []
     monkeypatch.setattr(scripts.setup_env, 'operators_work', lambda _: next(answers))
@@ -122,8 +126,6 @@ def test_broken_operators_are_compiled_anew(scripts, monkeypatch, tmp_path):
 
 
 def test_python_of_3_8_can_read_the_scripts():
-    import ast
-
     for path in SCRIPTS.glob('*.py'):
         ast.parse(path.read_text(), feature_version=(3, 8))
 
@@ -153,18 +155,17 @@ def test_an_unknown_task_of_the_demo_is_refused_before_the_set_up(task):
     assert 'set-up stopped' not in result.stderr
 
 
-def test_the_three_tasks_of_the_demo_pass():
-    for task in ('panoptic', 'instance', 'semantic'):
-        assert make('check-task', TASK=task).returncode == 0
+@pytest.mark.parametrize('task', ['panoptic', 'instance', 'semantic'])
+def test_the_tasks_of_the_demo_pass(task):
+    assert make('check-task', TASK=task).returncode == 0
 
 
 @pytest.mark.parametrize(
     ('brought', 'pinned'), [(None, 'triton==3.9.0'), ('3.7.1', 'triton==3.7.1')]
 )
 def test_triton_is_ours_only_where_torch_brings_none(
-    scripts, monkeypatch, tmp_path, brought, pinned
+    scripts, environment, monkeypatch, tmp_path, brought, pinned
 ):
-    environment = scripts.environment.Environment(str(tmp_path), 'onedl')
     monkeypatch.setattr(environment, 'pip_install', lambda *arguments, **variables: None)
     monkeypatch.setattr(environment, 'installed', {'torch': '2.13.0', 'triton': brought}.get)
     scripts.setup_env.install_torch(environment, 'torch')

@@ -1,11 +1,9 @@
 # The files of Cityscapes (with the generated *_labelTrainIds.png) and the metric.
+_base_ = './loaders.py'
+
 dataset_type = 'CityscapesDataset'
 data_root = 'data/cityscapes/'
 train_dataloader = dict(
-    batch_size=2,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
@@ -13,10 +11,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
