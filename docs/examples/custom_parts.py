@@ -22,6 +22,7 @@ class L1MaskCost:
 
 @MODELS.register_module()
 class TopDownPixelDecoder(nn.Module):
+    # The decoder takes its sizes from these: channels of all maps, number of maps in memory.
     channels, num_levels = 256, 3
 
     def __init__(self, in_channels):
@@ -32,4 +33,5 @@ class TopDownPixelDecoder(nn.Module):
         maps = [lateral(x) for lateral, x in zip(self.lateral, features, strict=True)][::-1]
         for i in range(1, len(maps)):
             maps[i] = maps[i] + F.interpolate(maps[i - 1], size=maps[i].shape[-2:])
-        return PixelFeatures(mask_features=maps[-1], memory=tuple(maps[:3]))
+        # Memory is coarsest first.
+        return PixelFeatures(mask_features=maps[-1], memory=tuple(maps[: self.num_levels]))

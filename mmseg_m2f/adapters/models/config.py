@@ -16,6 +16,8 @@ _LOSS_TYPES = {'cls': 'ClassLoss', 'mask': 'PointMaskLoss', 'dice': 'PointDiceLo
 _COST_TYPES = {'cls': 'ClassCost', 'mask': 'PointMaskCost', 'dice': 'PointDiceCost'}
 _COUNTS = {'official': core.count_targets, 'mmdet': core.count_matched}
 _RESULTS = ('semantic_on', 'instance_on', 'panoptic_on')
+# The attributes of a pixel decoder that the decoder's sizes are taken from.
+_SHARED_SIZES = ('channels', 'num_levels')
 # Differences from MMDetection that users look for in `compat`, but that transforms have.
 _TRANSFORM_SETTINGS = {
     'crop_offset': "FixedSizeCrop(offsets='shared' or 'independent')",
@@ -26,6 +28,10 @@ _TRANSFORM_SETTINGS = {
 
 class UnknownChannelsError(ValueError):
     """A head has no ``in_channels``, and they cannot be taken from a built backbone."""
+
+
+class MissingSizesError(ValueError):
+    """A pixel decoder does not tell the sizes that the decoder has to share with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +120,7 @@ def assemble(config: HeadConfig) -> Assembly:
     Raises:
         ValueError: a key that no part knows, a wrong size, a wrong number of class weights.
         UnknownChannelsError: ``in_channels`` is None.
+        MissingSizesError: the pixel decoder lacks ``channels`` or ``num_levels``.
     """
     in_channels = _check_in_channels(config.in_channels)
     pixel_decoder_cfg = parts.resolve_pixel_decoder(config.pixel_decoder, in_channels)
@@ -183,8 +190,16 @@ def _resolve_decoder(config: HeadConfig, pixel_decoder: nn.Module) -> dict[str, 
                 f'the head has {key} = {value}, its decoder {config.decoder[key]}: set it on the '
                 'head only'
             )
-    names = ('channels', 'num_levels')
-    sizes = {name: getattr(pixel_decoder, name) for name in names if hasattr(pixel_decoder, name)}
+    sizes = {
+        name: getattr(pixel_decoder, name) for name in _SHARED_SIZES if hasattr(pixel_decoder, name)
+    }
+    missing = [name for name in _SHARED_SIZES if name not in {**sizes, **config.decoder}]
+    if missing:
+        raise MissingSizesError(
+            f'pixel decoder {type(pixel_decoder).__name__} lacks the attributes {missing}. Set '
+            'them in its class: channels of mask_features and of the maps of memory, and '
+            'num_levels, the number of these maps. Or set them in decoder=dict(...) of the head.'
+        )
     return parts.resolve(
         MODELS, config.decoder, 'MaskedAttentionDecoder', 'decoder', **owned, **sizes
     )
