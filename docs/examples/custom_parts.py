@@ -44,7 +44,7 @@ class TopDownPixelDecoder(nn.Module):
     """A feature pyramid without attention."""
 
     # The head gives these two sizes to the transformer decoder.
-    channels = 256  # C of the maps in PixelFeatures
+    channels = 256  # of all maps in PixelFeatures
     num_levels = 3  # number of maps in PixelFeatures.memory
 
     def __init__(self, in_channels):
