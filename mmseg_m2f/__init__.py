@@ -26,7 +26,7 @@ def accelerate(model: Any, points: str = 'shared') -> Any:
     """
     from mmseg_m2f.adapters.acceleration import accelerate as implementation
 
-    implementation.accelerate(getattr(model, 'module', model), points)
+    implementation.accelerate(model, points)
     return model
 
 

@@ -160,7 +160,7 @@ def test_a_palette_may_be_a_name(files: tuple[str, str]) -> None:
 
 
 def test_panopticapi_is_left_alone_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmseg_m2f.adapters.models.det_inferencer import replace_panopticapi
+    from mmseg_m2f.adapters.models.detector import replace_panopticapi
 
     module = sys.modules['mmdet.apis.det_inferencer']
     theirs = object()

@@ -1,9 +1,11 @@
-"""Let built Mask2Formers of MMSegmentation and MMDetection compute with our parts."""
+"""Let built Mask2Formers of MMSegmentation and MMDetection compute with our parts; the hook."""
 
 import logging
 from typing import Any
 
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmseg_m2f.adapters.acceleration.methods import (
@@ -21,6 +23,7 @@ from mmseg_m2f.adapters.acceleration.swap import (
 from mmseg_m2f.adapters.acceleration.twin import Twin, network_modules
 from mmseg_m2f.adapters.models.head import MaskHead
 from mmseg_m2f.checkpoints import HEADS, to_ours
+from mmseg_m2f.registry import HOOKS
 
 _METHODS: dict[str, Any] = {
     'mmseg.Mask2FormerHead': SemanticMethods,
@@ -32,6 +35,7 @@ _DETECTOR = ('mmdet.Mask2Former', 'mmdet.MaskFormerFusionHead')
 def accelerate(model: nn.Module, points: str = 'shared') -> None:
     """Implement ``mmseg_m2f.accelerate``, which has the documentation."""
     # Nothing is replaced before everything has been checked.
+    model = getattr(model, 'module', model)
     name, head = _stock_head(model)
     try:
         check_network(head)
@@ -53,6 +57,22 @@ def accelerate(model: nn.Module, points: str = 'shared') -> None:
     )
     if detector is not None:
         replace_methods(detector, predict=DetectorMethods(detector, methods).predict)
+
+
+@HOOKS.register_module()
+class AccelerateHook(Hook):
+    """Call ``mmseg_m2f.accelerate(model, points)`` before a run trains, validates or tests."""
+
+    # Before the hook that writes down the head's config.
+    priority = 'VERY_HIGH'
+
+    def __init__(self, points: str = 'shared') -> None:
+        self.points = points
+
+    def before_run(self, runner: Runner) -> None:
+        """Accelerate the model, unless an earlier run has done so."""
+        if not is_accelerated(runner.model):
+            accelerate(runner.model, self.points)
 
 
 def _stock_head(model: nn.Module) -> tuple[str, Any]:

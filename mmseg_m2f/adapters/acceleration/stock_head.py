@@ -15,6 +15,7 @@ from mmseg_m2f.adapters.acceleration.swap import CannotAccelerateError
 from mmseg_m2f.adapters.acceleration.twin import network_modules
 from mmseg_m2f.adapters.models.decode_head import Mask2FormerHead
 from mmseg_m2f.adapters.models.head import MaskHead
+from mmseg_m2f.adapters.models.mmdet_losses import SAME_COSTS, SAME_LOSSES
 from mmseg_m2f.adapters.models.universal_head import Mask2FormerUniversalHead
 
 _CONVOLUTION = {'stride': (1, 1), 'dilation': (1, 1), 'groups': 1, 'padding_mode': 'zeros'}
@@ -49,24 +50,6 @@ _KNOWN: dict[str, dict[str, Any]] = {
     'torch.NonDynamicallyQuantizableLinear': {},
     'torch.ReLU': {},
     'torch.Sequential': {},
-}
-# The losses and costs of the paper, by our names.
-_MEAN_OF_ALL = {
-    'use_mask': False,
-    'reduction': 'mean',
-    'ignore_index': None,
-    'avg_non_ignore': False,
-}
-_OVERLAP = {'use_sigmoid': True, 'activate': True, 'reduction': 'mean'}
-_LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
-    'cls': ('mmdet.CrossEntropyLoss', {'use_sigmoid': False, **_MEAN_OF_ALL}),
-    'mask': ('mmdet.CrossEntropyLoss', {'use_sigmoid': True, 'class_weight': None, **_MEAN_OF_ALL}),
-    'dice': ('mmdet.DiceLoss', {'naive_dice': True, 'eps': 1.0, **_OVERLAP}),
-}
-_COSTS: dict[str, tuple[str, dict[str, Any]]] = {
-    'cls': ('mmdet.ClassificationCost', {}),
-    'mask': ('mmdet.CrossEntropyLossCost', {'use_sigmoid': True}),
-    'dice': ('mmdet.DiceCost', {'pred_act': True, 'naive_dice': True, 'eps': 1.0}),
 }
 # What the stock losses do otherwise than the official code.
 _COMPAT = {'num_masks_mode': 'mmdet', 'keep_empty_gt': True}
@@ -121,12 +104,9 @@ def build_ours(head: Any, points: str) -> tuple[MaskHead, str]:
             names = ('num_classes', 'align_corners', 'ignore_index')
             own = {name: getattr(head, name) for name in names}
             return Mask2FormerHead(**settings, **own), why_stock_losses
-        num_things = head.num_things_classes
-        own = {
-            'num_classes': num_things + head.num_stuff_classes,
-            'thing_ids': list(range(num_things)),
-        }
-        return Mask2FormerUniversalHead(**settings, **own), why_stock_losses
+        num_things, num_stuff = head.num_things_classes, head.num_stuff_classes
+        things = {'num_classes': num_things + num_stuff, 'thing_ids': list(range(num_things))}
+        return Mask2FormerUniversalHead(**settings, **things), why_stock_losses
 
 
 def _differences(part: object, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,20 +131,21 @@ def _network_settings(head: Any) -> dict[str, Any]:
             'num_levels': num_levels,
             'num_heads': _one_for_all('num_heads', [x.self_attn.num_heads for x in encoder]),
             'num_points': _one_for_all('num_points', [x.self_attn.num_points for x in encoder]),
-            'ffn_dim': _one_for_all('feedforward_channels', map(_ffn_dim, encoder)),
+            'ffn_dim': _ffn_dim(encoder),
             'norm_groups': _one_for_all('num_groups', [norm.num_groups for norm in norms]),
         },
         'decoder': {
             'channels': channels,
             'num_layers': len(decoder),
             'num_heads': _one_for_all('num_heads', [part.num_heads for part in attentions]),
-            'ffn_dim': _one_for_all('feedforward_channels', map(_ffn_dim, decoder)),
+            'ffn_dim': _ffn_dim(decoder),
         },
     }
 
 
-def _ffn_dim(layer: Any) -> int:
-    return layer.ffn.feedforward_channels
+def _ffn_dim(layers: Iterable[Any]) -> int:
+    widths = [layer.ffn.feedforward_channels for layer in layers]
+    return _one_for_all('feedforward_channels', widths)
 
 
 def _one_for_all(name: str, values: Iterable[int]) -> int:
@@ -183,9 +164,9 @@ def _objection_to_losses(head: Any) -> str:
     for name, kind in (('sampler', 'MaskPseudoSampler'), ('assigner', 'HungarianAssigner')):
         if kind_of(getattr(head, name)) != f'mmdet.{kind}':
             return f'the {name} is {kind_of(getattr(head, name))}'
-    for name, (kind, settings) in _LOSSES.items():
+    for name, (kind, settings) in SAME_LOSSES.items():
         loss = getattr(head, f'loss_{name}')
-        if kind_of(loss) != kind or _differences(loss, settings):
+        if kind_of(loss) != f'mmdet.{kind}' or _differences(loss, settings):
             return f'ours have no such {kind_of(loss)} as loss_{name}'
     costs = head.assigner.match_costs
     names = {_cost_name(cost) for cost in costs}
@@ -195,21 +176,21 @@ def _objection_to_losses(head: Any) -> str:
 
 
 def _cost_name(cost: object) -> str | None:
-    for name, (kind, settings) in _COSTS.items():
-        if kind_of(cost) == kind and not _differences(cost, settings):
+    for name, (kind, settings) in SAME_COSTS.items():
+        if kind_of(cost) == f'mmdet.{kind}' and not _differences(cost, settings):
             return name
     return None
 
 
 def _loss_settings(head: Any) -> dict[str, Any]:
-    weights = {name: {'weight': getattr(head, f'loss_{name}').loss_weight} for name in _LOSSES}
+    weights = {name: {'weight': getattr(head, f'loss_{name}').loss_weight} for name in SAME_LOSSES}
     points = {
         'num_points': head.num_points,
         'oversample_ratio': head.oversample_ratio,
         'importance_ratio': head.importance_sample_ratio,
     }
     # None takes a cost out, which the stock matcher may lack.
-    costs: dict[str | None, Any] = dict.fromkeys(_COSTS)
+    costs: dict[str | None, Any] = dict.fromkeys(SAME_COSTS)
     costs |= {_cost_name(cost): {'weight': cost.weight} for cost in head.assigner.match_costs}
     return {
         'losses': {**weights, 'points': points},

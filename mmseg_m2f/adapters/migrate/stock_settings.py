@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmseg_m2f.adapters.keys import check_keys
+from mmseg_m2f.adapters.models.mmdet_losses import SAME_COSTS, SAME_LOSSES
 
 Config = Mapping[str, Any]
 
@@ -155,41 +156,28 @@ _WITHOUT_EFFECT = (
     'norm_cfg',  # as long as the stock class has no section there: it does not read this one
 )
 
-_CROSS_ENTROPY = {
-    'use_sigmoid': False,
-    'use_mask': False,
-    'reduction': 'mean',
-    'class_weight': None,
-    'ignore_index': None,
-    'avg_non_ignore': False,
-    'loss_weight': 1.0,
-}
-_DICE = {
-    'use_sigmoid': True,
-    'activate': True,
-    'reduction': 'mean',
-    'naive_dice': False,
-    'eps': 1e-3,
-    'loss_weight': 1.0,
-}
-_DEFAULTS: dict[str, Config] = {
-    'CrossEntropyLoss': _CROSS_ENTROPY,
-    'DiceLoss': _DICE,
+# The defaults of the stock losses and costs.
+_LOSS_DEFAULTS: dict[str, Config] = {
+    'CrossEntropyLoss': {
+        'use_sigmoid': False,
+        'use_mask': False,
+        'reduction': 'mean',
+        'class_weight': None,
+        'ignore_index': None,
+        'avg_non_ignore': False,
+        'loss_weight': 1.0,
+    },
+    'DiceLoss': {
+        'use_sigmoid': True,
+        'activate': True,
+        'reduction': 'mean',
+        'naive_dice': False,
+        'eps': 1e-3,
+        'loss_weight': 1.0,
+    },
     'ClassificationCost': {'weight': 1},
     'CrossEntropyLossCost': {'use_sigmoid': True, 'weight': 1},
     'DiceCost': {'pred_act': False, 'eps': 1e-3, 'naive_dice': True, 'weight': 1},
-}
-# The stock losses and costs that ours compute: type and settings, any value for some.
-ANY: Any = object()
-_LOSSES: dict[str, tuple[str, Config]] = {
-    'cls': ('CrossEntropyLoss', {**_CROSS_ENTROPY, 'class_weight': ANY, 'loss_weight': ANY}),
-    'mask': ('CrossEntropyLoss', {**_CROSS_ENTROPY, 'use_sigmoid': True, 'loss_weight': ANY}),
-    'dice': ('DiceLoss', {**_DICE, 'naive_dice': True, 'eps': 1.0, 'loss_weight': ANY}),
-}
-_COSTS: dict[str, tuple[str, Config]] = {
-    'cls': ('ClassificationCost', {'weight': ANY}),
-    'mask': ('CrossEntropyLossCost', {'use_sigmoid': True, 'weight': ANY}),
-    'dice': ('DiceCost', {'pred_act': True, 'eps': 1.0, 'naive_dice': True, 'weight': ANY}),
 }
 
 
@@ -373,7 +361,7 @@ def _losses(head: Config) -> tuple[dict[str, Config], Any]:
     """Return the settings of our losses, and the class weights if the class loss is ours."""
     losses: dict[str, Config] = {}
     class_weight = None
-    for name, (type_name, ours) in _LOSSES.items():
+    for name, (type_name, ours) in SAME_LOSSES.items():
         stock = head[f'loss_{name}']
         if stock is None:
             continue
@@ -391,9 +379,9 @@ def _matcher(match_costs: Any) -> dict[str, Any]:
     """Return the settings of our matcher; a cost of None takes one of the paper's three out."""
     if match_costs is None:
         return {}
-    costs: dict[str, Config | None] = dict.fromkeys(_COSTS)
+    costs: dict[str, Config | None] = dict.fromkeys(SAME_COSTS)
     for index, stock in enumerate([match_costs] if isinstance(match_costs, dict) else match_costs):
-        for name, (type_name, ours) in _COSTS.items():
+        for name, (type_name, ours) in SAME_COSTS.items():
             same = _settings_if_ours(stock, type_name, ours)
             if same is not None and costs[name] is None:
                 costs[name] = {'weight': same['weight']}
@@ -406,11 +394,11 @@ def _matcher(match_costs: Any) -> dict[str, Any]:
 def _settings_if_ours(stock: Config, type_name: str, ours: Config) -> dict[str, Any] | None:
     """Return all settings of a stock loss or cost if ours computes the same, else None."""
     given = {key: value for key, value in stock.items() if key not in ('type', '_delete_')}
-    settings = {**_DEFAULTS[type_name], **given}
+    settings = {**_LOSS_DEFAULTS[type_name], **given}
     same = (
         is_stock(stock.get('type'), type_name)
-        and settings.keys() == ours.keys()
-        and all(value is ANY or settings[key] == value for key, value in ours.items())
+        and settings.keys() == _LOSS_DEFAULTS[type_name].keys()
+        and all(settings[key] == value for key, value in ours.items())
     )
     return settings if same else None
 

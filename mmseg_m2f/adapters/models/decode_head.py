@@ -29,13 +29,10 @@ class Mask2FormerHead(MaskHead):
             ``mmseg_m2f.SemanticSegmentor`` can do without.
         ignore_index: label of pixels that belong to no class.
         align_corners: of the segmentor's final resize; the official code uses False throughout.
-        init_cfg: MMEngine's; the parts initialize themselves as the official code does.
-        settings: the other keys of `config.HeadConfig`: ``num_queries``, the parts, ``losses``,
-            ``class_weight``, ``no_object_weight`` and ``compat``.
+        init_cfg, settings: see `MaskHead`.
 
     Raises:
-        ValueError: a key that no part knows, or sizes that do not fit together.
-        UnknownChannelsError: ``in_channels`` is not set.
+        ValueError, UnknownChannelsError: see `MaskHead`.
     """
 
     def __init__(
@@ -54,7 +51,13 @@ class Mask2FormerHead(MaskHead):
         self.ignore_index, self.align_corners = ignore_index, align_corners
         # The segmentor compares sigmoid(score) with this for a single class: score > 1/2.
         self.threshold = 1 / (1 + math.exp(-0.5))
-        _warn_of_ignored(self.compat)
+        if not self.compat.panoptic_mask_intersection:
+            print_log(
+                'compat.panoptic_mask_intersection is ignored: a decode head of MMSegmentation '
+                'gives semantic results only.',
+                logger='current',
+                level=logging.WARNING,
+            )
 
     def loss(
         self, inputs: Sequence[Tensor], batch_data_samples: Sequence[Any], train_cfg: Any = None
@@ -63,11 +66,9 @@ class Mask2FormerHead(MaskHead):
 
         Raises:
             ValueError: a label that is neither a class nor ``ignore_index``; names the file.
-            NonFinitePredictionError: a prediction holds NaN or infinity; names the image and the
-                learning rate.
+            NonFinitePredictionError: see `MaskHead`.
         """
-        targets = self._targets(batch_data_samples)
-        return self._losses(inputs, targets, batch_data_samples)
+        return self._losses(inputs, self._targets(batch_data_samples), batch_data_samples)
 
     def predict(
         self, inputs: Sequence[Tensor], batch_img_metas: Sequence[dict], test_cfg: Any = None
@@ -96,17 +97,6 @@ class Mask2FormerHead(MaskHead):
             metainfo = samples[error.image].metainfo
             source = metainfo.get('seg_map_path', 'an annotation without seg_map_path')
             raise ValueError(f'{source}: {error}') from None
-
-
-def _warn_of_ignored(compat: core.CompatConfig) -> None:
-    if compat.panoptic_mask_intersection:
-        return
-    print_log(
-        'compat.panoptic_mask_intersection is ignored: a decode head of MMSegmentation gives '
-        'semantic results only.',
-        logger='current',
-        level=logging.WARNING,
-    )
 
 
 def _input_size(meta: Mapping[str, Any], test_cfg: Mapping[str, Any] | None) -> tuple[int, int]:

@@ -1,5 +1,7 @@
 """Our detector for MMDetection. Importing this module imports mmdet; `lazy` does not."""
 
+import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,10 +13,7 @@ from mmseg_m2f import core
 from mmseg_m2f.adapters.keys import check_keys
 from mmseg_m2f.adapters.models.channels import with_in_channels
 from mmseg_m2f.adapters.models.config import postprocess_config
-from mmseg_m2f.adapters.models.det_inferencer import replace_panopticapi
-from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
-
-KEYS = ('backbone', 'panoptic_head', 'neck', 'data_preprocessor', 'test_cfg', 'init_cfg')
+from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET, id2rgb
 
 
 class Mask2Former(BaseDetector):
@@ -43,7 +42,8 @@ class Mask2Former(BaseDetector):
         init_cfg: dict | None = None,
         **unknown: Any,
     ) -> None:
-        check_keys('mmseg_m2f.Mask2Former', unknown, KEYS)
+        known = [name for name in inspect.signature(Mask2Former).parameters if name != 'unknown']
+        check_keys('mmseg_m2f.Mask2Former', unknown, known)
         super().__init__(data_preprocessor, init_cfg)
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(neck) if neck is not None else None
@@ -75,7 +75,6 @@ class Mask2Former(BaseDetector):
         return maps if self.neck is None else self.neck(maps)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
-        """Return the losses of the head."""
         maps = self.extract_feat(batch_inputs)
         return self.panoptic_head.loss(maps, batch_data_samples, _size(batch_inputs))
 
@@ -96,8 +95,18 @@ class Mask2Former(BaseDetector):
     def _forward(
         self, batch_inputs: Tensor, batch_data_samples: Sequence[Any] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return class logits ``(B, Q, K+1)`` and mask logits ``(B, Q, h, w)``, see `MaskHead`."""
         return self.panoptic_head(self.extract_feat(batch_inputs))
+
+
+def replace_panopticapi() -> None:
+    """Let mmdet's ``DetInferencer`` return panoptic results without the package panopticapi.
+
+    The inferencer takes the id of void and the color code of segment ids from panopticapi, which no
+    package index has. Without it both are None, and every panoptic result is refused.
+    """
+    inferencer: Any = sys.modules.get('mmdet.apis.det_inferencer')
+    if inferencer is not None and inferencer.VOID is None:
+        inferencer.VOID, inferencer.id2rgb = 0, id2rgb
 
 
 def _size(batch_inputs: Tensor) -> tuple[int, int]:

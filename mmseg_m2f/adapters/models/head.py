@@ -18,7 +18,8 @@ class MaskHead(BaseModule):
 
     Args:
         own: the keys that only the subclass has, with their values, for the record.
-        settings: keys of `config.HeadConfig`.
+        settings: keys of `config.HeadConfig`: ``num_queries``, the parts, ``losses``,
+            ``class_weight``, ``no_object_weight`` and ``compat``.
         init_cfg: MMEngine's; the parts initialize themselves as the official code does.
 
     Raises:

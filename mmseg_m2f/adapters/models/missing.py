@@ -2,6 +2,7 @@
 
 import importlib
 from importlib.util import find_spec
+from types import ModuleType
 
 
 class MissingOperatorsError(RuntimeError):
@@ -16,15 +17,19 @@ class MissingOperatorsError(RuntimeError):
         )
 
 
-def import_failure(framework: str, error: Exception, advice: str) -> Exception:
-    """Return the exception to raise when importing ``framework`` failed with ``error``.
+def import_for(framework: str, module: str, advice: str) -> ModuleType:
+    """Import ``module``, which needs ``framework``.
 
-    It is a `MissingOperatorsError` if mmcv's operators are the cause, else an ``ImportError``
-    with ``advice``.
+    Raises:
+        MissingOperatorsError: mmcv lacks the operators that the framework needs.
+        ImportError: the framework cannot be imported; the message ends with ``advice``.
     """
-    if isinstance(error, ImportError) and '_ext' in str(error):
-        return MissingOperatorsError(framework, error)
-    return ImportError(advice)
+    try:
+        return importlib.import_module(module)
+    except (ImportError, AssertionError) as error:  # the frameworks assert the version of mmcv
+        if isinstance(error, ImportError) and '_ext' in str(error):
+            raise MissingOperatorsError(framework, error) from error
+        raise ImportError(f'{framework} cannot be imported ({error}). {advice}') from error
 
 
 def check_mmseg_imports() -> None:
@@ -33,13 +38,8 @@ def check_mmseg_imports() -> None:
     Upstream MMSegmentation needs them, the onedl distribution does not.
 
     Raises:
-        MissingOperatorsError: it does fail for that reason.
+        MissingOperatorsError: it fails for that reason.
+        ImportError: it fails for another one.
     """
-    if find_spec('mmcv._ext') is not None or find_spec('mmseg') is None:
-        return
-    try:
-        importlib.import_module('mmseg.models')
-    except ImportError as error:
-        if '_ext' in str(error):
-            raise MissingOperatorsError('MMSegmentation', error) from error
-        raise
+    if find_spec('mmcv._ext') is None and find_spec('mmseg') is not None:
+        import_for('MMSegmentation', 'mmseg.models', 'Repair or uninstall it.')

@@ -18,28 +18,24 @@ MMCV_ATTENTION = 'MultiScaleDeformableAttention'
 @functools.cache
 def _failure_on(device: torch.device) -> str | None:
     """Return why the operator does not run on this GPU, or None: mmcv may be built for another."""
-    operator, objection = _import_operator()
-    if objection is not None:
-        return objection
     value = torch.zeros(1, 1, 1, 1, device=device)
     shapes, starts = _shape_tensors(((1, 1),), device)
     locations = torch.zeros(1, 1, 1, 1, 1, 2, device=device)
     try:
-        operator.apply(value, shapes, starts, locations, locations[..., 0], 1)
+        _operator().apply(value, shapes, starts, locations, locations[..., 0], 1)
         torch.cuda.synchronize(device)
-    except (RuntimeError, NotImplementedError) as error:
+    except ImportError as error:
+        return f'mmcv has no compiled operators here ({error})'
+    except RuntimeError as error:
         return f'mmcv was not built for this GPU ({str(error).splitlines()[0]})'
     return None
 
 
-@functools.cache
-def _import_operator() -> tuple[Any, str | None]:
-    """Return mmcv's autograd function, or None and the reason why it cannot be imported."""
-    try:
-        from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
-    except ImportError as error:
-        return None, f'mmcv has no compiled operators here ({error})'
-    return MultiScaleDeformableAttnFunction, None
+def _operator() -> Any:
+    """Import mmcv's autograd function."""
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+    return MultiScaleDeformableAttnFunction
 
 
 def _why_not(
@@ -65,13 +61,12 @@ def _run(
 
     In a half type mmcv would round the locations, too: by up to a quarter of a pixel.
     """
-    operator, _ = _import_operator()
     exact = sampling_locations.dtype
     if value.dtype != exact:
         log_once(f"mmcv's deformable attention computes {value.dtype} in {exact}")
     shapes, starts = _shape_tensors(tuple(level_shapes), value.device)
     # im2col_step splits the batch; the whole batch at once is always a divisor of itself.
-    out = operator.apply(
+    out = _operator().apply(
         value.to(exact).contiguous(),
         shapes,
         starts,

@@ -5,6 +5,26 @@ from typing import Any
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+_MEAN_OF_ALL = {
+    'use_mask': False,
+    'reduction': 'mean',
+    'ignore_index': None,
+    'avg_non_ignore': False,
+}
+_OVERLAP = {'use_sigmoid': True, 'activate': True, 'reduction': 'mean'}
+# The losses and costs of mmdet that compute what ours do, by our names: class and settings. Their
+# weights, and the class weights, are free.
+SAME_LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
+    'cls': ('CrossEntropyLoss', {'use_sigmoid': False, **_MEAN_OF_ALL}),
+    'mask': ('CrossEntropyLoss', {'use_sigmoid': True, 'class_weight': None, **_MEAN_OF_ALL}),
+    'dice': ('DiceLoss', {'naive_dice': True, 'eps': 1.0, **_OVERLAP}),
+}
+SAME_COSTS: dict[str, tuple[str, dict[str, Any]]] = {
+    'cls': ('ClassificationCost', {}),
+    'mask': ('CrossEntropyLossCost', {'use_sigmoid': True}),
+    'dice': ('DiceCost', {'pred_act': True, 'naive_dice': True, 'eps': 1.0}),
+}
+
 
 def is_from_mmdet(part: object) -> bool:
     """Return True if the class of ``part``, or one of its base classes, is MMDetection's."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import PixelData
 from torch import Tensor
 
 from mmseg_m2f import core
@@ -111,16 +111,6 @@ def geometry_of(sample: Any, padded: tuple[int, int]) -> core.ImageGeometry:
         map(int, sample.metainfo[key][:2]) for key in ('img_shape', 'ori_shape')
     )
     return core.ImageGeometry(padded, (height, width), (file_height, file_width))
-
-
-def instance_data(instances: core.Instances) -> InstanceData:
-    """Return instances in the form that mmdet's metrics and visualizer read."""
-    return InstanceData(
-        bboxes=instances.boxes,
-        scores=instances.scores,
-        labels=instances.labels,
-        masks=instances.masks,
-    )
 
 
 def encode_rle(masks: Tensor) -> list[Rle]:

@@ -13,7 +13,6 @@ from mmseg_m2f.adapters.models.samples import (
     encode_panoptic,
     encode_rle,
     geometry_of,
-    instance_data,
     targets_of,
 )
 from mmseg_m2f.adapters.things import checked_thing_ids
@@ -34,13 +33,10 @@ class Mask2FormerUniversalHead(MaskHead):
             takes them from its backbone and neck if they are not set.
         thing_ids: the classes that are things, in any order; the others are stuff. None: all
             classes are things, as in an instance model.
-        init_cfg: MMEngine's; the parts initialize themselves as the official code does.
-        settings: the other keys of `config.HeadConfig`: ``num_queries``, the parts, ``losses``,
-            ``class_weight``, ``no_object_weight`` and ``compat``.
+        init_cfg, settings: see `MaskHead`.
 
     Raises:
-        ValueError: a key that no part knows, sizes that do not fit together, wrong ``thing_ids``.
-        UnknownChannelsError: ``in_channels`` is not set.
+        ValueError, UnknownChannelsError: see `MaskHead`; also wrong ``thing_ids``.
     """
 
     is_thing: Tensor
@@ -70,8 +66,7 @@ class Mask2FormerUniversalHead(MaskHead):
 
         Raises:
             ValueError: a label that is no class, or a sample without masks; names the file.
-            NonFinitePredictionError: a prediction holds NaN or infinity; names the image and the
-                learning rate.
+            NonFinitePredictionError: see `MaskHead`.
         """
         targets = targets_of(data_samples, self.is_thing, size)
         return self._losses(inputs, targets, data_samples)
@@ -109,16 +104,16 @@ class Mask2FormerUniversalHead(MaskHead):
         if config.instance_on:
             encode = encode_rle if config.mask_format == 'rle' else None
             instances = core.instances(*prediction, self.is_thing, config, encode)
-            results['pred_instances'] = instance_data(instances)
-        if config.panoptic_on:
-            panoptic = core.panoptic(
-                *prediction,
-                self.is_thing,
-                config,
-                within_masks=self.compat.panoptic_mask_intersection,
+            results['pred_instances'] = InstanceData(
+                bboxes=instances.boxes,
+                scores=instances.scores,
+                labels=instances.labels,
+                masks=instances.masks,
             )
+        if config.panoptic_on:
+            within = self.compat.panoptic_mask_intersection
+            panoptic = core.panoptic(*prediction, self.is_thing, config, within_masks=within)
             results['pred_panoptic_seg'] = encode_panoptic(panoptic, self.num_classes)
         if config.semantic_on:
-            labels = core.semantic_labels(*prediction)
-            results['pred_sem_seg'] = PixelData(sem_seg=labels[None])
+            results['pred_sem_seg'] = PixelData(sem_seg=core.semantic_labels(*prediction)[None])
         return results

@@ -3,7 +3,6 @@
 from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader
 
 from mmseg_m2f.registry import HOOKS
 
@@ -19,7 +18,8 @@ class BatchSizeHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Log the batch size of this run."""
         _, world_size = get_dist_info()
-        batch_size = _batch_size(runner.train_dataloader)
+        loader = runner.train_dataloader
+        batch_size = getattr(loader.batch_sampler, 'batch_size', loader.batch_size)
         steps = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         if batch_size is None:
             return
@@ -38,7 +38,3 @@ class BatchSizeHook(Hook):
                 f'sees {total}: consider {total / scaled_for:g} times the learning rate and '
                 f'{scaled_for / total:g} times the iterations'
             )
-
-
-def _batch_size(dataloader: DataLoader) -> int | None:
-    return getattr(dataloader.batch_sampler, 'batch_size', dataloader.batch_size)

@@ -130,7 +130,7 @@ class Operator:
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
 def test_half_types_reach_mmcv_in_float32_and_come_back_rounded(monkeypatch, log, dtype):
     operator = Operator()
-    monkeypatch.setattr(mmcv_attention, '_import_operator', lambda: (operator, None))
+    monkeypatch.setattr(mmcv_attention, '_operator', lambda: operator)
     value, *rest = inputs()
     got = mmcv_attention._run(value.to(dtype), *rest)
     assert operator.seen == {torch.float32}
