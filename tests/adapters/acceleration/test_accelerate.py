@@ -131,11 +131,15 @@ def assert_same_instances(ours: Any, theirs: Any) -> None:
 
 @pytest.mark.parametrize('package', PACKAGES)
 def test_parameters_and_state_stay_what_they_are(package: str) -> None:
-    model = build(package)
+    model, wrapper = build(package), nn.Module()
+    wrapper.module = model
     rng = torch.get_rng_state()
     parameters, state = dict(model.named_parameters()), model.state_dict()
     modules = [name for name, _ in model.named_modules()]
-    mmseg_m2f.accelerate(model)
+    assert mmseg_m2f.accelerate(wrapper) is wrapper
+    assert is_accelerated(model)
+    assert is_accelerated(wrapper)
+    assert not any('forward' in vars(module) for module in model.backbone.modules())
     assert torch.equal(torch.get_rng_state(), rng)
     assert modules == [name for name, _ in model.named_modules()]
     found = dict(model.named_parameters())
@@ -214,20 +218,6 @@ def test_restore_gives_the_stock_model_back(package: str) -> None:
     assert not is_accelerated(model)
     assert torch.equal(logits(model, data)[1][-1], theirs)
     mmseg_m2f.accelerate(model)
-
-
-def test_the_model_inside_of_a_wrapper_is_accelerated() -> None:
-    model = build('mmseg')
-    wrapper = nn.Module()
-    wrapper.module = model
-    assert mmseg_m2f.accelerate(wrapper) is wrapper
-    assert is_accelerated(model)
-    assert is_accelerated(wrapper)
-
-
-def test_the_backbone_is_left_alone() -> None:
-    model = mmseg_m2f.accelerate(build('mmdet'))
-    assert not any('forward' in vars(module) for module in model.backbone.modules())
 
 
 # The runner's and the stock pipeline's own.

@@ -34,9 +34,13 @@ def test_the_record_tells_the_switches(name):
         'keep_empty_gt': True,
         'panoptic_mask_intersection': True,
     }
-    config = build_head(name, compat=MMDET).resolved_config()
+    head = build_head(name, compat=MMDET)
+    config = head.resolved_config()
     assert config['compat'] == MMDET
-    assert MODELS.build({'type': f'mmseg_m2f.{name}', **config}).resolved_config() == config
+    again = MODELS.build({'type': f'mmseg_m2f.{name}', **config})
+    assert again.resolved_config() == config
+    shapes = [{k: v.shape for k, v in one.state_dict().items()} for one in (again, head)]
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize('name', HEADS)

@@ -1,7 +1,5 @@
 """The decode head inside mmseg's own segmentor."""
 
-import math
-
 import pytest
 import torch
 from mmengine import ConfigDict
@@ -11,8 +9,8 @@ from mmengine.structures import PixelData
 mmseg_structures = pytest.importorskip('mmseg.structures')
 from mmseg.registry import MODELS as MMSEG_MODELS  # noqa: E402
 
-from mmseg_m2f.core import NonFinitePredictionError  # noqa: E402
-
+# Scores lie in [0, 8]. In float64 thousands of roundings stay far below this.
+DOUBLE = 1e-10
 SMALL = {
     'num_queries': 8,
     'pixel_decoder': {'channels': 32, 'num_layers': 1, 'norm_groups': 8, 'ffn_dim': 32},
@@ -80,43 +78,19 @@ def batch(size=(50, 70), num_images=2, num_classes=3):
     }
 
 
-def test_loss_names_and_every_parameter_gets_a_gradient():
-    model = build_segmentor()
-    losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
+@pytest.mark.parametrize('all_ignored', [False, True])
+def test_loss_names_and_every_parameter_gets_a_gradient(all_ignored):
+    model, data = build_segmentor(), batch()
+    for data_sample in data['data_samples'] * all_ignored:
+        data_sample.gt_sem_seg.data[:] = 255
+    losses = model(**model.data_preprocessor(data, training=True), mode='loss')
 
     expected = {f'decode.{p}loss_{n}' for p in ('d0.', 'd1.', '') for n in ('cls', 'mask', 'dice')}
     assert set(losses) == expected
-    model.parse_losses(losses)[0].backward()
-    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-
-
-def test_each_loss_is_named_after_its_prediction():
-    """Prediction 0 depends on no decoder layer, the last one on all of them."""
-    model = build_segmentor()
-    losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
-    layers = model.decode_head.decoder.layers
-
-    def depends(loss, layer):
-        options = {'retain_graph': True, 'allow_unused': True}
-        grads = torch.autograd.grad(loss, list(layer.parameters()), **options)
-        return any(grad is not None and bool(grad.any()) for grad in grads)
-
-    for prefix, depth in (('d0.', 0), ('d1.', 1), ('', 2)):
-        found = [depends(losses[f'decode.{prefix}loss_cls'], layer) for layer in layers]
-        assert found == [index < depth for index in range(2)]
-
-
-@pytest.mark.parametrize('ignore_index', [255, 7])
-def test_a_batch_of_ignored_pixels_only_trains(ignore_index):
-    model = build_segmentor(ignore_index=ignore_index)
-    data = batch(size=(64, 96))  # no padding, which is 255
-    for data_sample in data['data_samples']:
-        data_sample.gt_sem_seg.data[:] = ignore_index
-    losses = model(**model.data_preprocessor(data, training=True), mode='loss')
+    assert (losses['decode.loss_mask'] == 0) == all_ignored
     total, _ = model.parse_losses(losses)
     total.backward()
     assert torch.isfinite(total)
-    assert losses['decode.loss_mask'] == 0
     assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
@@ -124,7 +98,9 @@ def test_a_batch_of_ignored_pixels_only_trains(ignore_index):
 def predict(model, data, **test_cfg):
     model.eval()
     model.test_cfg = ConfigDict(test_cfg)
-    return [out.seg_logits.data for out in model.test_step(data)]
+    data = model.data_preprocessor(data)
+    data['inputs'] = data['inputs'].to(next(model.parameters()).dtype)
+    return [out.seg_logits.data for out in model(**data, mode='predict')]
 
 
 @pytest.mark.parametrize('window', [(64, 96), (200, 300)])
@@ -136,39 +112,38 @@ def test_a_window_as_large_as_the_padded_image_equals_whole_bit_for_bit(window):
 
 
 def test_sliding_windows_give_scores_at_the_original_size():
-    model = build_segmentor()
+    model = build_segmentor().double()
     scores = predict(model, batch(), mode='slide', crop_size=(40, 41), stride=(16, 24))
     assert [tuple(s.shape) for s in scores] == [(3, 50, 70), (3, 50, 70)]
-    # Each image of the batch is treated alike: alone it gives the same scores. They lie in [0, 8];
-    # float32 convolutions of another batch size round otherwise.
+    # Alone an image gives the same scores, up to rounding of convolutions of another batch size.
     data = batch()
     second = {key: value[1:] for key, value in data.items()}
     alone = predict(model, second, mode='slide', crop_size=(40, 41), stride=(16, 24))
-    torch.testing.assert_close(alone[0], scores[1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(alone[0], scores[1], rtol=0, atol=DOUBLE)
 
 
 def test_whole_prediction_follows_the_official_order():
     """Scores at the padded size, then crop, then bilinear resize to the original size."""
-    model = build_segmentor()
+    model = build_segmentor().double()
     data = batch(num_images=1)
     data['data_samples'][0].set_metainfo({'ori_shape': (100, 140)})
     got = predict(model, data, mode='whole')[0]
 
     inputs = model.data_preprocessor(batch(num_images=1), training=False)['inputs']
     with torch.no_grad():
-        class_logits, mask_logits = model.decode_head(model.extract_feat(inputs))
+        class_logits, mask_logits = model.decode_head(model.extract_feat(inputs.double()))
     assert inputs.shape[-2:] == (64, 96)
     masks = torch.nn.functional.interpolate(mask_logits, size=(64, 96), mode='bilinear')
     scores = torch.einsum('qk,qhw->khw', class_logits[0].softmax(-1)[:, :-1], masks[0].sigmoid())
     expected = torch.nn.functional.interpolate(
         scores[None, :, :50, :70], size=(100, 140), mode='bilinear'
     )[0]
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(got, expected, rtol=0, atol=DOUBLE)
 
 
 def test_scores_carry_a_gradient_where_one_is_asked_for():
-    model = build_segmentor().eval()
-    inputs = model.data_preprocessor(batch(num_images=1), training=False)['inputs']
+    model = build_segmentor().double().eval()
+    inputs = model.data_preprocessor(batch(num_images=1), training=False)['inputs'].double()
     metas = [{'img_shape': (64, 96), 'pad_shape': (64, 96)}]
     features = model.extract_feat(inputs.requires_grad_())
     scores = model.decode_head.predict(features, metas, {})
@@ -176,33 +151,15 @@ def test_scores_carry_a_gradient_where_one_is_asked_for():
     assert inputs.grad.abs().sum() > 0
     with torch.no_grad():
         without = model.decode_head.predict([x.detach() for x in features], metas, {})
-    torch.testing.assert_close(without, scores.detach(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(without, scores.detach(), rtol=0, atol=DOUBLE)
 
 
-def test_a_wrong_label_names_the_file_and_the_value():
-    model = build_segmentor()
-    data = batch()
-    data['data_samples'][1].gt_sem_seg.data[0, 3, 4] = 7
-    with pytest.raises(ValueError, match=r'street\.png.*\[7\].*allowed are 0 to 2'):
+@pytest.mark.parametrize(('num_classes', 'wrong'), [(3, 7), (1, 2)])
+def test_a_wrong_label_names_the_file_and_the_value(num_classes, wrong):
+    model, data = build_segmentor(num_classes), batch(num_classes=num_classes)
+    data['data_samples'][1].gt_sem_seg.data[0, 3, 4] = wrong
+    with pytest.raises(ValueError, match=rf'street\.png.*\[{wrong}\]'):
         model(**model.data_preprocessor(data, training=True), mode='loss')
-
-
-def test_nan_names_the_prediction_and_the_image():
-    model = build_segmentor()
-    torch.nn.init.constant_(model.decode_head.decoder.class_embed.bias, math.nan)
-    with pytest.raises(NonFinitePredictionError, match=r'prediction 0.*street\.jpg'):
-        model(**model.data_preprocessor(batch(), training=True), mode='loss')
-
-
-def test_unknown_keys_raise_and_list_the_known_ones():
-    with pytest.raises(ValueError, match=r"does not know \['queries'\].*'num_queries'"):
-        build_segmentor(queries=3)
-
-
-def test_one_class_is_foreground_where_its_score_exceeds_one_half():
-    head = build_segmentor(num_classes=1).decode_head
-    score = torch.tensor([0.4999, 0.5001])
-    assert ((score.sigmoid() > head.threshold) == torch.tensor([False, True])).all()
 
 
 def test_one_class_learns_label_one_and_predicts_it(monkeypatch):
@@ -210,6 +167,9 @@ def test_one_class_learns_label_one_and_predicts_it(monkeypatch):
     from mmseg.evaluation import IoUMetric
 
     model = build_segmentor(num_classes=1).eval()
+    # mmseg compares the sigmoid of the score with the threshold: a score above 1/2 is foreground.
+    is_foreground = torch.tensor([0.4999, 0.5001]).sigmoid() > model.decode_head.threshold
+    assert is_foreground.tolist() == [False, True]
     label_map = torch.zeros(64, 96, dtype=torch.long)
     label_map[:, 40:] = 1
     target = model.decode_head._targets([sample(label_map)])[0]
@@ -233,13 +193,6 @@ def test_one_class_learns_label_one_and_predicts_it(monkeypatch):
     assert metric.evaluate(1)['mIoU'] == 100
 
 
-def test_one_class_refuses_other_labels():
-    model = build_segmentor(num_classes=1)
-    label_map = torch.full((8, 8), 2)
-    with pytest.raises(ValueError, match=r'holds \[2\]'):
-        model.decode_head._targets([sample(label_map)])[0]
-
-
 def test_bfloat16_autocast_keeps_the_pixel_decoder_and_the_losses_in_float32():
     model = build_segmentor()
     seen = {}
@@ -251,14 +204,3 @@ def test_bfloat16_autocast_keeps_the_pixel_decoder_and_the_losses_in_float32():
         losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
     assert seen['features'] == torch.float32
     assert all(loss.dtype == torch.float32 for loss in losses.values())
-
-
-def test_the_resolved_configuration_builds_the_same_head_again():
-    head = build_segmentor().decode_head
-    config = head.resolved_config()
-    again = build_segmentor(**{k: v for k, v in config.items() if k != 'in_channels'}).decode_head
-    assert again.resolved_config() == config
-    assert config['matcher']['num_points'] == 64, 'the matcher follows the losses'
-    assert {k: v.shape for k, v in again.state_dict().items()} == {
-        k: v.shape for k, v in head.state_dict().items()
-    }

@@ -1,7 +1,6 @@
 import pytest
 import torch
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.structures import BaseDataElement, PixelData
 from torch import nn
 
@@ -134,8 +133,3 @@ def test_the_model_keeps_its_own_output():
 def test_no_view_is_an_error():
     with pytest.raises(ValueError, match='tta_pipeline'):
         SemanticTTAModel(Segmentor()).test_step({'inputs': [], 'data_samples': []})
-
-
-def test_it_is_found_by_name():
-    model = ROOT_MODELS.build({'type': 'mmseg_m2f.SemanticTTAModel', 'module': Segmentor()})
-    assert isinstance(model, SemanticTTAModel)

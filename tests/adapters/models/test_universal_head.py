@@ -102,12 +102,12 @@ def test_loss_names_and_every_parameter_gets_a_gradient():
     }
     model.parse_losses(losses)[0].backward()
     assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-
-
-def test_the_weights_are_below_the_usual_prefixes():
-    names = build_detector().state_dict()
-    assert {name.split('.')[0] for name in names} == {'backbone', 'panoptic_head'}
-    assert not [name for name in names if 'is_thing' in name]
+    assert {name.split('.')[0] for name in model.state_dict()} == {'backbone', 'panoptic_head'}
+    assert not [name for name in model.state_dict() if 'is_thing' in name]
+    with torch.no_grad():
+        class_logits, mask_logits = model(**model.data_preprocessor(two_images()), mode='tensor')
+    assert class_logits.shape == (2, 8, 6)
+    assert mask_logits.shape == (2, 8, 16, 16)
 
 
 # Settings of the head, and the numbers of targets of two images.
@@ -327,15 +327,6 @@ def test_instances_as_run_lengths_are_those_of_the_bitmaps():
     assert nothing.masks.shape == (0, *size)
 
 
-def test_tensor_mode_gives_the_logits_of_the_last_prediction():
-    model = build_detector().eval()
-    data = model.data_preprocessor(two_images())
-    with torch.no_grad():
-        class_logits, mask_logits = model(**data, mode='tensor')
-    assert class_logits.shape == (2, 8, 6)
-    assert mask_logits.shape == (2, 8, 16, 16)
-
-
 def test_a_wrong_label_names_the_file():
     model, data = build_detector(), two_images()
     data['data_samples'][1].gt_instances.labels[0] = 5
@@ -376,26 +367,16 @@ def test_mistakes_in_the_config_are_explained(settings, message):
         build_detector(**settings)
 
 
-def test_a_thousand_classes_need_the_panoptic_map_off():
-    model = build_detector(num_classes=1000, test_cfg={'panoptic_on': False})
+def test_settings_of_the_detector():
+    model = build_detector(1000, {'panoptic_on': False}, thing_ids=(3, 1))
     assert model.test_cfg == PostprocessConfig(panoptic_on=False)
-
-
-def test_the_detector_lists_its_keys_and_takes_no_train_cfg():
-    head = {'type': 'mmseg_m2f.Mask2FormerUniversalHead'}
-    with pytest.raises(ValueError, match=r"does not know \['train_cfg'\].*'test_cfg'"):
+    assert model.panoptic_head.is_thing.nonzero().flatten().tolist() == [1, 3]
+    assert model.panoptic_head.resolved_config()['thing_ids'] == [1, 3]
+    keys = r"\['train_cfg'\].*\['backbone', 'panoptic_head', 'neck', .*'test_cfg', 'init_cfg'\]"
+    with pytest.raises(ValueError, match=f'does not know {keys}'):
         MMDET_MODELS.build(
-            {'type': 'mmseg_m2f.Mask2Former', 'backbone': {}, 'panoptic_head': head, 'train_cfg': 1}
+            {'type': 'mmseg_m2f.Mask2Former', 'backbone': {}, 'panoptic_head': {}, 'train_cfg': 1}
         )
-
-
-def test_the_resolved_configuration_builds_the_same_head_again():
-    head = build_detector(thing_ids=(3, 1)).panoptic_head
-    config = head.resolved_config()
-    assert config['thing_ids'] == [1, 3]
-    assert head.is_thing.tolist() == [False, True, False, True, False]
-    again = build_detector(**{k: v for k, v in config.items() if k != 'in_channels'}).panoptic_head
-    assert again.resolved_config() == config
 
 
 BLOCKED = """
