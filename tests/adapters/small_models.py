@@ -4,6 +4,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 CHANNELS = [8, 16, 32, 64]
+# Settings of a data preprocessor.
+NORMALIZED = {'mean': [123.675, 116.28, 103.53], 'std': [58.395, 57.12, 57.375], 'bgr_to_rgb': True}
 
 
 def segmentor(num_classes: int = 3, num_queries: int = 10, depth: int = 18, **decoder: int) -> dict:

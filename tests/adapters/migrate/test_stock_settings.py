@@ -163,21 +163,6 @@ def test_a_semantic_head_has_its_own_keys():
     assert by_parts['num_classes'] == 4
 
 
-@pytest.mark.parametrize(
-    'spelling',
-    [
-        {'dropout': 0.0},
-        {'attn_drop': 0.0, 'proj_drop': 0.0, 'dropout_layer': None},
-        {'dropout_layer': {'type': 'Dropout', 'drop_prob': 0.0}},
-        {},
-    ],
-)
-def test_both_spellings_of_attention(spelling):
-    layer = {name: attention(**spelling) for name in ('self_attn_cfg', 'cross_attn_cfg')}
-    head = changed('transformer_decoder.layer_cfg', {**layer, 'ffn_cfg': ffn(96)})
-    assert stock_settings.universal_head(head)['decoder']['num_heads'] == 4
-
-
 def test_the_numbers_of_classes_in_either_form():
     def classes(**numbers):
         head = stock_settings.universal_head(stock_head(**numbers))
@@ -203,7 +188,10 @@ def test_class_weights_follow_the_classes_unless_given():
 
 
 def test_the_detector_s_settings():
-    ours = stock_settings.detector(stock_model())
+    model = stock_model()
+    before = copy.deepcopy(model)
+    ours = stock_settings.detector(model)
+    assert model == before
     keys = {'backbone', 'neck', 'data_preprocessor', 'init_cfg', 'test_cfg', 'panoptic_head'}
     assert set(ours) == keys
     head = ours['panoptic_head']
@@ -219,6 +207,13 @@ def test_the_detector_s_settings():
         'score_thr': 0.0,
         'non_overlap': False,
     }
+    # train_cfg may stand inside the head.
+    model['panoptic_head']['train_cfg'] = model.pop('train_cfg')
+    assert stock_settings.detector(model) == ours
+    # A head of ours stays as it is.
+    head = {'type': 'mmseg_m2f.Mask2FormerUniversalHead', 'num_classes': 5}
+    model = {'backbone': {}, 'panoptic_head': head}
+    assert stock_settings.detector(model)['panoptic_head'] == head
 
 
 def test_filter_low_score_and_compat_decide_about_pixels_outside_the_masks():
@@ -231,25 +226,6 @@ def test_filter_low_score_and_compat_decide_about_pixels_outside_the_masks():
     assert compat(None) == {'panoptic_mask_intersection': False}
     own = {'init': 'mmdet', 'panoptic_mask_intersection': True}
     assert compat({}, compat=own) == own
-
-
-def test_train_cfg_may_stand_inside_the_head():
-    model = stock_model(train_cfg=None)
-    model['panoptic_head']['train_cfg'] = TRAIN
-    assert stock_settings.detector(model)['panoptic_head']['losses']['points']['num_points'] == 50
-
-
-def test_a_head_of_ours_stays_as_it_is():
-    head = {'type': 'mmseg_m2f.Mask2FormerUniversalHead', 'num_classes': 5}
-    ours = stock_settings.detector({'backbone': {}, 'panoptic_head': head})
-    assert ours['panoptic_head'] == head
-
-
-def test_the_stock_config_is_left_as_it_was():
-    model = stock_model()
-    before = copy.deepcopy(model)
-    stock_settings.detector(model)
-    assert model == before
 
 
 def test_other_losses_and_costs_stay_mmdet_s():
@@ -329,12 +305,26 @@ def test_what_the_detector_cannot_follow_is_refused(keys, message):
         stock_settings.detector(stock_model(**keys))
 
 
-def test_defaults_may_be_spelled_out():
-    position = {'num_feats': 32, 'normalize': True, 'scale': 2 * math.pi, 'temperature': 10000}
-    head = changed('positional_encoding', {**position, 'init_cfg': None, '_delete_': True})
-    assert stock_settings.universal_head(head) == stock_settings.universal_head(
-        stock_head(**THINGS)
-    )
+ATTENTION = 'transformer_decoder.layer_cfg.self_attn_cfg'
+
+
+@pytest.mark.parametrize(
+    ('path', 'value'),
+    [
+        (
+            'positional_encoding',
+            {'num_feats': 32, 'normalize': True, 'scale': 2 * math.pi, 'temperature': 10000},
+        ),
+        ('positional_encoding.init_cfg', None),
+        ('positional_encoding._delete_', True),
+        (ATTENTION, attention()),
+        (ATTENTION, attention(attn_drop=0.0, proj_drop=0.0, dropout_layer=None)),
+        (ATTENTION, attention(dropout_layer={'type': 'Dropout', 'drop_prob': 0.0})),
+    ],
+)
+def test_defaults_may_be_spelled_out_or_left_out(path, value):
+    ours = stock_settings.universal_head(stock_head(**THINGS))
+    assert stock_settings.universal_head(changed(path, value)) == ours
 
 
 def test_absent_sections_have_the_defaults_of_the_stock_classes():

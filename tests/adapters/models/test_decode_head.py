@@ -78,20 +78,38 @@ def batch(size=(50, 70), num_images=2, num_classes=3):
     }
 
 
-@pytest.mark.parametrize('all_ignored', [False, True])
-def test_loss_names_and_every_parameter_gets_a_gradient(all_ignored):
-    model, data = build_segmentor(), batch()
-    for data_sample in data['data_samples'] * all_ignored:
-        data_sample.gt_sem_seg.data[:] = 255
+# A label that all pixels have and that the head ignores; None: labels of classes.
+@pytest.mark.parametrize('ignored', [None, 255, 7])
+def test_loss_names_and_every_parameter_gets_a_gradient(ignored):
+    # No padding, whose label is 255.
+    model, data = build_segmentor(ignore_index=ignored or 255), batch(size=(64, 96))
+    for data_sample in data['data_samples'] * (ignored is not None):
+        data_sample.gt_sem_seg.data[:] = ignored
     losses = model(**model.data_preprocessor(data, training=True), mode='loss')
 
     expected = {f'decode.{p}loss_{n}' for p in ('d0.', 'd1.', '') for n in ('cls', 'mask', 'dice')}
     assert set(losses) == expected
-    assert (losses['decode.loss_mask'] == 0) == all_ignored
+    assert (losses['decode.loss_mask'] == 0) == (ignored is not None)
     total, _ = model.parse_losses(losses)
     total.backward()
     assert torch.isfinite(total)
     assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_each_loss_is_named_after_its_prediction():
+    """Prediction 0 depends on no decoder layer, the last one on all of them."""
+    model = build_segmentor()
+    losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
+    layers = model.decode_head.decoder.layers
+
+    def depends(loss, layer):
+        options = {'retain_graph': True, 'allow_unused': True}
+        grads = torch.autograd.grad(loss, list(layer.parameters()), **options)
+        return any(grad is not None and bool(grad.any()) for grad in grads)
+
+    for prefix, depth in (('d0.', 0), ('d1.', 1), ('', 2)):
+        found = [depends(losses[f'decode.{prefix}loss_cls'], layer) for layer in layers]
+        assert found == [index < depth for index in range(2)]
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from mmdet.registry import MODELS as MMDET_MODELS  # noqa: E402
 from mmdet.structures.mask import BitmapMasks  # noqa: E402
 
 from mmseg_m2f.core import NonFinitePredictionError, PostprocessConfig  # noqa: E402
+from tests.adapters import small_models  # noqa: E402
 from tests.parity.parity_weights import tell_queries_apart  # noqa: E402
 from tests.reduced import HEAD  # noqa: E402
 
@@ -33,27 +34,10 @@ SURE = {'object_mask_thr': 0.3, 'overlap_thr': 0.2}
 
 def build_detector(num_classes=5, test_cfg=None, **head):
     init_default_scope('mmdet')
-    return MMDET_MODELS.build(
-        {
-            'type': 'mmseg_m2f.Mask2Former',
-            'data_preprocessor': {
-                'type': 'DetDataPreprocessor',
-                'mean': [123.675, 116.28, 103.53],
-                'std': [58.395, 57.12, 57.375],
-                'bgr_to_rgb': True,
-                'pad_size_divisor': 32,
-            },
-            'backbone': {'type': 'ResNet', 'depth': 18, 'base_channels': 8},
-            'panoptic_head': {
-                'type': 'mmseg_m2f.Mask2FormerUniversalHead',
-                'num_classes': num_classes,
-                'in_channels': [8, 16, 32, 64],
-                **HEAD,
-                **head,
-            },
-            'test_cfg': test_cfg,
-        }
-    )
+    model = small_models.detector()
+    model['data_preprocessor'].update(**small_models.NORMALIZED, pad_size_divisor=32)
+    model['panoptic_head'].update({**HEAD, 'num_classes': num_classes, **head})
+    return MMDET_MODELS.build({**model, 'test_cfg': test_cfg})
 
 
 def noise_image(size, num_targets, num_classes=5, seed=0):
@@ -327,26 +311,18 @@ def test_instances_as_run_lengths_are_those_of_the_bitmaps():
     assert nothing.masks.shape == (0, *size)
 
 
-def test_a_wrong_label_names_the_file():
+def test_errors_and_warnings_of_the_losses_name_the_image(said):
     model, data = build_detector(), two_images()
     data['data_samples'][1].gt_instances.labels[0] = 5
     with pytest.raises(ValueError, match=r'street_1\.jpg.*\[5\]'):
         losses_of(model, data)
-
-
-def test_nan_names_the_prediction_and_the_image():
-    model = build_detector()
-    torch.nn.init.constant_(model.panoptic_head.decoder.class_embed.bias, math.nan)
-    with pytest.raises(NonFinitePredictionError, match=r'prediction 0.*street_0\.jpg'):
-        losses_of(model, two_images())
-
-
-def test_more_targets_than_queries_warn_once(said):
-    model = build_detector()
     for _ in range(2):
         losses_of(model, two_images(num_targets=9))
     [line] = [line for line in said if 'queries' in line]
     assert 'street_0.jpg has 9 targets, but the head has only 8 queries' in line
+    torch.nn.init.constant_(model.panoptic_head.decoder.class_embed.bias, math.nan)
+    with pytest.raises(NonFinitePredictionError, match=r'prediction 0.*street_0\.jpg'):
+        losses_of(model, two_images())
 
 
 @pytest.mark.parametrize(
