@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope, init_default_scope
 
+from mmseg_m2f.adapters.models.config import MissingSizesError
 from mmseg_m2f.registry import MODELS, TASK_UTILS
 
 EXAMPLES = Path(__file__).parents[3] / 'docs' / 'examples'
@@ -257,6 +258,21 @@ def test_a_user_file_of_under_40_lines_replaces_three_parts(monkeypatch):
     sum(losses.values()).backward()
     assert head.pixel_decoder.lateral[0].weight.grad.abs().sum() > 0
     assert torch.isfinite(losses['loss_mask'])
+
+
+def test_a_pixel_decoder_without_sizes_is_refused_unless_the_decoder_has_them():
+    @MODELS.register_module(force=True)
+    class WithoutSizes(torch.nn.Module):
+        num_levels = 2
+
+        def __init__(self, in_channels):
+            super().__init__()
+
+    part = {'type': 'WithoutSizes', '_delete_': True}
+    with pytest.raises(MissingSizesError, match=r"WithoutSizes lacks .*\['channels'\]"):
+        build_head(pixel_decoder=part)
+    decoder = build_head(pixel_decoder=part, decoder={'num_layers': 1, 'channels': 32}).decoder
+    assert (decoder.config.channels, decoder.config.num_levels) == (32, 2)
 
 
 @pytest.fixture(autouse=True)
