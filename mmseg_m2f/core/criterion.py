@@ -68,7 +68,7 @@ class MaskClassificationLoss(nn.Module):
     """Compute all loss terms of all predictions, in float32 whatever the autocast.
 
     Only the masks of matched queries are formed. A ``RowLoss`` (ours are) gets all predictions in
-    one call, another mask loss one call per prediction.
+    one call, another mask loss one call per prediction. ``T`` counts the predictions in shapes.
 
     Args:
         class_loss: ``(class_logits (B, Q, K+1), target_classes (B, Q)) -> scalar``.

@@ -11,10 +11,10 @@ _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_
 
 
 def may_run(module: nn.Module, x: Tensor, inner: Collection[type]) -> bool:
-    """Tell whether oneDNN can take ``x`` and the weights, and nobody would miss a call inside.
+    """Return True if oneDNN can take ``x`` and the weights, and no module inside must be called.
 
     The modules inside must be exactly of the classes ``inner``, without hooks and without a
-    ``forward`` of their own: a replaced layer, a quantized one or an adapter is not passed by.
+    ``forward`` of their own: a replaced layer, a quantized one or an adapter must be called.
     """
     if onednn.objection(x, *module.parameters()) is not None:
         return False
@@ -23,6 +23,6 @@ def may_run(module: nn.Module, x: Tensor, inner: Collection[type]) -> bool:
 
 
 def has_custom_call(module: nn.Module) -> bool:
-    """Tell whether calling the module runs hooks or a ``forward`` that is not its class's own."""
+    """Return True if a call of the module runs hooks or another ``forward`` than its class's."""
     has_hooks = any(vars(module).get(kind) for kind in _HOOKS) or _has_any_global_hook()
     return bool(has_hooks or 'forward' in vars(module))

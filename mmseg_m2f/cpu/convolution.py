@@ -8,7 +8,7 @@ from mmseg_m2f.cpu import onednn, winograd
 
 
 def is_plain(convolution: nn.Module) -> bool:
-    """Tell whether ``convolve`` can do what the module does."""
+    """Return True if ``convolve`` can do what the module does."""
     return (
         type(convolution) is nn.Conv2d
         and convolution.groups == 1

@@ -66,7 +66,7 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def _forwards() -> dict[type, Forward]:
-    """Return the table by classes, without packages that nobody has imported: no model has them."""
+    """Return the table by classes; packages that are not imported cannot be in a model."""
     forwards = dict(HEAD)
     for package in ('mmseg', 'mmdet'):
         if f'{package}.models' not in sys.modules:

@@ -53,13 +53,13 @@ def block(self: Any, x: Tensor, hw_shape: Sequence[int]) -> Tensor:
 
 
 def _may_run(module: nn.Module, x: Tensor, inner: Collection[type]) -> bool:
-    """Tell the same as ``may_run``, for a module in evaluation mode, without dropout."""
+    """Return True as ``may_run`` does, but only without gradient and in evaluation mode."""
     is_training = any(part.training for part in module.modules())
     return not torch.is_grad_enabled() and not is_training and may_run(module, x, inner)
 
 
 def _is_known(ffn: Any) -> bool:
-    """Tell whether the feed-forward part is linear, GELU, linear and the residual."""
+    """Return True if the feed-forward part is linear, GELU, linear and the residual."""
     return (
         len(ffn.layers) == 3
         and type(ffn.layers[0][1]) is nn.GELU

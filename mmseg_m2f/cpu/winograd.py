@@ -23,7 +23,7 @@ FEWEST_MULTIPLICATIONS = 10**8
 
 
 def suits(convolution: nn.Conv2d, x: Tensor) -> bool:
-    """Tell whether ``convolve_3x3`` is the faster way for this module on ``x (B, C, h, w)``."""
+    """Return True if ``convolve_3x3`` is the faster way for this module on ``x (B, C, h, w)``."""
     out_channels, in_channels = convolution.out_channels, convolution.in_channels
     form = (
         convolution.kernel_size,

@@ -83,7 +83,7 @@ def true_instances(
 
 
 def has_faster_coco_eval() -> bool:
-    """Tell whether faster-coco-eval can be imported."""
+    """Return True if faster-coco-eval can be imported."""
     try:
         import faster_coco_eval  # noqa: F401
     except ImportError:

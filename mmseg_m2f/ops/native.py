@@ -14,8 +14,8 @@ from pathlib import Path
 logger = logging.getLogger('mmseg_m2f')
 
 _FLAGS = ('-O3', '-std=c++17', '-fPIC', '-shared')
-# Nobody reads the floating-point flags. Without them floor() and rounding become single
-# instructions. Sums keep their order: these are not the flags that reorder arithmetic.
+# The code reads neither errno nor floating-point exceptions. Without them floor() and rounding are
+# single instructions. None of these flags reorders sums.
 _FLOATING_POINT = ('-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast')
 
 

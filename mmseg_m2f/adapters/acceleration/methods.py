@@ -36,7 +36,7 @@ class HeadMethods:
         return [p.class_logits for p in predictions], masks
 
     def ready(self, objection: str = '') -> bool:
-        """Return whether ours may compute without a call of the head itself."""
+        """Return True if ours may compute without a call of the head itself."""
         if self.head._forward_hooks or self.head._forward_pre_hooks:
             objection = objection or 'the head has hooks, which ours would pass by'
         return self.twin.ready(objection)

@@ -40,7 +40,7 @@ class Twin:
             raise CannotAccelerateError(reason)
 
     def ready(self, objection: str = '') -> bool:
-        """Return whether ``ours`` may compute now, after it took the present parameters.
+        """Return True if ``ours`` may compute now, after it took the present parameters.
 
         If not, because of the caller's ``objection`` or of `objection`, the reason is logged once.
         """

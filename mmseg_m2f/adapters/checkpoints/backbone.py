@@ -27,7 +27,7 @@ def weights_for_backbone(
     Args:
         backbone: only its names and shapes matter; it is not changed.
         state: the file's tensors: a backbone alone, or a whole model in any known layout.
-        rules: what the load must fulfil.
+        rules: what the load must fulfill.
 
     Raises:
         CheckpointError: A known layout cannot be converted, or too little fits.

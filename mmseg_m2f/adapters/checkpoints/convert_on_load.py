@@ -53,7 +53,7 @@ def weights_for(
     Args:
         model: only its names and shapes matter; it is not changed.
         state: the checkpoint's tensors, in any known layout.
-        rules: what the load must fulfil.
+        rules: what the load must fulfill.
 
     Returns:
         Tensors that have the model's shapes, or names that the model does not have.

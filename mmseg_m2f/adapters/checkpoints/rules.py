@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class LoadRules:
-    """Conditions that a load must fulfil.
+    """Conditions that a load must fulfill.
 
     Args:
         min_matched: smallest share of matching tensors in each module of the model, in [0, 1].

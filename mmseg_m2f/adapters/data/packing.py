@@ -133,8 +133,9 @@ class PackSegments(Transform):
 
 
 class SegmentIndices(PixelData):
-    """``segment_idx (1, H, W)``, and for mmdet's visualizer ``sem_seg``, computed on access.
+    """The index map of an image's segments.
 
+    ``segment_idx (1, H, W)`` is stored; ``sem_seg``, for mmdet's visualizer, is computed on access.
     The metainfo ``encoding`` holds each segment's number in mmdet's encoding, and void last.
     """
 

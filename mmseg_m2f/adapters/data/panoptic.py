@@ -98,7 +98,7 @@ class PanopticDataset(CocoFormatDataset):
         return records
 
     def _fits_label_maps(self, table: ClassTable, categories: list[Json]) -> bool:
-        """Tell whether there are label maps whose labels are these classes."""
+        """Return True if there are label maps whose labels are these classes."""
         if 'label_map' not in self.data_prefix:
             return False
         known = load_metadata(self.metadata).category_ids if self.metadata else None

@@ -55,7 +55,7 @@ class Mask2Former(BaseDetector):
 
     @property
     def test_cfg(self) -> core.PostprocessConfig:
-        """The settings of the results and their thresholds; a dict may be assigned."""
+        """Return the settings of the results and their thresholds; a dict may be assigned."""
         return self._test_cfg
 
     @test_cfg.setter
