@@ -2,9 +2,11 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +23,7 @@ IMAGES = {'train': 4, 'val': 2, 'test': 2}
 
 
 class Trained(NamedTuple):
-    """``folder`` holds ``row.py``, its data, and after the training ``work_dirs/row``."""
+    """``folder`` holds the config and its data, ``output`` is what the training printed."""
 
     folder: Path
     config: Path
@@ -92,14 +94,56 @@ def write_weights(config: Path, photo: Path, present: Sequence[int]) -> Path:
     return path
 
 
+def train(config: Path, start: Path, work_dir: str, *command: str | Path) -> Trained:
+    """Train by a command that has to succeed, from the weights ``start``."""
+    folder = config.parent
+    options = ['--work-dir', work_dir, '--cfg-options', f'load_from={start}']
+    done = run(*command, config.name, *options, cwd=folder)
+    checkpoint = folder / work_dir / 'iter_2.pth'
+    assert done.returncode == 0, done.stdout
+    assert checkpoint.is_file(), done.stdout
+    return Trained(folder, config, checkpoint, done.stdout)
+
+
 def foreign_file(trained: Trained, layout: str) -> Path:
     """Write the trained weights as another project saves them."""
     from mmseg_m2f.adapters.checkpoints.convert_file import SUFFIXES, convert_checkpoint
 
-    path = trained.folder / f'{layout}{SUFFIXES[layout]}'
+    path = trained.checkpoint.with_name(f'{layout}{SUFFIXES[layout]}')
     if not path.is_file():
         convert_checkpoint(trained.checkpoint, path, target=layout)
     return path
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Run a script in this process, in the folder ``tmp_path``, and return its output."""
+
+    def run_here(script: Path, *arguments: str | Path) -> str:
+        monkeypatch.chdir(tmp_path)
+        # The script finds its neighbours, as when it is run.
+        monkeypatch.syspath_prepend(str(script.parent))
+        monkeypatch.setattr(sys, 'argv', [script.name, *map(str, arguments)])
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            runpy.run_path(str(script), run_name='__main__')
+        return capfd.readouterr().out
+
+    return run_here
+
+
+@pytest.fixture
+def call_runner(call: Callable[..., str], tmp_path: Path) -> Callable[..., str]:
+    """Run a tool that builds a runner; ``settings`` join its ``--cfg-options``."""
+
+    def run_here(script: Path, *arguments: str | Path, settings: Sequence[str] = ()) -> str:
+        # MMEngine keeps a logger and a visualizer of each name for the life of the process.
+        names = [f'{key}={tmp_path}' for key in ('experiment_name', 'visualizer.name')]
+        return call(script, *arguments, '--cfg-options', *names, *settings)
+
+    return run_here
 
 
 @pytest.fixture(scope='session')
@@ -118,16 +162,17 @@ def row(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope='session')
-def trained(row: Path) -> Trained:
+def row_weights(row: Path) -> Path:
     from mmseg_m2f.metadata import load_metadata
     from tests.layouts import classes_of
 
     photo = next((row.parent / 'images/validation').iterdir())
-    start = write_weights(row, photo, classes_of(load_metadata('ade20k')))
-    output = run_tool('train.py', row.name, '--cfg-options', f'load_from={start}', cwd=row.parent)
-    checkpoint = row.parent / 'work_dirs/row/iter_2.pth'
-    assert checkpoint.is_file(), output
-    return Trained(row.parent, row, checkpoint, output)
+    return write_weights(row, photo, classes_of(load_metadata('ade20k')))
+
+
+@pytest.fixture(scope='session')
+def trained(row: Path, row_weights: Path) -> Trained:
+    return train(row, row_weights, 'work_dirs/row', sys.executable, TOOLS / 'train.py')
 
 
 @pytest.fixture(scope='session')
@@ -149,14 +194,14 @@ def panoptic_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope='session')
-def trained_panoptic(panoptic_row: Path) -> Trained:
+def panoptic_weights(panoptic_row: Path) -> Path:
     from tests.layouts import NUM_STUFF, NUM_THINGS
 
-    folder = panoptic_row.parent
     photo = next((ROOT / 'data/tiny/facade/img/val').iterdir())
-    start = write_weights(panoptic_row, photo, range(NUM_THINGS + NUM_STUFF))
-    options = ['--cfg-options', f'load_from={start}']
-    output = run_tool('train.py', panoptic_row.name, *options, cwd=folder)
-    checkpoint = folder / 'work_dirs/panoptic/iter_2.pth'
-    assert checkpoint.is_file(), output
-    return Trained(folder, panoptic_row, checkpoint, output)
+    return write_weights(panoptic_row, photo, range(NUM_THINGS + NUM_STUFF))
+
+
+@pytest.fixture(scope='session')
+def trained_panoptic(panoptic_row: Path, panoptic_weights: Path) -> Trained:
+    command = sys.executable, TOOLS / 'train.py'
+    return train(panoptic_row, panoptic_weights, 'work_dirs/panoptic', *command)

@@ -113,14 +113,6 @@ def test_bytes_of_a_result() -> None:
     assert memory.num_bytes([torch.zeros(1), [{'counts': b'abc'}]]) == 7
 
 
-@pytest.mark.parametrize('number', [1, 30, 300])
-def test_targets_cover_the_image_once(number: int) -> None:
-    masks = memory.grid(number, 64)
-    assert masks.shape == (number, 64, 64)
-    assert masks.flatten(1).any(1).all()
-    assert masks.sum(0).max() == 1
-
-
 @pytest.mark.parametrize('case', [n for n, case in CASES.items() if case.kind == 'memory'])
 def test_each_memory_case_runs(case: str) -> None:
     small = CASES[case]._replace(size=(64, 64))

@@ -4,7 +4,6 @@ import pickle
 import re
 import runpy
 import shutil
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,9 @@ import torch
 from mmengine.registry import DefaultScope
 
 from mmseg_m2f.adapters.checkpoints.convert_on_load import LAYOUT_NAMES
+from mmseg_m2f.adapters.checkpoints.errors import UnsafeCheckpointError
 from tests.adapters.checkpoints.hostile import touch
-from tests.tools.conftest import ROOT, TOOLS, Trained, foreign_file, metrics, run, run_tool
+from tests.tools.conftest import ROOT, TOOLS, Trained, foreign_file, metrics, run_tool
 
 TOOL = 'convert_checkpoint.py'
 
@@ -36,107 +36,88 @@ def official(trained: Trained) -> Path:
     return target
 
 
+@pytest.fixture
+def convert(call: Callable[..., str]) -> Callable[..., str]:
+    return partial(call, TOOLS / TOOL)
+
+
 @pytest.mark.parametrize('tool', ['ours', "mmseg's"])
 def test_test_takes_a_foreign_checkpoint_and_says_so(
-    official: Path, trained: Trained, tool: str
+    official: Path, trained: Trained, tool: str, call_runner: Callable[..., str], tmp_path: Path
 ) -> None:
     """The metrics are those of the training's validation, on the same images."""
     import mmseg
 
-    stock = Path(mmseg.__file__).parent / '.mim/tools'
-    script = (TOOLS if tool == 'ours' else stock) / 'test.py'
-    done = run(sys.executable, script, trained.config, official, cwd=trained.folder)
-    assert done.returncode == 0, done.stdout
-    assert 'the checkpoint has the layout of the official code (Detectron2)' in done.stdout
-    assert 'loading the checkpoint: all tensors matched' in done.stdout
-    assert metrics(done.stdout) == metrics(trained.output)
+    script = (TOOLS if tool == 'ours' else Path(mmseg.__file__).parent / '.mim/tools') / 'test.py'
+    output = call_runner(script, trained.config, official, '--work-dir', tmp_path)
+    assert 'the checkpoint has the layout of the official code (Detectron2)' in output
+    assert 'loading the checkpoint: all tensors matched' in output
+    assert metrics(output) == metrics(trained.output)
 
 
 def test_training_starts_from_a_folder_of_huggingface(
-    official: Path, trained: Trained, tmp_path: Path
+    official: Path,
+    trained: Trained,
+    convert: Callable[..., str],
+    call_runner: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
     folder = tmp_path / 'hf'
-    run_tool(TOOL, official, folder / 'model.safetensors', '--to', 'hf', cwd=trained.folder)
+    convert(official, folder / 'model.safetensors', '--to', 'hf')
     (folder / 'config.json').write_text('{}')
     options = [f'load_from={folder}', 'train_cfg.max_iters=1', 'model.decode_head.num_queries=12']
-    arguments = ('--work-dir', tmp_path / 'run', '--cfg-options', *options)
-    output = run_tool('train.py', trained.config, *arguments, cwd=trained.folder)
+    arguments = (trained.config, '--work-dir', tmp_path / 'run')
+    output = call_runner(TOOLS / 'train.py', *arguments, settings=options)
     assert 'the checkpoint has the layout of Hugging Face' in output
     assert 'the checkpoint has 8 queries, the model 12: noisy copies fill up the rest' in output
     assert (tmp_path / 'run' / 'iter_1.pth').is_file()
 
 
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A tool's command line in this process."""
-
-    def run_here(script: Path, *arguments: str | Path) -> None:
-        # The tool's neighbours may have been imported under their names by another test.
-        monkeypatch.syspath_prepend(str(script.parent))
-        monkeypatch.setattr(sys, 'argv', [script.name, *map(str, arguments)])
-        runpy.run_path(str(script), run_name='__main__')
-
-    return run_here
-
-
-@pytest.fixture
-def convert(call: Callable[..., None]) -> Callable[..., None]:
-    return partial(call, TOOLS / TOOL)
-
-
 @pytest.mark.parametrize('layout', ['detectron2', 'mmdet'])
 def test_mmdets_test_takes_a_foreign_checkpoint(
-    call: Callable[..., None],
-    trained_panoptic: Trained,
-    layout: str,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
+    call_runner: Callable[..., str], trained_panoptic: Trained, layout: str, tmp_path: Path
 ) -> None:
     mmdet = pytest.importorskip('mmdet')
     script = Path(mmdet.__file__).parent / '.mim/tools/test.py'
-    # MMEngine keeps a logger and a visualiser per name.
-    names = [f'{key}=mmdet-{layout}' for key in ('experiment_name', 'visualizer.name')]
-    options = ['--work-dir', tmp_path, '--cfg-options', *names]
-    call(script, trained_panoptic.config, foreign_file(trained_panoptic, layout), *options)
-    output = capfd.readouterr().out
+    file = foreign_file(trained_panoptic, layout)
+    output = call_runner(script, trained_panoptic.config, file, '--work-dir', tmp_path)
     assert f'layout of {LAYOUT_NAMES[layout]}: converted for panoptic_head' in output
     assert 'loading the checkpoint: all tensors matched' in output
     assert metrics(output) == metrics(trained_panoptic.output)
 
 
-@pytest.mark.filterwarnings('ignore:The draw is False')
-# A visualizer of the same name is there already if another test of this process built a runner.
-@pytest.mark.filterwarnings('ignore:<class .*instance named of')
 def test_a_foreign_checkpoint_is_no_run_to_resume(
-    call: Callable[..., None], official: Path, trained: Trained, tmp_path: Path
+    call_runner: Callable[..., str], official: Path, trained: Trained, tmp_path: Path
 ) -> None:
     options = ['--work-dir', tmp_path, '--resume', official]
     with pytest.raises(SystemExit) as stop:
-        call(TOOLS / 'train.py', trained.config, *options)
+        call_runner(TOOLS / 'train.py', trained.config, *options)
     message = str(stop.value)
     assert message.startswith(f'CheckpointError: {official} cannot be resumed')
     assert 'no optimizer state' in message
     assert f'load_from={official}' in message
 
 
-@pytest.mark.filterwarnings('ignore:The draw is False')
 @pytest.mark.parametrize('suffix', ['.pth', '.pkl'])
 @pytest.mark.parametrize('tool', ['test.py', 'train.py', TOOL])
 def test_our_tools_refuse_a_hostile_file_in_one_message(
-    call: Callable[..., None], trained: Trained, tmp_path: Path, tool: str, suffix: str
+    call: Callable[..., str],
+    call_runner: Callable[..., str],
+    row: Path,
+    tmp_path: Path,
+    tool: str,
+    suffix: str,
 ) -> None:
     file, marker, target = tmp_path / f'hostile{suffix}', tmp_path / 'run', tmp_path / 'new/out.pth'
     hostile(file, marker)
-    # MMEngine keeps a logger and a visualiser per name.
-    names = [f'{key}=hostile-{tool}{suffix}' for key in ('experiment_name', 'visualizer.name')]
-    options = ['--work-dir', tmp_path, '--cfg-options', *names]
+    run_here = call if tool == TOOL else call_runner
     arguments = {
-        'test.py': [trained.config, file, *options],
-        'train.py': [trained.config, '--resume', file, *options],
+        'test.py': [row, file, '--work-dir', tmp_path],
+        'train.py': [row, '--resume', file, '--work-dir', tmp_path],
         TOOL: [file, target],
     }[tool]
     with pytest.raises(SystemExit) as stop:
-        call(TOOLS / tool, *arguments)
+        run_here(TOOLS / tool, *arguments)
     message = str(stop.value)
     assert message.startswith(
         f'UnsafeCheckpointError: {file} was refused and nothing of it was run'
@@ -146,16 +127,16 @@ def test_our_tools_refuse_a_hostile_file_in_one_message(
     assert not target.parent.exists()
 
 
-def test_mmsegs_test_refuses_a_hostile_file(trained: Trained, tmp_path: Path) -> None:
+def test_mmsegs_test_refuses_a_hostile_file(
+    call_runner: Callable[..., str], row: Path, tmp_path: Path
+) -> None:
     import mmseg
 
     file, marker = tmp_path / 'hostile.pth', tmp_path / 'run'
     hostile(file, marker)
     script = Path(mmseg.__file__).parent / '.mim/tools/test.py'
-    arguments = (trained.config, file, '--work-dir', tmp_path)
-    done = run(sys.executable, script, *arguments, cwd=trained.folder)
-    assert done.returncode != 0
-    assert 'UnsafeCheckpointError' in done.stdout
+    with pytest.raises(UnsafeCheckpointError):
+        call_runner(script, row, file, '--work-dir', tmp_path)
     assert not marker.exists()
 
 
@@ -168,7 +149,7 @@ def hostile(file: Path, marker: Path) -> None:
 
 
 def test_a_mistake_gets_one_sentence(
-    convert: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    convert: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file, target = tmp_path / 'w.pth', tmp_path / 'out.pth'
     torch.save({'state_dict': {'conv_seg.weight': torch.ones(1)}}, file)
@@ -181,7 +162,7 @@ def test_a_mistake_gets_one_sentence(
     ):
         with pytest.raises(SystemExit) as stop:
             convert(*arguments)
-        said = capsys.readouterr().err + str(stop.value.code)
+        said = capfd.readouterr().err + str(stop.value.code)
         assert message in said
         assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
@@ -193,7 +174,7 @@ def documented(tool: str) -> list[list[str]]:
 
 
 def test_documented_conversions(
-    convert: Callable[..., None],
+    convert: Callable[..., str],
     official: Path,
     trained: Trained,
     panoptic_row: Path,

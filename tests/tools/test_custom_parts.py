@@ -2,7 +2,7 @@
 
 import json
 
-from tests.tools.conftest import ROOT, run_tool
+from tests.tools.conftest import ROOT, TOOLS
 
 CONFIG = """
 _base_ = './row.py'
@@ -17,16 +17,16 @@ model = dict(
 """
 
 
-def test_own_loss_cost_and_pixel_decoder_train_through_custom_imports(row, monkeypatch):
-    monkeypatch.setenv('PYTHONPATH', str(ROOT / 'docs/examples'))
+def test_own_loss_cost_and_pixel_decoder_train_through_custom_imports(
+    row, call_runner, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(ROOT / 'docs/examples'))
     config = row.with_name('own_parts.py')
     config.write_text(CONFIG)
-    work_dir = row.parent / 'work_dirs/own_parts'
-    output = run_tool('train.py', config.name, '--work-dir', work_dir, cwd=row.parent)
-
-    assert (work_dir / 'iter_2.pth').is_file()
+    output = call_runner(TOOLS / 'train.py', config, '--work-dir', tmp_path)
+    assert (tmp_path / 'iter_2.pth').is_file()
     assert 'L1MaskCost does not declare row_wise' in output
-    used = json.loads((work_dir / 'head_config.json').read_text())
+    used = json.loads((tmp_path / 'head_config.json').read_text())
     assert used['pixel_decoder']['type'] == 'TopDownPixelDecoder'
     assert used['matcher']['costs']['mask'] == {'type': 'L1MaskCost'}
     assert used['losses']['mask']['type'] == 'L1MaskLoss'

@@ -208,6 +208,16 @@ RAW = {
     'coco-panoptic-semantic': coco,
     'mapillary': mapillary,
 }
+# A row that reads the result, and the label maps and segments that it finds, without crowds; the
+# label maps are read in the test set alone.
+ROWS = {
+    'ade20k-panoptic': ('r50_ade20k-panoptic', 1, 6),
+    'ade20k-instance': ('r50_ade20k-instance', 0, 3),
+    'cityscapes-panoptic': ('r50_cityscapes-panoptic', 1, 5),
+    'cityscapes-instance': ('r50_cityscapes-instance', 0, 3),
+    'coco-panoptic-semantic': ('r50_coco-panoptic', 1, 4),
+    'mapillary': ('r50_mapillary-panoptic', 1, 3),
+}
 
 
 def test_ade20k_panoptic_by_hand(prepare, tmp_path):
@@ -361,34 +371,27 @@ def test_mapillary_by_hand(prepare, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('command', RAW)
-def test_a_second_run_changes_nothing(prepare, tmp_path, command, capsys):
+def test_a_second_run_makes_only_what_is_missing(prepare, tmp_path, command, capsys):
     root = RAW[command](tmp_path)
     raw = set(files_of(root))
     assert prepare(command, root) == 0
-    first = times_of(root)
-    assert set(first) > raw
-    assert not [name for name in first if name.endswith(('.tmp', '.part', '.new'))]
+    whole, times = files_of(root), times_of(root)
+    made = sorted(set(whole) - raw)
+    assert made
+    assert not [name for name in made if name.endswith(('.tmp', '.part', '.new'))]
     capsys.readouterr()
     assert prepare(command, root) == 0
-    assert times_of(root) == first
+    assert times_of(root) == times
     output = capsys.readouterr().out
     assert '2 images were done before' in output
     assert '3 images, ' in output.splitlines()[-1]
-
-
-@pytest.mark.parametrize('command', RAW)
-def test_only_what_is_missing_is_made_again(prepare, tmp_path, command):
-    root = RAW[command](tmp_path)
-    raw = set(files_of(root))
-    assert prepare(command, root) == 0
-    whole, first = files_of(root), times_of(root)
-    for name in sorted(set(whole) - raw):
+    for name in made:
         (root / name).unlink()
         assert prepare(command, root) == 0
         assert files_of(root) == whole
         again = times_of(root)
-        assert [other for other in first if again[other] != first[other]] == [name]
-        first = again
+        assert [other for other in times if again[other] != times[other]] == [name]
+        times = again
 
 
 @pytest.mark.parametrize('command', RAW)
@@ -443,14 +446,31 @@ def test_an_interrupted_run_goes_on(prepare, tmp_path, command, monkeypatch, cap
     assert all(after[name] == before[name] for name in before if not name.endswith('.part'))
 
 
-def test_a_half_written_png_is_made_again(prepare, tmp_path):
+def cut_a_png(root: Path) -> None:
+    path = root / 'ade20k_panoptic_train/ADE_train_00000002.png'
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def name_another_image(root: Path) -> None:
+    path = root / 'ade20k_panoptic_train.json'
+    path.write_text(path.read_text().replace('ADE_train_00000002', 'ADE_train_00000003'))
+
+
+def paint_another_png(root: Path) -> None:
+    save(root / 'ade20k_panoptic_train/ADE_train_00000001.png', np.full((6, 8, 3), 7))
+    (root / 'ade20k_panoptic_train.json').unlink()
+
+
+@pytest.mark.parametrize('spoil', [cut_a_png, name_another_image, paint_another_png])
+def test_what_was_spoiled_is_made_again(prepare, tmp_path, spoil, capsys):
     root = ade20k(tmp_path)
     assert prepare('ade20k-panoptic', root) == 0
     whole = files_of(root)
-    path = root / 'ade20k_panoptic_train/ADE_train_00000002.png'
-    path.write_bytes(path.read_bytes()[:-20])
+    spoil(root)
     assert prepare('ade20k-panoptic', root) == 0
     assert files_of(root) == whole
+    replaced = 'train.json is not what the configs read: made anew' in capsys.readouterr().out
+    assert replaced == (spoil is name_another_image)
 
 
 def test_records_of_another_folder_do_not_count(prepare, tmp_path):
@@ -483,27 +503,6 @@ def test_the_files_of_cityscapesscripts_are_kept_or_completed(prepare, tmp_path,
         'gtFine/cityscapes_panoptic_train.json',
         'gtFine/cityscapes_panoptic_train/bochum_000000_000313_gtFine_panoptic.png',
     ]
-
-
-def test_annotations_of_other_images_are_replaced(prepare, tmp_path, capsys):
-    root = ade20k(tmp_path)
-    assert prepare('ade20k-panoptic', root) == 0
-    whole = files_of(root)
-    path = root / 'ade20k_panoptic_train.json'
-    path.write_text(path.read_text().replace('ADE_train_00000002', 'ADE_train_00000003'))
-    assert prepare('ade20k-panoptic', root) == 0
-    assert 'train.json is not what the configs read: made anew' in capsys.readouterr().out
-    assert files_of(root) == whole
-
-
-def test_png_files_that_do_not_belong_to_the_records_are_replaced(prepare, tmp_path):
-    root = ade20k(tmp_path)
-    assert prepare('ade20k-panoptic', root) == 0
-    whole = files_of(root)
-    save(root / 'ade20k_panoptic_train/ADE_train_00000001.png', np.full((6, 8, 3), 7))
-    (root / 'ade20k_panoptic_train.json').unlink()
-    assert prepare('ade20k-panoptic', root) == 0
-    assert files_of(root) == whole
 
 
 MISSING = {
@@ -550,51 +549,58 @@ def test_a_missing_path_is_named_and_nothing_is_written(prepare, tmp_path, comma
     assert times_of(root) == before
 
 
-def test_an_archive_within_the_archive_is_pointed_out(prepare, tmp_path, capsys):
-    root = coco(tmp_path)
+def pack_val(root: Path) -> None:
     shutil.rmtree(root / 'annotations/panoptic_val2017')
     (root / 'annotations/panoptic_val2017.zip').touch()
-    assert prepare('coco-panoptic-semantic', root) == 2
-    assert 'panoptic_val2017.zip is there: unpack it' in capsys.readouterr().err
 
 
-def test_a_damaged_image_is_named(prepare, tmp_path, capsys):
-    root = ade20k(tmp_path)
+def cut_a_label_map(root: Path) -> None:
     path = root / 'annotations/training/ADE_train_00000002.png'
     path.write_bytes(path.read_bytes()[:40])
-    assert prepare('ade20k-panoptic', root) == 2
-    assert f'{path} cannot be read' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ('red', 'message'),
-    [
-        (canvas((101, 0, 0, 2, 2)), 'instance 1 has category 101; it should have one of 1 to 100'),
-        (canvas((5, 0, 0, 2, 2), (6, 0, 0, 1, 1)), 'instance 1 has category 6 and 5'),
-    ],
-)
-def test_impossible_instances_are_refused(prepare, tmp_path, capsys, red, message):
-    root = ade20k(tmp_path)
-    pixels = np.stack([red, canvas((1, 0, 0, 2, 2)), canvas()], -1)
-    save(root / 'annotations_instance/training/ADE_train_00000001.png', pixels)
-    assert prepare('ade20k-instance', root) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_a_map_of_another_size_than_its_photo_is_refused(prepare, tmp_path, capsys):
-    root = ade20k(tmp_path)
+def shrink_a_label_map(root: Path) -> None:
     save(root / 'annotations/validation/ADE_val_00000001.png', np.zeros((3, 4)))
-    assert prepare('ade20k-panoptic', root) == 2
-    assert 'is of size (3, 4), its photo of (6, 8)' in capsys.readouterr().err
 
 
-def test_an_unknown_category_of_coco_is_refused(prepare, tmp_path, capsys):
-    root = coco(tmp_path)
+def spoil_an_instance(*red: tuple[int, ...]):
+    def spoil(root: Path) -> None:
+        pixels = np.stack([canvas(*red), canvas((1, 0, 0, 2, 2)), canvas()], -1)
+        save(root / 'annotations_instance/training/ADE_train_00000001.png', pixels)
+
+    return spoil
+
+
+def spoil_a_category(root: Path) -> None:
     path = root / 'annotations/panoptic_val2017.json'
     path.write_text(path.read_text().replace('"category_id": 92', '"category_id": 91'))
-    assert prepare('coco-panoptic-semantic', root) == 2
-    assert '000000000139.png has a segment of category 91' in capsys.readouterr().err
-    assert not (root / 'panoptic_semseg_train2017').exists()
+
+
+REFUSED = [
+    ('coco-panoptic-semantic', pack_val, 'panoptic_val2017.zip is there: unpack it'),
+    ('coco-panoptic-semantic', spoil_a_category, '0139.png has a segment of category 91'),
+    ('ade20k-panoptic', cut_a_label_map, 'training/ADE_train_00000002.png cannot be read'),
+    ('ade20k-panoptic', shrink_a_label_map, 'is of size (3, 4), its photo of (6, 8)'),
+    (
+        'ade20k-instance',
+        spoil_an_instance((101, 0, 0, 2, 2)),
+        'instance 1 has category 101; it should have one of 1 to 100',
+    ),
+    (
+        'ade20k-instance',
+        spoil_an_instance((5, 0, 0, 2, 2), (6, 0, 0, 1, 1)),
+        'instance 1 has category 6 and 5',
+    ),
+]
+
+
+@pytest.mark.parametrize(('command', 'spoil', 'message'), REFUSED)
+def test_impossible_files_are_refused(prepare, tmp_path, capsys, command, spoil, message):
+    root = RAW[command](tmp_path)
+    spoil(root)
+    assert prepare(command, root) == 2
+    assert message in capsys.readouterr().err
+    assert not list(root.glob('panoptic_semseg_*'))
 
 
 def test_progress_tells_rate_and_time_left(monkeypatch, capsys):
@@ -608,25 +614,18 @@ def test_progress_tells_rate_and_time_left(monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines() == [line]
 
 
-def test_usage(tmp_path):
-    assert 'cityscapes-panoptic' in run_tool('prepare_dataset.py', '-h', cwd=tmp_path)
-    tool = ('python', TOOLS / 'prepare_dataset.py')
-    done = run(*tool, 'ade20k-panoptic', '--workers', '0', cwd=tmp_path)
-    assert done.returncode == 2
-    assert '--workers must be at least 1, got 0' in done.stdout
-    done = run(*tool, 'mapillary', cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout.startswith('prepare_dataset: data/mapillary/training/images is missing')
-
-
-ROWS = {
-    'ade20k-panoptic': 'mask2former_r50_ade20k-panoptic.py',
-    'ade20k-instance': 'mask2former_r50_ade20k-instance.py',
-    'cityscapes-panoptic': 'mask2former_r50_cityscapes-panoptic.py',
-    'cityscapes-instance': 'mask2former_r50_cityscapes-instance.py',
-    'coco-panoptic-semantic': 'mask2former_r50_coco-panoptic.py',
-    'mapillary': 'mask2former_r50_mapillary-panoptic.py',
-}
+@pytest.mark.parametrize(
+    ('arguments', 'status', 'message'),
+    [
+        (['-h'], 0, 'cityscapes-panoptic'),
+        (['ade20k-panoptic', '--workers', '0'], 2, '--workers must be at least 1, got 0'),
+        (['mapillary'], 2, 'prepare_dataset: data/mapillary/training/images is missing'),
+    ],
+)
+def test_usage(tmp_path, arguments, status, message):
+    done = run('python', TOOLS / 'prepare_dataset.py', *arguments, cwd=tmp_path)
+    assert done.returncode == status
+    assert message in done.stdout
 
 
 @pytest.mark.parametrize('command', ROWS)
@@ -642,26 +641,15 @@ def test_the_rows_find_every_file(prepare, tmp_path, command):
     if command.startswith('coco'):
         complete_coco(root)
     assert prepare(command, root) == 0
-    cfg = Config.fromfile(ROOT / 'configs' / ROWS[command])
-    found = {'label_map_path': 0, 'segments': 0}
+    row, *expected = ROWS[command]
+    cfg = Config.fromfile(ROOT / f'configs/mask2former_{row}.py')
+    label_maps = segments = 0
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         settings = {**loader.dataset, 'data_root': str(root), 'pipeline': []}
         dataset = DATASETS.build(settings)
         for record in map(dataset.get_data_info, range(len(dataset))):
             photo = np.asarray(Image.open(record['img_path']))
             assert photo.shape[:2] == (record['height'], record['width'])
-            if 'label_map_path' in record:
-                found['label_map_path'] += Path(record['label_map_path']).is_file()
-            loaded = LoadSegments()({**record, 'img': photo})['gt_segments']
-            found['segments'] += len(loaded.labels)
-    # Crowds are dropped; label maps are read in the test set, of one image.
-    segments = {
-        'ade20k-panoptic': 6,
-        'ade20k-instance': 3,
-        'cityscapes-panoptic': 5,
-        'cityscapes-instance': 3,
-        'coco-panoptic-semantic': 4,
-        'mapillary': 3,
-    }[command]
-    label_maps = 0 if command.endswith('instance') else 1
-    assert found == {'label_map_path': label_maps, 'segments': segments}
+            label_maps += Path(record.get('label_map_path', '')).is_file()
+            segments += len(LoadSegments()({**record, 'img': photo})['gt_segments'].labels)
+    assert [label_maps, segments] == expected

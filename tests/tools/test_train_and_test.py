@@ -12,7 +12,7 @@ import torch
 from mmengine import Config
 from PIL import Image
 
-from tests.tools.conftest import ROOT, TOOLS, Trained, run, run_tool
+from tests.tools.conftest import ROOT, TOOLS, Trained, run
 
 
 @pytest.fixture
@@ -72,18 +72,13 @@ def test_missing_checkpoints_and_malformed_overrides(load_tool, row, monkeypatch
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('kind', ['OptimWrapper', 'AmpOptimWrapper', 'mmseg_m2f.AmpOptimWrapper'])
-def test_amp_replaces_the_usual_wrappers(load_tool, kind):
-    config = Config({'optim_wrapper': {'type': kind, 'clip_grad': {'max_norm': 1}}})
-    load_tool('train').enable_amp(config)
-    assert config.optim_wrapper == {
-        'type': 'mmseg_m2f.AmpOptimWrapper',
-        'clip_grad': {'max_norm': 1},
-    }
-
-
-def test_amp_refuses_a_wrapper_it_would_lose(load_tool):
+def test_amp_replaces_the_usual_wrappers_and_no_other(load_tool):
     train = load_tool('train')
+    for kind in ('OptimWrapper', 'AmpOptimWrapper', 'mmseg_m2f.AmpOptimWrapper'):
+        config = Config({'optim_wrapper': {'type': kind, 'clip_grad': {'max_norm': 1}}})
+        train.enable_amp(config)
+        expected = {'type': 'mmseg_m2f.AmpOptimWrapper', 'clip_grad': {'max_norm': 1}}
+        assert config.optim_wrapper == expected
     config = Config({'optim_wrapper': {'type': 'ApexOptimWrapper'}})
     with pytest.raises(train.UsageError, match='ApexOptimWrapper'):
         train.enable_amp(config)
@@ -111,10 +106,12 @@ def test_without_ground_truth_nothing_loads_it(load_tool, row):
     assert config.test_evaluator == []
 
 
-def test_tta_needs_the_config_to_define_it(load_tool):
+def test_tta_is_refused_without_its_settings_and_of_a_detector(load_tool, panoptic_row):
     test = load_tool('test')
     with pytest.raises(test.UsageError, match='tta_model and tta_pipeline'):
         test.enable_tta(Config({'model': {}}))
+    with pytest.raises(test.UsageError, match='instances and panoptic segments'):
+        test.enable_tta(Config.fromfile(panoptic_row))
 
 
 @pytest.mark.parametrize(
@@ -137,12 +134,6 @@ def test_the_type_of_the_model_decides_what_is_saved(load_tool, path, expected):
         f'mmseg_m2f.{saver}',
         'mmseg_m2f.DrawPredictionsHook',
     ]
-
-
-def test_tta_of_a_detector_is_refused(load_tool, panoptic_row):
-    test = load_tool('test')
-    with pytest.raises(test.UsageError, match='instances and panoptic segments'):
-        test.enable_tta(Config.fromfile(panoptic_row))
 
 
 def without_annotations(
@@ -193,12 +184,24 @@ def test_training_leaves_a_checkpoint_logs_and_an_eta(trained: Trained):
     assert [line['iter'] for line in losses if 'loss' in line] == [1, 2]
 
 
-def test_resume_continues_with_the_next_iteration(trained: Trained, tmp_path):
+def test_resume_continues_with_the_next_iteration(trained: Trained, call_runner, tmp_path):
     schedule = ['train_cfg.max_iters=3', 'train_cfg.val_interval=9']
-    arguments = [trained.config, '--work-dir', tmp_path, '--amp', '--cfg-options', *schedule]
-    output = run_tool('train.py', '--resume', trained.checkpoint, *arguments, cwd=tmp_path)
+    arguments = ['--resume', trained.checkpoint, trained.config, '--work-dir', tmp_path, '--amp']
+    output = call_runner(TOOLS / 'train.py', *arguments, settings=schedule)
     assert 'resumed epoch: 0, iter: 2' in output
     assert (tmp_path / 'iter_3.pth').is_file()
+
+
+@pytest.fixture
+def run_test(call_runner, tmp_path):
+    """Run tools/test.py on a trained model, with the results in `out` and `shown`."""
+
+    def run_here(trained: Trained, *options: str, settings=()) -> str:
+        arguments = ['--out', 'out', '--show-dir', 'shown', '--work-dir', tmp_path / 'logs']
+        files = trained.config, trained.checkpoint
+        return call_runner(TOOLS / 'test.py', *files, *options, *arguments, settings=settings)
+
+    return run_here
 
 
 def read(path: Path) -> np.ndarray:
@@ -206,11 +209,15 @@ def read(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_tta_saves_label_maps_and_images(trained: Trained, tmp_path):
-    arguments = ['--tta', '--out', 'out', '--show-dir', 'shown', '--work-dir', 'logs']
-    config, checkpoint = trained.config, trained.checkpoint
-    output = run_tool('test.py', config, checkpoint, *arguments, cwd=tmp_path)
-    assert 'mIoU' in output
+def num_panels(folder: Path) -> int:
+    """The panels of the saved images, of which there are two of equal width."""
+    first, second = (read(path).shape[1] for path in folder.iterdir())
+    assert first == second
+    return first / 384
+
+
+def test_tta_saves_label_maps_and_images(trained: Trained, run_test, tmp_path):
+    assert 'mIoU' in run_test(trained, '--tta')
     photos = sorted((trained.folder / 'images/validation').iterdir())
     assert len(photos) == 2
     for photo in photos:
@@ -218,47 +225,35 @@ def test_tta_saves_label_maps_and_images(trained: Trained, tmp_path):
         assert label_map.shape == read(photo).shape[:2]
         # ADE20K's files count from 1.
         assert 1 <= label_map.min() <= label_map.max() <= 150
-        assert read(tmp_path / 'shown' / f'{photo.stem}.png').shape[1] == 3 * 384
+        assert (tmp_path / 'shown' / f'{photo.stem}.png').is_file()
+    assert num_panels(tmp_path / 'shown') == 3
 
 
-def test_images_alone_are_enough(trained: Trained, tmp_path):
+def test_images_alone_are_enough(trained: Trained, run_test, tmp_path):
     """A folder of photos without label maps, named by --cfg-options."""
-    arguments = ['--out', 'out', '--show-dir', 'shown', '--cfg-options']
-    arguments.append("test_dataloader.dataset.data_prefix.seg_map_path=''")
-    config, checkpoint = trained.config, trained.checkpoint
-    output = run_tool('test.py', config, checkpoint, *arguments, cwd=tmp_path)
-    assert 'no ground truth' in output
+    settings = ["test_dataloader.dataset.data_prefix.seg_map_path=''"]
+    assert 'no ground truth' in run_test(trained, settings=settings)
     assert len(list((tmp_path / 'out').iterdir())) == 2
-    for image in (tmp_path / 'shown').iterdir():
-        assert read(image).shape[1] == 2 * 384
+    assert num_panels(tmp_path / 'shown') == 2
 
 
-def test_one_test_of_a_panoptic_model_answers_three_questions(trained_panoptic, tmp_path):
-    config, checkpoint = trained_panoptic.config, trained_panoptic.checkpoint
-    arguments = ['--out', 'out', '--show-dir', 'shown', '--work-dir', 'logs']
-    output = run_tool('test.py', config, checkpoint, *arguments, cwd=tmp_path)
+def test_one_test_of_a_panoptic_model_answers_three_questions(trained_panoptic, run_test, tmp_path):
+    output = run_test(trained_panoptic)
     for name in ('mIoU', 'coco/segm_mAP', 'coco_panoptic/PQ'):
         assert name in output
     assert (tmp_path / 'out/panoptic.json').is_file()
     assert (tmp_path / 'out/instances.json').is_file()
     for folder in ('panoptic', 'semantic'):
         assert len(list((tmp_path / 'out' / folder).glob('*.png'))) == 2
-    images = sorted((tmp_path / 'shown').iterdir())
-    assert len(images) == 2
     # Photo, ground truth, semantic, instances, panoptic.
-    assert read(images[0]).shape[1] == 5 * 384
+    assert num_panels(tmp_path / 'shown') == 5
 
 
-def test_a_test_set_is_predicted_without_annotations(trained_panoptic, tmp_path):
-    config, checkpoint = trained_panoptic.config, trained_panoptic.checkpoint
-    ann_file = without_annotations(tmp_path)
-    arguments = ['--out', 'out', '--show-dir', 'shown', '--cfg-options']
-    arguments.append(f'test_dataloader.dataset.ann_file={ann_file}')
-    output = run_tool('test.py', config, checkpoint, *arguments, cwd=tmp_path)
-    assert 'no ground truth' in output
+def test_a_test_set_is_predicted_without_annotations(trained_panoptic, run_test, tmp_path):
+    settings = [f'test_dataloader.dataset.ann_file={without_annotations(tmp_path)}']
+    assert 'no ground truth' in run_test(trained_panoptic, settings=settings)
     assert len(json.loads((tmp_path / 'out/panoptic.json').read_text())['annotations']) == 2
-    for image in (tmp_path / 'shown').iterdir():
-        assert read(image).shape[1] == 4 * 384
+    assert num_panels(tmp_path / 'shown') == 4
 
 
 def test_known_annotations_can_be_left_alone(load_tool, panoptic_row, tmp_path):
@@ -292,9 +287,9 @@ def test_two_processes(tool, trained: Trained, tmp_path):
     assert 'GPU number: 2' in done.stdout
 
 
-def test_published_weights_load_plainly_and_test_as_the_checkpoint_does(trained: Trained, tmp_path):
+def test_published_weights_load_plainly(trained: Trained, call, tmp_path):
     published = tmp_path / 'weights.pth'
-    run_tool('publish_weights.py', trained.checkpoint, published, cwd=trained.folder)
+    call(TOOLS / 'publish_weights.py', trained.checkpoint, published)
     loaded = torch.load(published, weights_only=True)
     saved = torch.load(trained.checkpoint, weights_only=False)  # our own file, just made
     assert loaded['state_dict'].keys() == saved['state_dict'].keys()

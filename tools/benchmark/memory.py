@@ -4,7 +4,7 @@
 `tests/core` compares the results with slow implementations.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,8 +34,8 @@ def prepare(case: Case, _: str) -> Step:
     """Return the post-processing of one image, or the losses of one image."""
     if case.part.startswith('losses'):
         return loss_step(int(case.part.split()[2]), case.size[0])
-    function, prediction = FORMS[case.part], draw(case.size)
-    return lambda: num_bytes(function(prediction))
+    prediction = draw(case.size)
+    return lambda: num_bytes(post_process(case.part, prediction))
 
 
 def draw(size: tuple[int, int]) -> Prediction:
@@ -55,37 +55,18 @@ def num_bytes(result: Result) -> int:
     )
 
 
-def is_thing() -> Tensor:
-    """Return which classes are things."""
-    return torch.arange(NUM_CLASSES) < NUM_THINGS
-
-
-def our_semantic(prediction: Prediction) -> Result:
-    """Return the label map."""
-    return [core.semantic_labels(*prediction[:2], _geometry(prediction))]
-
-
-def our_instance(prediction: Prediction, *encode: Callable[..., Any]) -> Result:
-    """Return labels, scores, masks (or what `encode` makes of them) and boxes."""
-    return list(core.instances(*prediction[:2], _geometry(prediction), is_thing(), CONFIG, *encode))
-
-
-def our_panoptic(prediction: Prediction) -> Result:
-    """Return the map of segments and their classes."""
-    panoptic = core.panoptic(*prediction[:2], _geometry(prediction), is_thing(), CONFIG)
-    return [panoptic.segment_map, panoptic.labels]
-
-
-def _geometry(prediction: Prediction) -> core.ImageGeometry:
-    return core.ImageGeometry(prediction.size, prediction.size, prediction.size)
-
-
-FORMS: dict[str, Callable[[Prediction], Result]] = {
-    'semantic': our_semantic,
-    'instance': our_instance,
-    'instance-rle': lambda prediction: our_instance(prediction, encode_rle),
-    'panoptic': our_panoptic,
-}
+def post_process(part: str, prediction: Prediction) -> Result:
+    """Return the tensors of a label map, of a panoptic map, or of instances and their boxes."""
+    class_logits, mask_logits, size = prediction
+    inputs = (class_logits, mask_logits, core.ImageGeometry(size, size, size))
+    is_thing = torch.arange(NUM_CLASSES) < NUM_THINGS
+    if part == 'semantic':
+        return [core.semantic_labels(*inputs)]
+    if part == 'panoptic':
+        panoptic = core.panoptic(*inputs, is_thing, CONFIG)
+        return [panoptic.segment_map, panoptic.labels]
+    encode = [encode_rle] if part == 'instance-rle' else []
+    return list(core.instances(*inputs, is_thing, CONFIG, *encode))
 
 
 def loss_step(num_targets: int, side: int) -> Step:

@@ -44,7 +44,7 @@ def make_semantic(root: Path, out: Path, splits: Sequence[str], workers: int) ->
 
 
 def _require(layout: Layout, name: str) -> None:
-    layout.file(f'{name}.json')
+    layout.require_file(f'{name}.json')
     if not (layout.root / name).is_dir():
         archive = layout.root / f'{name}.zip'
         remark = f' ({archive} is there: unpack it beside itself)' if archive.is_file() else ''

@@ -37,12 +37,10 @@ class Layout:
             raise self.missing(path)
         return path
 
-    def file(self, name: str) -> Path:
-        """Return a path below the root; raise UsageError if it is missing."""
-        path = self.root / name
-        if not path.is_file():
-            raise self.missing(path)
-        return path
+    def require_file(self, name: str) -> None:
+        """Raise UsageError if a file below the root is missing."""
+        if not (self.root / name).is_file():
+            raise self.missing(self.root / name)
 
     def names(self, folder: Path, ending: str) -> list[str]:
         """Return the sorted names with this ending; raise UsageError if there are none."""
@@ -75,22 +73,24 @@ def list_names(folder: Path, ending: str) -> set[str]:
 def read_map(path: Path) -> 'np.ndarray':
     """Read a label or id map: ``(height, width)`` or ``(height, width, channels)``."""
     import numpy as np
-    from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image)
-    except (OSError, SyntaxError) as error:
-        raise UsageError(f'{path} cannot be read: {error}') from error
+    with _open_image(path) as image:
+        return np.asarray(image)
 
 
 def read_size(path: Path) -> tuple[int, int]:
     """Read ``(height, width)`` from the head of an image file."""
+    with _open_image(path) as image:
+        return image.height, image.width
+
+
+@contextlib.contextmanager
+def _open_image(path: Path) -> Iterator[Any]:
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return image.height, image.width
+            yield image
     except (OSError, SyntaxError) as error:
         raise UsageError(f'{path} cannot be read: {error}') from error
 

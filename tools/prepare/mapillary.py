@@ -35,7 +35,7 @@ def make_panoptic(root: Path, out: Path, splits: Sequence[str], workers: int) ->
     for split in splits:
         for folder in ('images', 'labels', 'panoptic'):
             layout.folder(f'{FOLDERS[split]}/{folder}')
-        layout.file(f'{FOLDERS[split]}/panoptic/panoptic_2018.json')
+        layout.require_file(f'{FOLDERS[split]}/panoptic/panoptic_2018.json')
     known = frozenset(metadata.category_ids)
     plan = [(split, _read(layout, FOLDERS[split], known)) for split in splits]
     for split, content in plan:
@@ -60,16 +60,9 @@ def _read(layout: Layout, folder: str, known: frozenset[int]) -> Content:
         segments = [segment for segment in given if segment['category_id'] in known]
         dropped += len(given) - len(segments)
         annotations.append({'file_name': name, 'image_id': image_id, 'segments_info': segments})
-        image = sizes[image_id]
+        size = {key: sizes[image_id][key] for key in ('height', 'width')}
         photo = f'{name.removesuffix(".png")}.jpg'
-        images.append(
-            {
-                'file_name': photo,
-                'height': image['height'],
-                'id': image_id,
-                'width': image['width'],
-            }
-        )
+        images.append({'file_name': photo, 'id': image_id, **size})
     names = [annotation['file_name'] for annotation in annotations]
     layout.require(layout.root / folder / 'panoptic', names)
     layout.require(layout.root / folder / 'labels', names)
