@@ -110,9 +110,8 @@ def _make_split(split: Split, workers: int) -> Outcome:
         if not lost or found.get('info', {}).get('description') == MADE_BY:
             _part_path(split).unlink(missing_ok=True)
             kept = len(split.images) - len(lost)
-            for _ in show_progress(
-                split.name, convert_all(split.convert, lost, workers), len(lost)
-            ):
+            remade = convert_all(split.convert, lost, workers)
+            for _ in show_progress(split.name, remade, len(lost)):
                 pass
             return _outcome(split, found['annotations'], kept)
         say(f'{split.name}: {split.path} was made by another tool and lacks PNG files: all anew')
@@ -139,7 +138,7 @@ def _part_path(split: Split) -> Path:
 
 @contextlib.contextmanager
 def _journal(split: Split) -> Iterator[tuple[dict[str, list[Any]], Callable[[str, Record], None]]]:
-    """Open the file of finished records: a heading, then lines of ``name TAB record``.
+    """Open the file of finished records: a heading, then a record on each line.
 
     Give the entries by name, and a function that adds one and writes it at once: an interrupt does
     not lose it.
@@ -147,16 +146,16 @@ def _journal(split: Split) -> Iterator[tuple[dict[str, list[Any]], Callable[[str
     heading = {'format': FORMAT, 'made_by': MADE_BY, 'root': os.path.abspath(split.root)}
     path, first = _part_path(split), json.dumps(heading)
     # The last line is empty, or the half line of an interrupted run.
-    found, *lines = path.read_text().split('\n')[:-1] if path.is_file() else ['']
-    lines = lines if found == first else []
+    found, *lines = path.read_text().split('\n') if path.is_file() else ['']
+    lines = lines[:-1] if found == first else []
     with replacing(path, 'w') as file:
         file.writelines(f'{line}\n' for line in [first, *lines])
-    records = {name: json.loads(entries) for name, _, entries in (x.partition('\t') for x in lines)}
+    records = {name: entries for name, *entries in map(json.loads, lines)}
     with path.open('a') as file:
 
         def add(name: str, record: Record) -> None:
             records[name] = [record.image, record.annotations]
-            file.write(f'{name}\t{json.dumps(records[name])}\n')
+            file.write(json.dumps([name, *records[name]]) + '\n')
             file.flush()
 
         yield records, add
