@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -67,13 +68,11 @@ def test_mmdet_trains_and_tests_a_config_of_ours(panoptic_row: Path, panoptic_we
 @ONLY_ONEDL
 def test_mim_finds_the_tools_of_the_editable_installation(row: Path, monkeypatch):
     """Only the command is looked at: that the tool trains is tested elsewhere."""
-    from mim.commands import train as mim_train
+    from mim.commands import train
 
     started = []
-    monkeypatch.setattr(
-        mim_train.subprocess, 'check_call', lambda command, **_: started.append(command) or 0
-    )
-    mim_train.train('mmseg_m2f', str(row), gpus=0, other_args=('--work-dir', 'out'))
+    monkeypatch.setattr(subprocess, 'check_call', lambda command, **_: started.append(command) or 0)
+    train('mmseg_m2f', str(row), gpus=0, other_args=('--work-dir', 'out'))
     [[_, script, *arguments]] = started
     installed_from = json.loads(distribution('mmseg-m2f').read_text('direct_url.json'))['url']
     assert Path(script).as_uri() == f'{installed_from}/tools/train.py'
