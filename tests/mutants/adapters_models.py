@@ -211,4 +211,12 @@ MUTANTS = (
         new='parts = [backbone]',
         tests=('tests/adapters/models/test_channels.py',),
     ),
+    Mutant(
+        name='a_pixel_decoder_without_sizes_is_accepted',
+        breaks='The decoder must not take its own sizes when the pixel decoder does not tell them.',
+        file='mmseg_m2f/adapters/models/config.py',
+        old='    if missing:\n        raise MissingSizesError(',
+        new='    if False:\n        raise MissingSizesError(',
+        tests=('tests/adapters/models/test_parts.py',),
+    ),
 )

@@ -192,7 +192,8 @@ def _outcome(split: Split, annotations: Sequence[Json], kept: int) -> Outcome:
 
 def _entries(split: Split, records: Sequence[Sequence[Any]]) -> tuple[list[Json], list[Json]]:
     """Return the annotations and the images of the JSON file, with their ids."""
-    annotations, images = [], []
+    annotations: list[Json] = []
+    images: list[Json] = []
     for number, (image, (entry, segments)) in enumerate(zip(split.images, records, strict=True), 1):
         # Numbers, not names: several readers of COCO's format turn the ids into integers.
         image_id = number if split.numbered else image.name
