@@ -1,15 +1,4 @@
 # Mask2Former for instance segmentation in MMDetection, without a backbone. Every class is a thing.
-model = dict(
-    type='mmseg_m2f.Mask2Former',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=32,
-        # The head pads the masks of its targets itself.
-        pad_mask=False,
-    ),
-    panoptic_head=dict(type='mmseg_m2f.Mask2FormerUniversalHead'),
-    test_cfg=dict(semantic_on=False, instance_on=True, panoptic_on=False),
-)
+_base_ = './mask2former_panoptic.py'
+
+model = dict(test_cfg=dict(_delete_=True, semantic_on=False, instance_on=True, panoptic_on=False))
