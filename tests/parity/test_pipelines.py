@@ -25,7 +25,7 @@ from mmengine.registry import DATASETS, MODELS
 from mmseg_m2f.adapters.data import PackSegments
 from mmseg_m2f.adapters.data.label_maps import ResizeShortestEdge
 from mmseg_m2f.adapters.data.photometric import PhotoMetricDistortion
-from mmseg_m2f.adapters.data.segments import PixelGrid, SegmentMap
+from mmseg_m2f.adapters.data.segments import SegmentMap
 from mmseg_m2f.adapters.models.samples import targets_of
 from tests.configs.rows import DETECTOR_ROWS, REPOSITORY, load, parse
 
@@ -133,7 +133,8 @@ def test_label_maps_and_segments_have_each_its_own_nearest_pixel() -> None:
         segment_ids=np.arange(6, dtype=np.int32),
         labels=np.arange(6),
         is_thing=np.zeros(6, bool),
-        grid=PixelGrid.of((6, 6)),
+        rows=np.arange(6),
+        columns=np.arange(6),
     )
     assert segments.resize((4, 4)).index_map()[0].tolist() == [0, 2, 3, 5]
 
@@ -321,7 +322,8 @@ def emptied_record() -> Record:
         segment_ids=np.array([5, 7], np.int32),
         labels=np.array([1, 0]),
         is_thing=np.ones(2, bool),
-        grid=PixelGrid.of(ids.shape),
+        rows=np.arange(8),
+        columns=np.arange(8),
     )
     return {'img': np.zeros((6, 8, 3), np.uint8), 'gt_segments': segments.crop(0, 2, 8, 6)}
 

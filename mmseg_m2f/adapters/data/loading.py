@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from mmengine import fileio
 
-from mmseg_m2f.adapters.data.segments import InstanceShapes, PixelGrid, SegmentMap
+from mmseg_m2f.adapters.data.segments import InstanceShapes, SegmentMap
 from mmseg_m2f.adapters.data.transform import Transform
 from mmseg_m2f.adapters.errors import errors_name
 from mmseg_m2f.evaluation.panoptic_map import read_ids
@@ -58,7 +58,8 @@ def _segment_map(results: dict[str, Any], size: tuple[int, int]) -> SegmentMap:
         segment_ids=np.array([segment['id'] for segment in segments], np.int32),
         labels=np.array([segment['label'] for segment in segments], np.int64),
         is_thing=np.array([segment['is_thing'] for segment in segments], bool),
-        grid=PixelGrid.of(size),
+        rows=np.arange(size[0]),
+        columns=np.arange(size[1]),
     )
 
 
@@ -81,7 +82,8 @@ def _instance_shapes(results: dict[str, Any], size: tuple[int, int]) -> Instance
         labels=np.array([instance['label'] for instance in instances], np.int64),
         polygons=polygons,
         bitmaps=bitmaps,
-        grid=PixelGrid.of(size),
+        rows=np.arange(size[0]),
+        columns=np.arange(size[1]),
     )
 
 

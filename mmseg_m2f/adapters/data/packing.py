@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import cv2
 import numpy as np
 import torch
 from mmengine.structures import InstanceData, PixelData
 
-from mmseg_m2f.adapters.data.segments import NO_SEGMENT, InstanceShapes, Patch, SegmentMap, paste
+from mmseg_m2f.adapters.arrays import to_array
+from mmseg_m2f.adapters.data.segments import NO_SEGMENT, InstanceShapes, SegmentMap
 from mmseg_m2f.adapters.data.transform import Transform
 from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
 from mmseg_m2f.registry import TRANSFORMS
@@ -86,37 +88,35 @@ class PackSegments(Transform):
         sample = DetDataSample(
             metainfo={key: results[key] for key in self.meta_keys if key in results}
         )
-        if 'gt_segments' in results:
+        segments = results.get('gt_segments')
+        if segments is not None:
             _check_together(results)
-            segments = results['gt_segments']
-            if isinstance(segments, InstanceShapes):
-                self._add_instances(sample, segments)
-            else:
-                num_classes = results.get('num_classes', IGNORED_LABEL)
-                self._add_segments(sample, segments, num_classes)
+        if isinstance(segments, InstanceShapes):
+            self._add_instances(sample, segments)
+        elif isinstance(segments, SegmentMap):
+            self._add_segments(sample, segments, results.get('num_classes', IGNORED_LABEL))
         channels = np.ascontiguousarray(img.transpose(2, 0, 1))
         return {'inputs': torch.from_numpy(channels), 'data_samples': sample}
 
     def _add_instances(self, sample: 'DetDataSample', segments: InstanceShapes) -> None:
-        patches = segments.patches()
-        areas = np.array([np.count_nonzero(patch.pixels) for patch in patches], int)
-        kept = np.flatnonzero(areas >= self.min_area)
-        patches = [patches[index] for index in kept]
-        masks = paste(patches, segments.size)
-        sample.gt_instances = _instance_data(masks, patches, segments.labels[kept])
+        masks = segments.masks()
+        kept = np.array([np.count_nonzero(mask) >= self.min_area for mask in masks], bool)
+        sample.gt_instances = _instance_data(masks[kept], segments.labels[kept])
 
     def _add_segments(
         self, sample: 'DetDataSample', segments: SegmentMap, num_classes: int
     ) -> None:
-        index_map, kept = segments.index_map(), np.arange(len(segments.labels))
-        if self.min_area > 0:
-            index_map, kept = _without_small(index_map, len(kept), self.min_area)
+        index_map, num_segments = segments.index_map(), len(segments.labels)
+        areas = np.bincount(index_map.ravel() + 1, minlength=num_segments + 1)[1:]
+        kept = np.flatnonzero(areas >= self.min_area)
+        # Index -1 takes the last value, here and below.
+        new_index = np.full(num_segments + 1, NO_SEGMENT, np.int32)
+        new_index[kept] = np.arange(len(kept))
+        index_map = new_index[index_map]
         labels, is_thing = segments.labels[kept], segments.is_thing[kept]
         if self.layout == 'mmdet':
             masks = index_map == np.flatnonzero(is_thing)[:, None, None]
-            patches = [Patch(0, 0, mask) for mask in masks]
-            sample.gt_instances = _instance_data(masks, patches, labels[is_thing])
-            # Index -1 takes the last value: pixels without a segment get the ignored label.
+            sample.gt_instances = _instance_data(masks, labels[is_thing])
             label_map = np.append(labels, IGNORED_LABEL)[index_map]
             sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(label_map[None]))
             return
@@ -143,45 +143,31 @@ class SegmentIndices(PixelData):
     def sem_seg(self) -> np.ndarray:
         """Return ``(1, H, W)`` int32: class + 1000 k for the k-th thing, the bare class for stuff.
 
-        It is an array, because mmdet's visualizer converts predictions to arrays but not the
-        ground truth.
+        mmdet's visualizer converts predictions to arrays, but not the ground truth.
         """
-        # Index -1 takes the last value: pixels without a segment get void.
-        return np.array(self.encoding, np.int32)[
-            np.asarray(torch.as_tensor(self.segment_idx).cpu())
-        ]
+        return np.array(self.encoding, np.int32)[to_array(self.segment_idx)]
 
 
-def _instance_data(masks: np.ndarray, patches: Sequence[Patch], labels: np.ndarray) -> InstanceData:
+def _instance_data(masks: np.ndarray, labels: np.ndarray) -> InstanceData:
     from mmseg_m2f.adapters.data.patched_masks import PatchedMasks
 
-    boxes = np.array([patch.box() for patch in patches], np.float32).reshape(-1, 4)
+    masks = masks.view(np.uint8)
+    boxes = np.array([cv2.boundingRect(mask) for mask in masks], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
     return InstanceData(
         bboxes=torch.from_numpy(boxes),
         labels=torch.from_numpy(labels),
-        masks=PatchedMasks(masks.view(np.uint8), *masks.shape[1:]),
+        masks=PatchedMasks(masks, *masks.shape[1:]),
     )
 
 
-def _without_small(
-    index_map: np.ndarray, num_segments: int, min_area: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Drop segments below ``min_area`` pixels; return the new map and the indices that stay."""
-    areas = np.bincount(index_map.ravel() + 1, minlength=num_segments + 1)[1:]
-    kept = np.flatnonzero(areas >= min_area)
-    new_index = np.full(num_segments + 1, NO_SEGMENT, np.int32)
-    new_index[kept] = np.arange(len(kept))
-    return new_index[index_map], kept
-
-
 def _check_together(results: dict[str, Any]) -> None:
-    """Check that image and segments went through the same transforms."""
     segments, size = results['gt_segments'], results['img'].shape[:2]
-    if segments.size != size or segments.is_flipped != bool(results.get('flip')):
+    is_flipped = bool(results.get('flip'))
+    if segments.size != size or segments.is_flipped != is_flipped:
         raise ValueError(
             f'{results.get("img_path")}: the image is of size {size} (height, width), flip='
-            f'{bool(results.get("flip"))}; its segments are of {segments.size}, flip='
-            f'{segments.is_flipped}. A transform moved only one of them. Use mmseg_m2f.RandomFlip, '
-            'RandomCrop, FixedSizeCrop, PadToSize, ResizeScale, ResizeShortestEdge and '
-            'ResizeAndCrop.'
+            f'{is_flipped}; its segments are of {segments.size}, flip={segments.is_flipped}. '
+            'A transform moved only one of them. Use mmseg_m2f.RandomFlip, RandomCrop, '
+            'FixedSizeCrop, PadToSize, ResizeScale, ResizeShortestEdge and ResizeAndCrop.'
         )

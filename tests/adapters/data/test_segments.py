@@ -8,12 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from mmseg_m2f.adapters.data.loading import LoadSegments
-from mmseg_m2f.adapters.data.segments import (
-    Patch,
-    PixelGrid,
-    SegmentMap,
-    paste,
-)
+from mmseg_m2f.adapters.data.segments import SegmentMap
 
 TINY = Path(__file__).parents[3] / 'data/tiny'
 NEAREST = Image.Resampling.NEAREST
@@ -41,7 +36,8 @@ def segment_map(colors, segment_ids=None):
         segment_ids=np.asarray(segment_ids, np.int32),
         labels=np.arange(num),
         is_thing=np.zeros(num, bool),
-        grid=PixelGrid.of(ids.shape),
+        rows=np.arange(ids.shape[0]),
+        columns=np.arange(ids.shape[1]),
     )
 
 
@@ -92,23 +88,13 @@ def test_indices_are_positions_in_the_list_of_segments():
         segment_ids=np.array([7, 0, 16_000_000, 5], np.int32),
         labels=np.zeros(4, np.int64),
         is_thing=np.zeros(4, bool),
-        grid=PixelGrid.of(ids.shape),
+        rows=np.arange(ids.shape[0]),
+        columns=np.arange(ids.shape[1]),
     )
     assert segments.index_map().tolist() == [[1, 0, 0, 2], [-1, -1, 1, -1]]
     # Padding is no segment, though 0 is one.
     assert segments.pad((2, 5)).index_map()[:, 4].tolist() == [-1, -1]
     assert segments.index_map().dtype == np.int32
-
-
-def test_boxes_enclose_masks():
-    masks = np.random.default_rng(0).random((50, 9, 13)) < 0.03
-    for mask in masks:
-        rows, columns = np.nonzero(mask)
-        expected = (0, 0, 0, 0)
-        if len(rows):
-            x1, y1, x2, y2 = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
-            expected = (x1 + 4, y1 + 5, x2 + 4, y2 + 5)
-        assert Patch(4, 5, mask).box() == expected
 
 
 def shapes(*segmentations, size):
@@ -134,13 +120,6 @@ def filled(size, x1, y1, x2, y2):
     mask = np.zeros(size, bool)
     mask[y1:y2, x1:x2] = True
     return mask
-
-
-def test_a_patch_is_pasted_where_it_lies():
-    patch = Patch(4, 1, np.array([[0, 1, 0], [0, 1, 1]], bool))
-    masks = paste([patch, Patch(0, 0, np.zeros((2, 2), bool))], (4, 8))
-    assert np.argwhere(masks).tolist() == [[0, 1, 5], [0, 2, 5], [0, 2, 6]]
-    assert paste([], (4, 8)).shape == (0, 4, 8)
 
 
 def test_a_square_enlarged_and_mirrored():
