@@ -17,9 +17,9 @@ from mmseg_m2f.checkpoints.resizing import (
     reorder_classes,
     resize_classes,
     resize_queries,
-    resize_window,
     things_first,
 )
+from mmseg_m2f.checkpoints.swin import resize_window
 
 __all__ = [
     'BACKBONE_LAYOUTS',

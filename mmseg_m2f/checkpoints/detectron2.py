@@ -5,31 +5,23 @@ import re
 
 from torch import Tensor
 
-from mmseg_m2f.checkpoints.buffers import with_buffers
-from mmseg_m2f.checkpoints.resnet import detectron2_rules, refuse_caffe
-from mmseg_m2f.checkpoints.rules import KeyMap, StateDict, same
-from mmseg_m2f.checkpoints.swin import INDEX, merging_rule, official_block_rules
-
-_HEAD = 'sem_seg_head.'
-_SWIN_BLOCK = 'backbone.layers.{i}.blocks.{j}.'
+from mmseg_m2f.checkpoints import backbones
+from mmseg_m2f.checkpoints.keymap import KeyMap, StateDict, left_out, same
 
 _PIXEL_DECODER = (
     ('input_proj.{i}.conv.*', 'input_proj.{i}.0.*'),
     ('input_proj.{i}.norm.*', 'input_proj.{i}.1.*'),
     ('level_embed', 'transformer.level_embed'),
+    ('layers.{i}.attn.*', 'transformer.encoder.layers.{i}.self_attn.*'),
+    ('layers.{i}.norm1.*', 'transformer.encoder.layers.{i}.norm1.*'),
+    ('layers.{i}.ffn.linear1.*', 'transformer.encoder.layers.{i}.linear1.*'),
+    ('layers.{i}.ffn.linear2.*', 'transformer.encoder.layers.{i}.linear2.*'),
+    ('layers.{i}.norm2.*', 'transformer.encoder.layers.{i}.norm2.*'),
     ('lateral.0.conv.weight', 'adapter_1.weight'),
     ('lateral.0.norm.*', 'adapter_1.norm.*'),
     ('output.0.conv.weight', 'layer_1.weight'),
     ('output.0.norm.*', 'layer_1.norm.*'),
     ('mask_proj.*', 'mask_features.*'),
-)
-
-_ENCODER_LAYER = (
-    ('attn.*', 'self_attn.*'),
-    ('norm1.*', 'norm1.*'),
-    ('ffn.linear1.*', 'linear1.*'),
-    ('ffn.linear2.*', 'linear2.*'),
-    ('norm2.*', 'norm2.*'),
 )
 
 _DECODER = (
@@ -51,60 +43,39 @@ _DECODER = (
 # Older spellings. The pixel decoder's prefix is doubled if a file without a version number was
 # loaded and saved again.
 _SPELLINGS = (
-    (re.compile(r'sem_seg_head\.(?!predictor\.|pixel_decoder\.)'), f'{_HEAD}pixel_decoder.'),
-    (re.compile(r'sem_seg_head\.(pixel_decoder\.){2,}'), f'{_HEAD}pixel_decoder.'),
-    (re.compile(r'sem_seg_head\.predictor\.static_query\.'), f'{_HEAD}predictor.query_feat.'),
+    (r'sem_seg_head\.(?!predictor\.|pixel_decoder\.)', 'sem_seg_head.pixel_decoder.'),
+    (r'sem_seg_head\.(pixel_decoder\.){2,}', 'sem_seg_head.pixel_decoder.'),
+    (r'sem_seg_head\.predictor\.static_query\.', 'sem_seg_head.predictor.query_feat.'),
 )
 
 
 @functools.cache
 def _keymap(head: str) -> KeyMap:
-    pixel_decoder = f'{head}.pixel_decoder.'
     return KeyMap(
         [
-            *same(_PIXEL_DECODER, pixel_decoder, f'{_HEAD}pixel_decoder.'),
-            *same(
-                _ENCODER_LAYER,
-                f'{pixel_decoder}layers.{{i}}.',
-                f'{_HEAD}pixel_decoder.transformer.encoder.layers.{{i}}.',
+            *same(_PIXEL_DECODER, f'{head}.pixel_decoder.', 'sem_seg_head.pixel_decoder.'),
+            *same(_DECODER, f'{head}.decoder.', 'sem_seg_head.predictor.'),
+            *backbones.detectron2_rules('backbone.'),
+            *backbones.swin_rules('backbone.'),
+            backbones.merging_rule(
+                'backbone.stages.{i}.downsample.*', 'backbone.layers.{i}.downsample.*'
             ),
-            *same(_DECODER, f'{head}.decoder.', f'{_HEAD}predictor.'),
-            *detectron2_rules('backbone.'),
-            *official_block_rules('backbone.'),
-            merging_rule('backbone.stages.{i}.downsample.*', 'backbone.layers.{i}.downsample.*'),
             *same(((f'norm{i}.*', f'norm{i}.*') for i in range(4)), 'backbone.', 'backbone.'),
-        ],
-        ours_only=[INDEX],
-        theirs_only=[
-            'criterion.empty_weight',
-            'pixel_mean',
-            'pixel_std',
-            f'{_SWIN_BLOCK}attn.relative_position_index',
+            backbones.INDEX_RULE,
+            *left_out('criterion.empty_weight', 'pixel_mean', 'pixel_std'),
         ],
         spell=_spelled_as_today,
     )
 
 
-def from_detectron2(state_dict: StateDict, head: str = 'decode_head') -> dict[str, Tensor]:
-    """Convert an official state dict to ours; ``head`` is our model's name for its head.
-
-    Older spellings work too: ``static_query`` for ``query_feat``, the pixel decoder without its
-    prefix or with the prefix doubled. The class weights of the losses, the mean and deviation of
-    the images and Swin's index buffers are left out; our own buffers are filled in.
-
-    Raises:
-        ValueError: A key is unknown or doubled, or the backbone is a ResNet of Caffe.
-    """
-    refuse_caffe(state_dict)
-    return with_buffers(_keymap(head).to_ours(_without_counters(state_dict)))
+def from_detectron2(state_dict: StateDict, head: str) -> dict[str, Tensor]:
+    """Convert an official state dict, also of an older spelling; ``head`` is ours for its head."""
+    backbones.refuse_caffe(state_dict)
+    return backbones.with_buffers(_keymap(head).to_ours(_without_counters(state_dict)))
 
 
-def to_detectron2(state_dict: StateDict, head: str = 'decode_head') -> dict[str, Tensor]:
-    """Invert ``from_detectron2``, in today's spelling; a ResNet's batch counters are left out.
-
-    Raises:
-        ValueError: A key is not of our layout.
-    """
+def to_detectron2(state_dict: StateDict, head: str) -> dict[str, Tensor]:
+    """Invert ``from_detectron2``, in today's spelling; a ResNet's batch counters are left out."""
     return _keymap(head).to_theirs(_without_counters(state_dict))
 
 
@@ -115,6 +86,5 @@ def _without_counters(state_dict: StateDict) -> dict[str, Tensor]:
 
 def _spelled_as_today(key: str) -> str:
     for pattern, spelling in _SPELLINGS:
-        if hit := pattern.match(key):
-            key = spelling + key[hit.end() :]
+        key = re.sub(f'^{pattern}', spelling, key)
     return key

@@ -4,10 +4,8 @@ import functools
 
 from torch import Tensor
 
-from mmseg_m2f.checkpoints.buffers import with_buffers
-from mmseg_m2f.checkpoints.resnet import torchvision_rules
-from mmseg_m2f.checkpoints.rules import KeyMap, Rule, StateDict, same
-from mmseg_m2f.checkpoints.swin import INDEX, merging_rule
+from mmseg_m2f.checkpoints import backbones
+from mmseg_m2f.checkpoints.keymap import KeyMap, NameRule, StateDict, left_out, same
 
 _PIXEL_DECODER = (
     ('input_proj.{i}.conv.*', 'input_projections.{i}.0.*'),
@@ -25,22 +23,27 @@ _PIXEL_DECODER = (
     ('mask_proj.*', 'mask_projection.*'),
 )
 
-_DECODER_NAMES = (
+_DECODER = (
     ('query_feat.*', 'queries_features.*'),
     ('query_embed.*', 'queries_embedder.*'),
     ('level_embed.*', 'level_embed.*'),
     ('norm.*', 'decoder.layernorm.*'),
     ('mask_embed.{i}.*', 'decoder.mask_predictor.mask_embedder.{i}.0.*'),
+    ('layers.{i}.cross_attn.*', 'decoder.layers.{i}.cross_attn.*'),
+    ('layers.{i}.cross_norm.*', 'decoder.layers.{i}.cross_attn_layer_norm.*'),
+    ('layers.{i}.self_attn.out_proj.*', 'decoder.layers.{i}.self_attn.out_proj.*'),
+    ('layers.{i}.self_norm.*', 'decoder.layers.{i}.self_attn_layer_norm.*'),
+    ('layers.{i}.ffn.linear1.*', 'decoder.layers.{i}.fc1.*'),
+    ('layers.{i}.ffn.linear2.*', 'decoder.layers.{i}.fc2.*'),
+    ('layers.{i}.ffn_norm.*', 'decoder.layers.{i}.final_layer_norm.*'),
 )
 
-_DECODER_LAYER_NAMES = (
-    ('cross_attn.*', 'cross_attn.*'),
-    ('cross_norm.*', 'cross_attn_layer_norm.*'),
-    ('self_attn.out_proj.*', 'self_attn.out_proj.*'),
-    ('self_norm.*', 'self_attn_layer_norm.*'),
-    ('ffn.linear1.*', 'fc1.*'),
-    ('ffn.linear2.*', 'fc2.*'),
-    ('ffn_norm.*', 'final_layer_norm.*'),
+_SWIN = (
+    ('patch_embed.projection.*', 'embeddings.patch_embeddings.projection.*'),
+    ('patch_embed.norm.*', 'embeddings.norm.*'),
+    *((f'norm{i}.*', f'hidden_states_norms.stage{i + 1}.*') for i in range(4)),
+    # Only for reading: the first releases.
+    *((f'norm{i}.*', f'hidden_states_norms.{i}.*') for i in range(4)),
 )
 
 _SWIN_BLOCK = (
@@ -52,12 +55,6 @@ _SWIN_BLOCK = (
     ('ffn.layers.1.*', 'output.dense.*'),
 )
 
-_SWIN = (
-    ('patch_embed.projection.*', 'embeddings.patch_embeddings.projection.*'),
-    ('patch_embed.norm.*', 'embeddings.norm.*'),
-    *((f'norm{i}.*', f'hidden_states_norms.stage{i + 1}.*') for i in range(4)),
-)
-
 _RESNET = (
     ('conv1.*', 'embedder.embedder.convolution.*'),
     ('bn1.*', 'embedder.embedder.normalization.*'),
@@ -65,12 +62,8 @@ _RESNET = (
         (f'layer{stage + 1}.{{i}}.{ours}.*', f'encoder.stages.{stage}.layers.{{i}}.{theirs}.*')
         for stage in range(4)
         for ours, theirs in (
-            ('conv1', 'layer.0.convolution'),
-            ('bn1', 'layer.0.normalization'),
-            ('conv2', 'layer.1.convolution'),
-            ('bn2', 'layer.1.normalization'),
-            ('conv3', 'layer.2.convolution'),
-            ('bn3', 'layer.2.normalization'),
+            *((f'conv{n + 1}', f'layer.{n}.convolution') for n in range(3)),
+            *((f'bn{n + 1}', f'layer.{n}.normalization') for n in range(3)),
             ('downsample.0', 'shortcut.convolution'),
             ('downsample.1', 'shortcut.normalization'),
         )
@@ -78,64 +71,7 @@ _RESNET = (
 )
 
 _BACKBONE = 'model.pixel_level_module.encoder.'
-_BLOCK = f'{_BACKBONE}encoder.layers.{{i}}.blocks.{{j}}.'
-_DECODER = 'model.transformer_module.'
-_DECODER_LAYER = f'{_DECODER}decoder.layers.{{i}}.'
-
-
-def _head_rules(head: str) -> list[Rule]:
-    layer = f'{head}.decoder.layers.{{i}}.'
-    return [
-        *same(_PIXEL_DECODER, f'{head}.pixel_decoder.', 'model.pixel_level_module.decoder.'),
-        *same(_DECODER_NAMES, f'{head}.decoder.', _DECODER),
-        *same(_DECODER_LAYER_NAMES, layer, _DECODER_LAYER),
-        # The self-attention's projection is split, the cross-attention's is not.
-        Rule(
-            f'{layer}self_attn.in_proj_*',
-            tuple(f'{_DECODER_LAYER}self_attn.{part}_proj.*' for part in 'qkv'),
-        ),
-        Rule(f'{head}.decoder.class_embed.*', ('class_predictor.*',)),
-    ]
-
-
-def _swin_rules() -> list[Rule]:
-    return [
-        *same(_SWIN, 'backbone.', _BACKBONE),
-        *same(_SWIN_BLOCK, 'backbone.stages.{i}.blocks.{j}.', _BLOCK),
-        Rule(
-            'backbone.stages.{i}.blocks.{j}.attn.w_msa.qkv.*',
-            tuple(f'{_BLOCK}attention.self.{part}.*' for part in ('query', 'key', 'value')),
-        ),
-        merging_rule(
-            'backbone.stages.{i}.downsample.*', f'{_BACKBONE}encoder.layers.{{i}}.downsample.*'
-        ),
-    ]
-
-
-@functools.cache
-def _keymap(head: str) -> KeyMap:
-    return KeyMap(
-        [
-            *_head_rules(head),
-            *same(_RESNET, 'backbone.', _BACKBONE),
-            *_swin_rules(),
-            # Only for reading: a backbone of timm, and the norms of the first releases.
-            *torchvision_rules(_BACKBONE),
-            *(
-                Rule(f'backbone.norm{i}.*', (f'{_BACKBONE}hidden_states_norms.{i}.*',))
-                for i in range(4)
-            ),
-        ],
-        ours_only=[INDEX],
-        theirs_only=[
-            # The class weights of the losses, and a classifier's norm that is not used.
-            'criterion.empty_weight',
-            f'{_BACKBONE}layernorm.*',
-            f'{_BLOCK}attention.self.relative_position_index',
-        ],
-        spell=_published,
-    )
-
+_TRANSFORMER = 'model.transformer_module.'
 
 # Files have the names on the right. On the left stand the names of a backbone of timm, of the first
 # releases, and of a live model of transformers 5, which renames Swin's modules when it loads, and
@@ -154,6 +90,46 @@ _SPELLINGS = (
 )
 
 
+@functools.cache
+def _keymap(head: str) -> KeyMap:
+    their_attention = f'{_TRANSFORMER}decoder.layers.{{i}}.self_attn.'
+    return KeyMap(
+        [
+            *same(_PIXEL_DECODER, f'{head}.pixel_decoder.', 'model.pixel_level_module.decoder.'),
+            *same(_DECODER, f'{head}.decoder.', _TRANSFORMER),
+            # The self-attention's projection is split, the cross-attention's is not.
+            NameRule(
+                f'{head}.decoder.layers.{{i}}.self_attn.in_proj_*',
+                tuple(f'{their_attention}{part}_proj.*' for part in 'qkv'),
+            ),
+            NameRule(f'{head}.decoder.class_embed.*', ('class_predictor.*',)),
+            *same(_RESNET, 'backbone.', _BACKBONE),
+            *_swin_rules(),
+            # Only for reading: a backbone of timm.
+            *backbones.torchvision_rules(_BACKBONE),
+            # The class weights of the losses, and a classifier's norm that is not used.
+            *left_out('criterion.empty_weight', f'{_BACKBONE}layernorm.*'),
+        ],
+        spell=_published,
+    )
+
+
+def _swin_rules() -> list[NameRule]:
+    ours, theirs = 'backbone.stages.{i}.', f'{_BACKBONE}encoder.layers.{{i}}.'
+    attention = f'{theirs}blocks.{{j}}.attention.self.'
+    return [
+        *same(_SWIN, 'backbone.', _BACKBONE),
+        *same(_SWIN_BLOCK, f'{ours}blocks.{{j}}.', f'{theirs}blocks.{{j}}.'),
+        NameRule(
+            f'{ours}blocks.{{j}}.attn.w_msa.qkv.*',
+            tuple(f'{attention}{part}.*' for part in ('query', 'key', 'value')),
+        ),
+        backbones.merging_rule(f'{ours}downsample.*', f'{theirs}downsample.*'),
+        backbones.INDEX_RULE,
+        *left_out(f'{attention}relative_position_index'),
+    ]
+
+
 def from_huggingface(state_dict: StateDict, head: str = 'decode_head') -> dict[str, Tensor]:
     """Convert the state dict of a ``Mask2FormerForUniversalSegmentation`` to ours.
 
@@ -164,7 +140,7 @@ def from_huggingface(state_dict: StateDict, head: str = 'decode_head') -> dict[s
     Raises:
         ValueError: A key is unknown, or a part of a split tensor is missing.
     """
-    return with_buffers(_keymap(head).to_ours(state_dict))
+    return backbones.with_buffers(_keymap(head).to_ours(state_dict))
 
 
 def to_huggingface(state_dict: StateDict, head: str = 'decode_head') -> dict[str, Tensor]:
@@ -179,8 +155,7 @@ def to_huggingface(state_dict: StateDict, head: str = 'decode_head') -> dict[str
 def _published(key: str) -> str:
     if key.startswith(('pixel_level_module.', 'transformer_module.')):
         key = f'model.{key}'  # the model without its class layer has no such prefix
-    if not key.startswith(_BACKBONE):
-        return key
-    for spelling, published in _SPELLINGS:
-        key = key.replace(spelling, published)
+    if key.startswith(_BACKBONE):
+        for spelling, published in _SPELLINGS:
+            key = key.replace(spelling, published)
     return key

@@ -1,35 +1,19 @@
 """Recognize the layout of a state dict, and convert it to ours and back."""
 
 import re
-from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor
 
-from mmseg_m2f.checkpoints.backbone_files import from_backbone_file, merges_at_the_end
+from mmseg_m2f.checkpoints.backbones import from_classifier, merges_at_the_end, refuse_caffe
 from mmseg_m2f.checkpoints.detectron2 import from_detectron2, to_detectron2
 from mmseg_m2f.checkpoints.huggingface import from_huggingface, to_huggingface
+from mmseg_m2f.checkpoints.keymap import StateDict
 from mmseg_m2f.checkpoints.openmmlab import from_openmmlab, to_openmmlab
-from mmseg_m2f.checkpoints.resnet import refuse_caffe
-from mmseg_m2f.checkpoints.rules import StateDict
 
 LAYOUTS = ('mmseg_m2f', 'detectron2', 'mmdet', 'mmseg', 'hf')
 BACKBONE_LAYOUTS = ('torchvision', 'timm', 'swin')
 HEADS = ('decode_head', 'panoptic_head')
-# How to read and write each foreign layout, called with a state dict and our name for the head.
-_Convert = Callable[[StateDict, str], dict[str, Tensor]]
-_CONVERSIONS: dict[str, tuple[_Convert, _Convert]] = {
-    'detectron2': (from_detectron2, to_detectron2),
-    'mmdet': (
-        partial(from_openmmlab, theirs='panoptic_head'),
-        partial(to_openmmlab, theirs='panoptic_head'),
-    ),
-    'mmseg': (
-        partial(from_openmmlab, theirs='decode_head'),
-        partial(to_openmmlab, theirs='decode_head'),
-    ),
-    'hf': (from_huggingface, to_huggingface),
-}
+_HEAD_OF = {'mmseg': 'decode_head', 'mmdet': 'panoptic_head'}
 _WRAPPERS = ('module.', '_orig_mod.', 'model.')
 
 _MM = (
@@ -48,7 +32,7 @@ _MODELS = {
 _BACKBONES = {
     'mmseg_m2f': r'backbone\.(conv1|layer1\.0|stages\.0)\.',
     'detectron2': r'backbone\.(stem|res2\.0|layers\.0)\.',
-    'resnet': r'layer1\.0\.conv1\.',
+    'torchvision': r'layer1\.0\.conv1\.',
     'swin': r'layers[._]0\.blocks\.0\.attn\.qkv\.',
 }
 
@@ -84,10 +68,8 @@ def detect_layout(state_dict: StateDict) -> str:
             'decode_head., panoptic_head., sem_seg_head. or model.transformer_module., those of a '
             f'backbone with layer1. or layers.; the first names here are {list(state_dict)[:5]}'
         )
-    if backbones == ['resnet']:
-        return 'torchvision'
-    if backbones == ['swin']:
-        return 'swin' if merges_at_the_end(state_dict) else 'timm'
+    if backbones == ['swin'] and not merges_at_the_end(state_dict):
+        return 'timm'
     return backbones[0]
 
 
@@ -95,10 +77,11 @@ def to_ours(state_dict: StateDict, layout: str, head: str = 'decode_head') -> di
     """Convert a state dict of another layout to ours; a backbone's file gives ``backbone.*``.
 
     Swin's relative position index and the counters of batch norms are filled in. A state dict
-    cannot be converted twice, because our names belong to no other layout.
+    cannot be converted twice, because our names belong to no other layout. Tensors whose content
+    stays are shared, not copied.
 
     Args:
-        state_dict: weights in the layout; tensors whose content stays are shared, not copied.
+        state_dict: weights in the layout.
         layout: one of ``LAYOUTS`` or ``BACKBONE_LAYOUTS``.
         head: our model's name for its head, one of ``HEADS``.
 
@@ -109,11 +92,16 @@ def to_ours(state_dict: StateDict, layout: str, head: str = 'decode_head') -> di
     _check('layout', layout, (*LAYOUTS, *BACKBONE_LAYOUTS))
     _check('head', head, HEADS)
     if layout == 'mmseg_m2f':
-        return _with_head(state_dict, head)
+        has_head = any(key.partition('.')[0] in HEADS for key in state_dict)
+        old = head_prefix(state_dict) if has_head else head
+        return {re.sub(rf'^{old}\.', f'{head}.', key): value for key, value in state_dict.items()}
+    if layout == 'detectron2':
+        return from_detectron2(state_dict, head)
+    if layout == 'hf':
+        return from_huggingface(state_dict, head)
     if layout in BACKBONE_LAYOUTS:
-        return from_backbone_file(state_dict, layout)
-    read, _ = _CONVERSIONS[layout]
-    return read(state_dict, head)
+        return from_classifier(state_dict, layout)
+    return from_openmmlab(state_dict, head, _HEAD_OF[layout])
 
 
 def to_theirs(state_dict: StateDict, layout: str) -> dict[str, Tensor]:
@@ -127,8 +115,12 @@ def to_theirs(state_dict: StateDict, layout: str) -> dict[str, Tensor]:
     _check('layout', layout, LAYOUTS)
     if layout == 'mmseg_m2f':
         return dict(state_dict)
-    _, write = _CONVERSIONS[layout]
-    return write(state_dict, head_prefix(state_dict))
+    head = head_prefix(state_dict)
+    if layout == 'detectron2':
+        return to_detectron2(state_dict, head)
+    if layout == 'hf':
+        return to_huggingface(state_dict, head)
+    return to_openmmlab(state_dict, head, _HEAD_OF[layout])
 
 
 def head_prefix(state_dict: StateDict) -> str:
@@ -150,22 +142,12 @@ def without_wrapper(state_dict: StateDict) -> tuple[str, StateDict]:
     Wrappers are ``module.`` (DataParallel), ``_orig_mod.`` (torch.compile) and ``model.``
     (Lightning), also one within another. Without a common prefix the first is empty.
     """
-    prefix = ''
-    while state_dict and (step := _common(prefix, state_dict)):
-        prefix += step
-    return prefix, {key.removeprefix(prefix): value for key, value in state_dict.items()}
-
-
-def _common(prefix: str, state_dict: StateDict) -> str:
-    steps = (w for w in _WRAPPERS if all(key.startswith(prefix + w) for key in state_dict))
-    return next(steps, '')
-
-
-def _with_head(state_dict: StateDict, head: str) -> dict[str, Tensor]:
-    if not any(key.startswith(tuple(f'{name}.' for name in HEADS)) for key in state_dict):
-        return dict(state_dict)
-    old = head_prefix(state_dict)
-    return {re.sub(rf'^{old}\.', f'{head}.', key): value for key, value in state_dict.items()}
+    for wrapper in _WRAPPERS:
+        if state_dict and all(key.startswith(wrapper) for key in state_dict):
+            bare = {key.removeprefix(wrapper): value for key, value in state_dict.items()}
+            inner, innermost = without_wrapper(bare)
+            return wrapper + inner, innermost
+    return '', state_dict
 
 
 def _matching(patterns: dict[str, str], state_dict: StateDict) -> list[str]:

@@ -5,7 +5,7 @@ import re
 
 from torch import Tensor
 
-from mmseg_m2f.checkpoints.rules import KeyMap, StateDict, same
+from mmseg_m2f.checkpoints.keymap import KeyMap, StateDict, same
 
 _PIXEL_DECODER = (
     ('input_proj.{i}.conv.*', 'input_convs.{i}.conv.*'),
@@ -31,24 +31,21 @@ _DECODER = (
     ('class_embed.*', 'cls_embed.*'),
     # Their MLP is a Sequential that counts the activations too.
     *((f'mask_embed.{i}.*', f'mask_embed.{2 * i}.*') for i in range(3)),
-)
-
-_DECODER_LAYER = (
-    ('cross_attn.*', 'cross_attn.attn.*'),
-    ('cross_norm.*', 'norms.0.*'),
-    ('self_attn.*', 'self_attn.attn.*'),
-    ('self_norm.*', 'norms.1.*'),
-    ('ffn.linear1.*', 'ffn.layers.0.0.*'),
-    ('ffn.linear2.*', 'ffn.layers.1.*'),
-    ('ffn_norm.*', 'norms.2.*'),
+    ('layers.{i}.cross_attn.*', 'transformer_decoder.layers.{i}.cross_attn.attn.*'),
+    ('layers.{i}.cross_norm.*', 'transformer_decoder.layers.{i}.norms.0.*'),
+    ('layers.{i}.self_attn.*', 'transformer_decoder.layers.{i}.self_attn.attn.*'),
+    ('layers.{i}.self_norm.*', 'transformer_decoder.layers.{i}.norms.1.*'),
+    ('layers.{i}.ffn.linear1.*', 'transformer_decoder.layers.{i}.ffn.layers.0.0.*'),
+    ('layers.{i}.ffn.linear2.*', 'transformer_decoder.layers.{i}.ffn.layers.1.*'),
+    ('layers.{i}.ffn_norm.*', 'transformer_decoder.layers.{i}.norms.2.*'),
 )
 
 # The names of encoder and decoder layers before mmdet 3.0.
 _SPELLINGS = (
-    (re.compile(r'(pixel_decoder\.encoder\.layers\.\d+\.)attentions\.0\.'), r'\1self_attn.'),
-    (re.compile(r'(transformer_decoder\.layers\.\d+\.)attentions\.0\.'), r'\1cross_attn.'),
-    (re.compile(r'(transformer_decoder\.layers\.\d+\.)attentions\.1\.'), r'\1self_attn.'),
-    (re.compile(r'((?:encoder|decoder)\.layers\.\d+\.)ffns\.0\.'), r'\1ffn.'),
+    (r'(pixel_decoder\.encoder\.layers\.\d+\.)attentions\.0\.', r'\1self_attn.'),
+    (r'(transformer_decoder\.layers\.\d+\.)attentions\.0\.', r'\1cross_attn.'),
+    (r'(transformer_decoder\.layers\.\d+\.)attentions\.1\.', r'\1self_attn.'),
+    (r'((?:encoder|decoder)\.layers\.\d+\.)ffns\.0\.', r'\1ffn.'),
 )
 
 
@@ -58,11 +55,6 @@ def _keymap(ours: str, theirs: str) -> KeyMap:
         [
             *same(_PIXEL_DECODER, f'{ours}.pixel_decoder.', f'{theirs}.pixel_decoder.'),
             *same(_DECODER, f'{ours}.decoder.', f'{theirs}.'),
-            *same(
-                _DECODER_LAYER,
-                f'{ours}.decoder.layers.{{i}}.',
-                f'{theirs}.transformer_decoder.layers.{{i}}.',
-            ),
         ],
         spell=_spelled_as_today,
     )
@@ -71,16 +63,8 @@ def _keymap(ours: str, theirs: str) -> KeyMap:
 def from_openmmlab(state_dict: StateDict, head: str, theirs: str) -> dict[str, Tensor]:
     """Convert the state dict of mmdet's or mmseg's own Mask2Former to ours.
 
-    Names outside the head, such as the backbone's, are the same in both. Layers may have the names
-    of the time before mmdet 3.0 (``attentions.0``, ``ffns.0``).
-
-    Args:
-        state_dict: weights of their model.
-        head: our model's name for its head.
-        theirs: their model's name for its head, ``decode_head`` or ``panoptic_head``.
-
-    Raises:
-        ValueError: A key of the head is unknown or doubled, or there is no head.
+    Names outside the head, such as the backbone's, are the same in both. ``head`` is our model's
+    name for its head, ``theirs`` their model's.
     """
     mine, others = _split(state_dict, theirs)
     if not mine:
@@ -101,5 +85,5 @@ def _split(state_dict: StateDict, head: str) -> tuple[dict[str, Tensor], dict[st
 
 def _spelled_as_today(key: str) -> str:
     for pattern, spelling in _SPELLINGS:
-        key = pattern.sub(spelling, key)
+        key = re.sub(pattern, spelling, key)
     return key

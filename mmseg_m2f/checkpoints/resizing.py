@@ -1,14 +1,12 @@
-"""Change the order or number of classes, the number of queries, or Swin's windows."""
+"""Change the order or number of classes, or the number of queries."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mmseg_m2f.checkpoints.buffers import window_width
+from mmseg_m2f.checkpoints.keymap import StateDict
 from mmseg_m2f.checkpoints.layouts import head_prefix
-from mmseg_m2f.checkpoints.rules import StateDict
 
 
 def things_first(thing_ids: Sequence[int], num_classes: int) -> list[int]:
@@ -31,8 +29,7 @@ def reorder_classes(state_dict: StateDict, order: Sequence[int]) -> dict[str, Te
         ValueError: ``order`` does not name every class once.
     """
     changed = dict(state_dict)
-    for key in _class_keys(state_dict):
-        rows = state_dict[key]
+    for key, rows in _tables(state_dict, 'class_embed.weight', 'class_embed.bias'):
         num_classes = len(rows) - 1
         if sorted(order) != list(range(num_classes)):
             raise ValueError(
@@ -52,11 +49,9 @@ def resize_queries(state_dict: StateDict, number: int, noise: float = 0.1) -> di
     Raises:
         ValueError: ``number`` is not positive, or there is no query.
     """
-    head = head_prefix(state_dict)
     changed = dict(state_dict)
-    for name in ('query_feat', 'query_embed'):
-        key = f'{head}.decoder.{name}.weight'
-        changed[key] = _resized(_get(state_dict, key), number, noise)
+    for key, rows in _tables(state_dict, 'query_feat.weight', 'query_embed.weight'):
+        changed[key] = _resized(rows, number, noise)
     return changed
 
 
@@ -69,38 +64,16 @@ def resize_classes(state_dict: StateDict, number: int, noise: float = 0.1) -> di
         ValueError: ``number`` is not positive, or there is no class.
     """
     changed = dict(state_dict)
-    for key in _class_keys(state_dict):
-        rows = state_dict[key]
+    for key, rows in _tables(state_dict, 'class_embed.weight', 'class_embed.bias'):
         changed[key] = torch.cat([_resized(rows[:-1], number, noise), rows[-1:]])
     return changed
 
 
-def resize_window(table: Tensor, rows: int) -> Tensor:
-    """Resize Swin's bias ``table ((2M - 1)^2, heads)`` to a window with ``rows`` offsets, bicubic.
-
-    Source: Microsoft's Swin, ``utils.py``, which loads other windows this way.
-
-    Raises:
-        ValueError: A number of offsets is not an odd square.
-    """
-    old, new = window_width(len(table)), window_width(rows)
-    maps = table.float().T.unflatten(1, (old, old))[None]  # (1, heads, 2M - 1, 2M - 1)
-    resized = F.interpolate(maps, (new, new), mode='bicubic', align_corners=False)
-    return resized[0].flatten(1).T.contiguous().to(table.dtype)
-
-
-def _class_keys(state_dict: StateDict) -> list[str]:
-    head = head_prefix(state_dict)
-    keys = [f'{head}.decoder.class_embed.{leaf}' for leaf in ('weight', 'bias')]
-    for key in keys:
-        _get(state_dict, key)
-    return keys
-
-
-def _get(state_dict: StateDict, key: str) -> Tensor:
-    if key not in state_dict:
-        raise ValueError(f'the checkpoint does not hold {key}')
-    return state_dict[key]
+def _tables(state_dict: StateDict, *names: str) -> list[tuple[str, Tensor]]:
+    keys = [f'{head_prefix(state_dict)}.decoder.{name}' for name in names]
+    if missing := [key for key in keys if key not in state_dict]:
+        raise ValueError(f'the checkpoint does not hold {missing[0]}')
+    return [(key, state_dict[key]) for key in keys]
 
 
 def _resized(rows: Tensor, number: int, noise: float) -> Tensor:

@@ -1,39 +1,10 @@
-"""Rules for the names of the original Swin, and the channel order of its patch merging."""
+"""Tensors of a Swin Transformer that other implementations save in another form or not at all."""
 
+import math
+
+import torch
 from torch import Tensor
-
-from mmseg_m2f.checkpoints.rules import Rule, same
-
-_BLOCK = 'backbone.stages.{i}.blocks.{j}.'
-INDEX = f'{_BLOCK}attn.w_msa.relative_position_index'
-
-# The official Mask2Former and timm have kept the names of the original code.
-_OFFICIAL_BLOCK = (
-    ('norm1.*', 'norm1.*'),
-    ('attn.w_msa.qkv.*', 'attn.qkv.*'),
-    ('attn.w_msa.proj.*', 'attn.proj.*'),
-    ('attn.w_msa.relative_position_bias_table', 'attn.relative_position_bias_table'),
-    ('norm2.*', 'norm2.*'),
-    ('ffn.layers.0.0.*', 'mlp.fc1.*'),
-    ('ffn.layers.1.*', 'mlp.fc2.*'),
-)
-
-
-def official_block_rules(prefix: str) -> list[Rule]:
-    """Return the rules for everything but patch merging and the norms of the outputs.
-
-    ``prefix`` is theirs before ``patch_embed`` and ``layers``.
-    """
-    return [
-        Rule('backbone.patch_embed.projection.*', (f'{prefix}patch_embed.proj.*',)),
-        Rule('backbone.patch_embed.norm.*', (f'{prefix}patch_embed.norm.*',)),
-        *same(_OFFICIAL_BLOCK, _BLOCK, f'{prefix}layers.{{i}}.blocks.{{j}}.'),
-    ]
-
-
-def merging_rule(ours: str, theirs: str) -> Rule:
-    """Return the rule for a patch merging layer; theirs has the original order of channels."""
-    return Rule(ours, (theirs,), to_unfold_order, from_unfold_order)
+from torch.nn import functional as F
 
 
 def to_unfold_order(value: Tensor) -> Tensor:
@@ -50,3 +21,34 @@ def to_unfold_order(value: Tensor) -> Tensor:
 def from_unfold_order(value: Tensor) -> Tensor:
     """Invert ``to_unfold_order``."""
     return value.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2)
+
+
+def relative_position_index(table: Tensor) -> Tensor:
+    """Compute Swin's lookup ``(M * M, M * M)`` int64 into a bias ``table ((2M - 1)^2, heads)``."""
+    width = _window_width(len(table))
+    side = (width + 1) // 2
+    steps = torch.arange(side, device=table.device)
+    position = (steps[:, None] * width + steps).flatten()
+    return position[:, None] - position + 2 * side * (side - 1)
+
+
+def resize_window(table: Tensor, rows: int) -> Tensor:
+    """Resize Swin's bias ``table ((2M - 1)^2, heads)`` to a window with ``rows`` offsets, bicubic.
+
+    Source: Microsoft's Swin, ``utils.py``, which loads other windows this way.
+
+    Raises:
+        ValueError: A number of offsets is not an odd square.
+    """
+    old, new = _window_width(len(table)), _window_width(rows)
+    maps = table.float().T.unflatten(1, (old, old))[None]  # (1, heads, 2M - 1, 2M - 1)
+    resized = F.interpolate(maps, (new, new), mode='bicubic', align_corners=False)
+    return resized[0].flatten(1).T.contiguous().to(table.dtype)
+
+
+def _window_width(rows: int) -> int:
+    """Return ``2M - 1``, the offsets along one axis of a window with ``rows`` offsets in all."""
+    width = math.isqrt(rows)
+    if width * width != rows or width % 2 == 0:
+        raise ValueError(f'a relative position bias has (2 M - 1)^2 rows, not {rows}')
+    return width

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmseg_m2f.checkpoints import from_huggingface, to_huggingface
-from mmseg_m2f.checkpoints.rules import KeyMap, Rule
+from mmseg_m2f.checkpoints.keymap import KeyMap, NameRule
 from mmseg_m2f.checkpoints.swin import from_unfold_order, to_unfold_order
 
 STAGES = ['stage1', 'stage2', 'stage3', 'stage4']
@@ -84,7 +84,7 @@ def test_patch_merging_order() -> None:
 
 
 def test_a_rule_reads_in_both_directions() -> None:
-    table = KeyMap([Rule('a.{i}.{j}.*', ('b.{j}.c.{i}.*',))])
+    table = KeyMap([NameRule('a.{i}.{j}.*', ('b.{j}.c.{i}.*',))])
     ours, theirs = (
         {'a.1.20.out_proj.bias': torch.ones(1)},
         {'b.20.c.1.out_proj.bias': torch.ones(1)},
@@ -96,4 +96,4 @@ def test_a_rule_reads_in_both_directions() -> None:
 def test_a_name_may_not_end_in_a_number() -> None:
     """``*`` stands for parameters of one module, never for a whole list of modules."""
     with pytest.raises(ValueError, match='do not belong to this layout'):
-        KeyMap([Rule('a.*', ('b.*',))]).to_ours({'b.0.weight': torch.ones(1)})
+        KeyMap([NameRule('a.*', ('b.*',))]).to_ours({'b.0.weight': torch.ones(1)})

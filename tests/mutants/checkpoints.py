@@ -6,7 +6,7 @@ MUTANTS = (
     Mutant(
         name='split_projections_are_joined_backwards',
         breaks='Query, key and value of a split projection are joined in this order.',
-        file='mmseg_m2f/checkpoints/rules.py',
+        file='mmseg_m2f/checkpoints/keymap.py',
         old='ordered = [parts[i] for i in range(len(rule.theirs))]',
         new='ordered = [parts[i] for i in reversed(range(len(rule.theirs)))]',
         tests=('tests/checkpoints/test_keymaps.py',),
@@ -14,7 +14,7 @@ MUTANTS = (
     Mutant(
         name='unknown_keys_are_dropped',
         breaks='A key that belongs to no layout is refused, never dropped.',
-        file='mmseg_m2f/checkpoints/rules.py',
+        file='mmseg_m2f/checkpoints/keymap.py',
         old='    if unknown:\n        raise',
         new='    if len(unknown) > 1:\n        raise',
         tests=('tests/checkpoints/test_layout_names.py',),
@@ -38,7 +38,7 @@ MUTANTS = (
     Mutant(
         name='relative_positions_count_backwards',
         breaks='The relative position index of Swin is that of query minus key.',
-        file='mmseg_m2f/checkpoints/buffers.py',
+        file='mmseg_m2f/checkpoints/swin.py',
         old='position[:, None] - position +',
         new='position - position[:, None] +',
         tests=('tests/checkpoints/test_backbone_names.py',),
@@ -46,7 +46,7 @@ MUTANTS = (
     Mutant(
         name='caffe_networks_load',
         breaks='A ResNet trained the way of Caffe is refused.',
-        file='mmseg_m2f/checkpoints/resnet.py',
+        file='mmseg_m2f/checkpoints/backbones.py',
         old='bool((std == 1).all())',
         new='bool((std == 0).all())',
         tests=('tests/checkpoints/test_detectron2_names.py',),
@@ -71,54 +71,54 @@ MUTANTS = (
         name='hugging_face_counts_one_layer_less',
         breaks='decoder_layers of Hugging Face counts the prediction before the first layer.',
         file='mmseg_m2f/checkpoints/huggingface_config.py',
-        old="_count(state_dict, f'{_DECODER}decoder.layers.') + 1",
-        new="_count(state_dict, f'{_DECODER}decoder.layers.')",
+        old="shapes.count(f'{_DECODER}decoder.layers.') + 1",
+        new="shapes.count(f'{_DECODER}decoder.layers.')",
         tests=('tests/parity/test_huggingface_files.py',),
     ),
     Mutant(
         name='cross_attention_of_hugging_face_takes_the_wrong_norm',
         breaks='The norm after cross-attention comes from the norm after cross-attention.',
         file='mmseg_m2f/checkpoints/huggingface.py',
-        old="('cross_norm.*', 'cross_attn_layer_norm.*'),\n"
-        "    ('self_attn.out_proj.*', 'self_attn.out_proj.*'),\n"
-        "    ('self_norm.*', 'self_attn_layer_norm.*'),",
-        new="('cross_norm.*', 'self_attn_layer_norm.*'),\n"
-        "    ('self_attn.out_proj.*', 'self_attn.out_proj.*'),\n"
-        "    ('self_norm.*', 'cross_attn_layer_norm.*'),",
+        old="'decoder.layers.{i}.cross_attn_layer_norm.*'),\n"
+        "    ('layers.{i}.self_attn.out_proj.*', 'decoder.layers.{i}.self_attn.out_proj.*'),\n"
+        "    ('layers.{i}.self_norm.*', 'decoder.layers.{i}.self_attn_layer_norm.*'),",
+        new="'decoder.layers.{i}.self_attn_layer_norm.*'),\n"
+        "    ('layers.{i}.self_attn.out_proj.*', 'decoder.layers.{i}.self_attn.out_proj.*'),\n"
+        "    ('layers.{i}.self_norm.*', 'decoder.layers.{i}.cross_attn_layer_norm.*'),",
         tests=('tests/parity/test_layouts.py',),
     ),
     Mutant(
         name='detectron2_exchanges_its_norms',
         breaks='The two norms of an encoder layer keep their places.',
         file='mmseg_m2f/checkpoints/detectron2.py',
-        old="('norm1.*', 'norm1.*'),\n"
-        "    ('ffn.linear1.*', 'linear1.*'),\n"
-        "    ('ffn.linear2.*', 'linear2.*'),\n"
-        "    ('norm2.*', 'norm2.*'),",
-        new="('norm1.*', 'norm2.*'),\n"
-        "    ('ffn.linear1.*', 'linear1.*'),\n"
-        "    ('ffn.linear2.*', 'linear2.*'),\n"
-        "    ('norm2.*', 'norm1.*'),",
+        old="encoder.layers.{i}.norm1.*'),\n"
+        "    ('layers.{i}.ffn.linear1.*', 'transformer.encoder.layers.{i}.linear1.*'),\n"
+        "    ('layers.{i}.ffn.linear2.*', 'transformer.encoder.layers.{i}.linear2.*'),\n"
+        "    ('layers.{i}.norm2.*', 'transformer.encoder.layers.{i}.norm2.*'),",
+        new="encoder.layers.{i}.norm2.*'),\n"
+        "    ('layers.{i}.ffn.linear1.*', 'transformer.encoder.layers.{i}.linear1.*'),\n"
+        "    ('layers.{i}.ffn.linear2.*', 'transformer.encoder.layers.{i}.linear2.*'),\n"
+        "    ('layers.{i}.norm2.*', 'transformer.encoder.layers.{i}.norm1.*'),",
         tests=('tests/parity/test_layouts.py',),
     ),
     Mutant(
         name='mmdet_norms_of_the_decoder_are_exchanged',
         breaks='Norm 0 of an mmdet decoder layer follows the cross-attention, norm 1 comes second.',
         file='mmseg_m2f/checkpoints/openmmlab.py',
-        old="('cross_norm.*', 'norms.0.*'),\n"
-        "    ('self_attn.*', 'self_attn.attn.*'),\n"
-        "    ('self_norm.*', 'norms.1.*'),",
-        new="('cross_norm.*', 'norms.1.*'),\n"
-        "    ('self_attn.*', 'self_attn.attn.*'),\n"
-        "    ('self_norm.*', 'norms.0.*'),",
+        old="layers.{i}.norms.0.*'),\n"
+        "    ('layers.{i}.self_attn.*', 'transformer_decoder.layers.{i}.self_attn.attn.*'),\n"
+        "    ('layers.{i}.self_norm.*', 'transformer_decoder.layers.{i}.norms.1.*'),",
+        new="layers.{i}.norms.1.*'),\n"
+        "    ('layers.{i}.self_attn.*', 'transformer_decoder.layers.{i}.self_attn.attn.*'),\n"
+        "    ('layers.{i}.self_norm.*', 'transformer_decoder.layers.{i}.norms.0.*'),",
         tests=('tests/parity/test_layouts.py',),
     ),
     Mutant(
         name='later_timm_swins_merge_at_the_end',
         breaks='A Swin of a later timm merges patches at the start of a stage.',
-        file='mmseg_m2f/checkpoints/backbone_files.py',
-        old='_swin(0), _swin(1)',
-        new='_swin(0), _swin(0)',
+        file='mmseg_m2f/checkpoints/backbones.py',
+        old='_classifier_of_swin(0), _classifier_of_swin(1)',
+        new='_classifier_of_swin(0), _classifier_of_swin(0)',
         tests=('tests/checkpoints/test_backbone_names.py',),
     ),
 )

@@ -18,8 +18,11 @@ def _unchanged(value: Tensor) -> Tensor:
     return value
 
 
-class Rule(NamedTuple):
-    """One of our names and its counterpart; if there are several, ours is their concatenation."""
+class NameRule(NamedTuple):
+    """One of our names and its counterpart; if there are several, ours is their concatenation.
+
+    A tensor whose other side is empty is left out.
+    """
 
     ours: str
     theirs: tuple[str, ...]
@@ -27,15 +30,20 @@ class Rule(NamedTuple):
     to_theirs: Callable[[Tensor], Tensor] = _unchanged
 
 
-def same(pairs: Iterable[tuple[str, str]], ours: str, theirs: str) -> list[Rule]:
+def same(pairs: Iterable[tuple[str, str]], ours: str, theirs: str) -> list[NameRule]:
     """Make one-to-one rules from pairs of names below the prefixes ``ours`` and ``theirs``."""
-    return [Rule(ours + left, (theirs + right,)) for left, right in pairs]
+    return [NameRule(ours + left, (theirs + right,)) for left, right in pairs]
+
+
+def left_out(*theirs: str) -> list[NameRule]:
+    """Make rules for names of theirs that have no counterpart."""
+    return [NameRule('', (name,)) for name in theirs]
 
 
 class _Found(NamedTuple):
     """The parts found for one of our tensors: key and value by the index of the part."""
 
-    rule: Rule
+    rule: NameRule
     hit: re.Match[str]
     parts: dict[int, tuple[str, Tensor]]
 
@@ -46,27 +54,17 @@ class KeyMap:
     Args:
         rules: all are used for reading. If several have the same name of ours, the first is used
             for writing. No key of theirs may match two rules.
-        ours_only: templates of our keys without counterpart, which are left out.
-        theirs_only: the same of their keys.
         spell: changes another spelling of one of their keys to the one in the rules.
     """
 
-    def __init__(
-        self,
-        rules: Sequence[Rule],
-        ours_only: Sequence[str] = (),
-        theirs_only: Sequence[str] = (),
-        spell: Callable[[str], str] | None = None,
-    ) -> None:
-        self._spell = spell or str
+    def __init__(self, rules: Sequence[NameRule], spell: Callable[[str], str] = str) -> None:
+        self._spell = spell
         self._to_ours = [
             (_pattern(template), rule, part)
             for rule in rules
             for part, template in enumerate(rule.theirs)
         ]
-        self._to_theirs = [(_pattern(rule.ours), rule) for rule in rules]
-        self._ours_only = [_pattern(template) for template in ours_only]
-        self._theirs_only = [_pattern(template) for template in theirs_only]
+        self._to_theirs = [(_pattern(rule.ours), rule) for rule in rules if rule.ours]
 
     def to_ours(self, state_dict: StateDict) -> dict[str, Tensor]:
         """Translate ``state_dict`` to our names.
@@ -83,33 +81,28 @@ class KeyMap:
                 if hit := pattern.fullmatch(spelled):
                     name = _render(rule.ours, hit)
                     parts = found.setdefault(name, _Found(rule, hit, {})).parts
-                    if part in parts:
+                    if name and part in parts:
                         raise ValueError(f'{parts[part][0]} and {key} are both our {name}')
                     parts[part] = key, value
                     break
             else:
-                if not _matches(spelled, self._theirs_only):
-                    unknown.append(key)
+                unknown.append(key)
         _refuse(unknown)
-        return {name: _joined(name, entry) for name, entry in found.items()}
+        found.pop('', None)  # what is left out
+        return {name: _joined(name, *entry) for name, entry in found.items()}
 
     def to_theirs(self, state_dict: StateDict) -> dict[str, Tensor]:
-        """Invert ``to_ours``.
-
-        Raises:
-            ValueError: A key is unknown, or a shape does not fit its name.
-        """
+        """Invert ``to_ours``; raise the same errors."""
         converted: dict[str, Tensor] = {}
         unknown = []
         for key, value in state_dict.items():
             for pattern, rule in self._to_theirs:
                 if hit := pattern.fullmatch(key):
                     names = [_render(template, hit) for template in rule.theirs]
-                    converted.update(zip(names, _parts(key, rule, value), strict=True))
+                    converted.update(zip(names, _split(key, value, rule), strict=True))
                     break
             else:
-                if not _matches(key, self._ours_only):
-                    unknown.append(key)
+                unknown.append(key)
         _refuse(unknown)
         return converted
 
@@ -124,8 +117,9 @@ def _render(template: str, hit: re.Match[str]) -> str:
     return template.replace('*', '{leaf}').format(**hit.groupdict())
 
 
-def _joined(name: str, found: _Found) -> Tensor:
-    rule, hit, parts = found
+def _joined(
+    name: str, rule: NameRule, hit: re.Match[str], parts: Mapping[int, tuple[str, Tensor]]
+) -> Tensor:
     missing = [_render(rule.theirs[i], hit) for i in range(len(rule.theirs)) if i not in parts]
     if missing:
         raise ValueError(f'{name} needs {", ".join(missing)}, which the checkpoint does not hold')
@@ -138,20 +132,17 @@ def _joined(name: str, found: _Found) -> Tensor:
         raise ValueError(f'{name} cannot be made from {shapes}') from error
 
 
-def _parts(key: str, rule: Rule, value: Tensor) -> Sequence[Tensor]:
+def _split(key: str, value: Tensor, rule: NameRule) -> Sequence[Tensor]:
     count = len(rule.theirs)
+    if not count:
+        return ()
     try:
         value = rule.to_theirs(value)
         # A scalar, such as a batch counter, cannot be split.
-        return [value] if count == 1 else value.unflatten(0, (count, -1)).unbind()
+        return (value,) if count == 1 else value.unflatten(0, (count, -1)).unbind()
     except RuntimeError as error:
-        raise ValueError(
-            f'{", ".join(rule.theirs)} cannot be made from {key} {tuple(value.shape)}'
-        ) from error
-
-
-def _matches(key: str, patterns: Sequence[re.Pattern[str]]) -> bool:
-    return any(pattern.fullmatch(key) for pattern in patterns)
+        shape = tuple(value.shape)
+        raise ValueError(f'{", ".join(rule.theirs)} cannot be made from {key} {shape}') from error
 
 
 def _refuse(unknown: Sequence[str]) -> None:
