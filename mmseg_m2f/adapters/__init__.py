@@ -17,12 +17,4 @@ offer_mmcv_operator()
 install_safe_loader()
 watch_for_heads()
 
-__all__ = [
-    'acceleration',
-    'data',
-    'inference',
-    'metrics',
-    'models',
-    'results',
-    'training',
-]
+__all__ = ['acceleration', 'data', 'inference', 'metrics', 'models', 'results', 'training']

@@ -1,31 +1,25 @@
 """The classes that are things, for a head and for a data set."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 
 def checked_thing_ids(thing_ids: Sequence[Any] | None, num_classes: int) -> list[int]:
-    """Return the ids in rising order; all classes for None.
+    """Return the ids in rising order, or all classes for None.
 
     Raises:
         ValueError: they are not different class indices.
     """
-    if thing_ids is None:
-        return list(range(num_classes))
-    ids = list(thing_ids)
-    wrong = [
-        i
-        for i in ids
-        if isinstance(i, bool) or not isinstance(i, int | np.integer) or not 0 <= i < num_classes
-    ]
-    repeated = sorted({i for i in ids if ids.count(i) > 1}, key=str)
-    if wrong or repeated:
+    ids = list(range(num_classes) if thing_ids is None else thing_ids)
+    # A bool is an integer in Python, but no class index.
+    are_integers = all(isinstance(i, Integral) and not isinstance(i, bool) for i in ids)
+    if not are_integers or not set(ids) <= set(range(num_classes)) or len(set(ids)) < len(ids):
         raise ValueError(
             f'thing_ids must be different class indices from 0 to {num_classes - 1} (None: all '
-            f'classes are things); wrong: {wrong}, repeated: {repeated}'
+            f'classes are things), got {ids}'
         )
     return sorted(map(int, ids))
 
@@ -47,8 +41,7 @@ def thing_ids_of(meta: Mapping[str, Any]) -> list[int] | None:
     classes, things = meta.get('classes'), meta.get('thing_classes')
     if not classes or things is None:
         return None
-    stuff = meta.get('stuff_classes')
-    known = set(things) | set(stuff or ())
     # If the stuff has no names, all classes but the things are stuff.
-    tells = set(classes) <= known if stuff is not None else set(things) <= set(classes)
+    stuff = meta.get('stuff_classes')
+    tells = set(things) <= set(classes) if stuff is None else set(classes) <= {*things, *stuff}
     return [label for label, name in enumerate(classes) if name in things] if tells else None

@@ -2,14 +2,12 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 
-@contextmanager
 def logged(level: int) -> Iterator[list[str]]:
-    """The messages logged at ``level`` or above, but for MMEngine's on its default scope."""
+    """Collect the messages of ``level`` or above, except MMEngine's about its default scope."""
     from mmengine.logging import MMLogger
 
     messages: list[str] = []
@@ -24,13 +22,9 @@ def logged(level: int) -> Iterator[list[str]]:
 
 @pytest.fixture
 def said() -> Iterator[list[str]]:
-    """Collect the messages that are logged."""
-    with logged(logging.INFO) as messages:
-        yield messages
+    yield from logged(logging.INFO)
 
 
 @pytest.fixture
 def warned() -> Iterator[list[str]]:
-    """What was logged as a warning or an error."""
-    with logged(logging.WARNING) as messages:
-        yield messages
+    yield from logged(logging.WARNING)

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -25,17 +25,11 @@ State = dict[str, Any]
 class RandomStateHook(Hook):
     """Let a resumed run continue the stopped one with the same images and random numbers.
 
-    MMEngine restores weights, optimizer, schedule and iteration, and skips the images that were
-    seen. It does not restore the random generators. Its sampler shuffles anew if the config has
-    no seed, and MMEngine 0.10.7 loads every image that it skips. With this hook
-
-    * every checkpoint holds the states of the generators and the sampler's seed
-      (``random_state``);
-    * a resumed iteration-based run with an ``InfiniteSampler`` continues at once with the next
-      image, in the same order and with the same random numbers;
-    * validation does not change the random numbers of the training;
-    * a file that was not saved by a run of such a model is refused: nothing can be resumed from
-      it.
+    MMEngine restores weights, optimizer, schedule and iteration, but not the random generators,
+    and its sampler shuffles anew if the config has no seed. With this hook every checkpoint holds
+    both (``random_state``). A resumed iteration-based run with an ``InfiniteSampler`` continues
+    with the next image at once, and validation does not change the random numbers of the training.
+    A file that was not saved by a run of such a model is refused.
 
     A run of one process that loads its own data (``num_workers=0``) is repeated exactly. Data
     loading workers draw their augmentations with a new seed, made of the run's seed and the
@@ -49,10 +43,9 @@ class RandomStateHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: State) -> None:
         """Add the states of the generators and the sampler's seed."""
         # A best checkpoint is saved during validation, when the training's state is set aside.
-        state = dict(self._before_val or random_state())
-        sampler = _sampler(runner.train_dataloader)
-        state['sampler_seed'] = getattr(sampler, 'seed', None)
-        checkpoint['random_state'] = state
+        seed = getattr(_sampler(runner.train_dataloader), 'seed', None)
+        state = self._before_val or random_state()
+        checkpoint['random_state'] = {**state, 'sampler_seed': seed}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: State) -> None:
         """Keep the state for `before_train`.
@@ -67,14 +60,27 @@ class RandomStateHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Continue where the checkpoint was saved, if the run is resumed."""
-        loop = runner.train_loop
-        if self._saved is None or loop.iter == 0:
+        loop, saved = runner.train_loop, self._saved
+        if saved is None or loop.iter == 0:
             return
         if not hasattr(loop, 'dataloader_iterator'):
             # Checkpoints end an epoch, and the sampler shuffles by the number of the epoch.
-            self._restore(loop.iter)
-        elif _can_be_placed(loop.dataloader):
-            self._place_sampler(loop)
+            _restore(saved, loop.iter)
+            return
+        sampler, batches = _sampler(loop.dataloader), loop.dataloader.batch_sampler
+        # Other batch samplers may take more indices from the sampler than they hand out.
+        if type(batches) is BatchSampler and isinstance(sampler, InfiniteSampler):
+            seen = loop.iter * batches.batch_size
+            sampler.seed = saved['sampler_seed']
+            sampler.indices = islice(sampler._indices_of_rank(), seen, None)
+            start = loop.dataloader.worker_init_fn
+            if isinstance(start, partial) and 'seed' in start.keywords:
+                # Else the workers would draw the augmentations of the first iterations again.
+                seed = start.keywords['seed'] + loop.iter
+                loop.dataloader.worker_init_fn = partial(start, seed=seed)
+            # MMEngine 0.10.7 has started them already, and persistent workers would be reused.
+            loop.dataloader._iterator = None
+            loop.dataloader_iterator = _ResumedIterator(loop, partial(_restore, saved, loop.iter))
         else:
             runner.logger.warning(
                 'RandomStateHook cannot set the position of this sampler: MMEngine skips the '
@@ -91,53 +97,29 @@ class RandomStateHook(Hook):
             set_random_state(self._before_val)
         self._before_val = None
 
-    def _place_sampler(self, loop: Any) -> None:
-        assert self._saved is not None
-        _continue_loader_seeds(loop.dataloader, loop.iter)
-        sampler = _sampler(loop.dataloader)
-        sampler.seed = self._saved['sampler_seed']
-        seen = loop.iter * loop.dataloader.batch_sampler.batch_size
-        sampler.indices = islice(sampler._indices_of_rank(), seen, None)
-        loop.dataloader_iterator = _ResumedIterator(loop, self._restore)
-
-    def _restore(self, iteration: int) -> None:
-        rank, world_size = get_dist_info()
-        assert self._saved is not None
-        if world_size == 1:
-            set_random_state(self._saved)
-        else:
-            _seed_all((self._saved['sampler_seed'] or 0) + iteration * world_size + rank)
-        self._saved = None
-
 
 class _ResumedIterator:
-    """Continue with the image after the last one seen, without loading those before.
+    """Continue with the next image. The sampler has skipped the others, so this need not load them.
 
-    The sampler is at its position already, so this iterator absorbs the skipping of the loop:
-    MMEngine 0.10.12 calls ``skip_iter``, 0.10.7 calls ``next`` once per past iteration.
+    MMEngine 0.10.12 skips by ``skip_iter``, 0.10.7 by one call of ``next`` per iteration.
     """
 
-    def __init__(self, loop: Any, restore: Callable[[int], None]) -> None:
-        self._restore = partial(restore, loop.iter)
-        self._to_skip = 0 if hasattr(loop.dataloader_iterator, 'skip_iter') else loop.iter
-        self._dataloader = loop.dataloader
-        self._iterator: Iterator | None = None
+    def __init__(self, loop: Any, restore: Callable[[], None]) -> None:
+        num_skipped = 0 if hasattr(loop.dataloader_iterator, 'skip_iter') else loop.iter
 
-    def __iter__(self) -> '_ResumedIterator':
-        return self
+        def generate() -> Iterator[Any]:
+            yield from repeat(None, num_skipped)
+            batches = iter(loop.dataloader)
+            restore()  # only now: `iter` itself draws a random number
+            yield from batches
+
+        self._batches = generate()
 
     def skip_iter(self, num_iters: int) -> None:
-        """Do nothing: the sampler has skipped them."""
+        """Do nothing."""
 
     def __next__(self) -> Any:
-        if self._to_skip > 0:
-            self._to_skip -= 1
-            return None
-        if self._iterator is None:
-            self._iterator = iter(self._dataloader)
-            # After `iter`, which itself draws a random number.
-            self._restore()
-        return next(self._iterator)
+        return next(self._batches)
 
 
 def random_state() -> State:
@@ -163,27 +145,15 @@ def set_random_state(state: State) -> None:
     random.setstate((version, tuple(words.tolist()), gauss))
 
 
-def _seed_all(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def _continue_loader_seeds(dataloader: DataLoader, iteration: int) -> None:
-    # Workers start with the run's seed: a resumed run would draw the augmentations of the first
-    # iterations again.
-    start = dataloader.worker_init_fn
-    if isinstance(start, partial) and 'seed' in start.keywords:
-        seed = start.keywords['seed'] + iteration
-        dataloader.worker_init_fn = partial(start.func, **{**start.keywords, 'seed': seed})
-    # MMEngine 0.10.7 has started them already, and persistent workers would be reused.
-    dataloader._iterator = None
-
-
-def _can_be_placed(dataloader: DataLoader) -> bool:
-    # Other batch samplers may take more indices from the sampler than they hand out.
-    plain = type(dataloader.batch_sampler) is BatchSampler
-    return plain and isinstance(_sampler(dataloader), InfiniteSampler)
+def _restore(saved: State, iteration: int) -> None:
+    rank, world_size = get_dist_info()
+    if world_size == 1:
+        set_random_state(saved)
+    else:
+        seed = (saved['sampler_seed'] or 0) + iteration * world_size + rank
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
 
 
 def _sampler(dataloader: DataLoader) -> Any:

@@ -1,13 +1,13 @@
 """Compare data, head and metrics before a run: mistakes show at once, not after hours."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmengine.dist import get_world_size
 from mmengine.fileio import exists
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
 
 from mmseg_m2f import core
 from mmseg_m2f.adapters.data.instance import InstanceDataset
@@ -16,116 +16,110 @@ from mmseg_m2f.adapters.things import thing_ids_of
 from mmseg_m2f.adapters.training.head_config import resolved_head_config
 from mmseg_m2f.registry import HOOKS
 
-_LOADERS = ('train', 'val', 'test')
-_EVALUATIONS = ('val', 'test')
-# The most classes that a message names.
-_MAX_NAMED = 8
-
 
 @HOOKS.register_module()
 class ClassCheckHook(Hook):
     """Stop a run whose data, head and metrics do not fit together.
 
-    The classes and things of a data set must be those of the head. The results and files that a
-    metric reads must exist. A data set tells ``classes`` and, for panoptic models, ``thing_ids``
-    (or mmdet's ``thing_classes``) in its ``metainfo``; what it does not tell is not checked.
+    The classes and things of a data set must be those of the head. A data set tells ``classes``
+    and, for panoptic models, ``thing_ids`` (or mmdet's ``thing_classes``) in its ``metainfo``; what
+    it does not tell is not checked. The results and files that a metric reads must exist.
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Check the loops that are about to run.
+        """Check the loops of this run; raise ``ValueError`` or ``FileNotFoundError``."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        config = resolved_head_config(model)
+        for name in ('train', 'val', 'test'):
+            # A loop that is not part of this run is still a dict, or None.
+            loop = getattr(runner, f'_{name}_loop')
+            dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
+            for metric in getattr(getattr(loop, 'evaluator', None), 'metrics', ()):
+                metric_name = f'{type(metric).__name__} of {name}_evaluator'
+                _check_result(metric_name, metric, getattr(model, 'test_cfg', None))
+                _check_files(metric_name, metric, dataset)
+            metainfo = getattr(dataset, 'metainfo', None)
+            if metainfo and config and 'num_classes' in config:
+                data_name = f'the data set of {name}_dataloader'
+                _check_count(data_name, metainfo.get('classes'), config)
+                _check_things(data_name, metainfo, config)
 
-        Raises:
-            ValueError: the classes, or the things among them, differ; or ``test_cfg`` switches a
-                result off that a metric needs.
-            FileNotFoundError: a file is missing that a metric will read.
-        """
-        for name in _EVALUATIONS:
-            _check_evaluation(runner, name)
-        config = resolved_head_config(runner.model)
-        if config is None or 'num_classes' not in config:
+
+@HOOKS.register_module()
+class BatchSizeHook(Hook):
+    """Log how many images one update sees, and warn if the learning rate is for another number.
+
+    One update sees processes x images x accumulated steps. The learning rate of a config is made
+    for ``auto_scale_lr.base_batch_size``.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Log the batch size of this run."""
+        loader = runner.train_dataloader
+        batch_size = getattr(loader.batch_sampler, 'batch_size', loader.batch_size)
+        if batch_size is None:
             return
-        for loader, metainfo in _metainfos(runner):
-            _check_count(loader, metainfo, config)
-            _check_things(loader, metainfo, config)
-
-
-def _check_evaluation(runner: Runner, name: str) -> None:
-    """Check what the metrics of the loop ``name`` need; files for the first image only."""
-    loop = getattr(runner, f'_{name}_loop')
-    metrics = getattr(getattr(loop, 'evaluator', None), 'metrics', ())
-    record = _first_record(getattr(loop, 'dataloader', None))
-    for metric in metrics:
-        _check_result(f'{name}_evaluator', metric, runner.model)
-        _check_files(f'{name}_evaluator', metric, record)
-
-
-def _check_result(evaluator: str, metric: Any, model: nn.Module) -> None:
-    needed = getattr(metric, 'needs', None)
-    config = getattr(model.module if is_model_wrapper(model) else model, 'test_cfg', None)
-    if needed and isinstance(config, core.PostprocessConfig) and not getattr(config, needed):
-        raise ValueError(
-            f'{type(metric).__name__} of {evaluator} needs a result that '
-            f'model.test_cfg.{needed}=False switches off. Set it to True, or remove the metric '
-            f'from {evaluator}.'
+        steps = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        total = get_world_size() * batch_size * steps
+        runner.logger.info(
+            f'one update sees {total} images: {get_world_size()} process(es) x {batch_size} x '
+            f'{steps} accumulated step(s)'
         )
-
-
-def _check_files(evaluator: str, metric: Any, record: Mapping[str, Any]) -> None:
-    truth_files = getattr(metric, 'truth_files', None)
-    for path, hint in truth_files(record) if truth_files is not None else ():
-        if not exists(path):
-            raise FileNotFoundError(
-                f'{type(metric).__name__} of {evaluator} reads {path}, which does not exist. {hint}'
+        scale = runner.auto_scale_lr or {}
+        base = scale.get('base_batch_size')
+        # MMEngine scales by processes x images and leaves the accumulated steps out.
+        scaled_for = total // steps if scale.get('enable') else base
+        if base and total != scaled_for:
+            runner.logger.warning(
+                f'the learning rate is made for {scaled_for} images per update, but an update '
+                f'sees {total}: consider {total / scaled_for:g} times the learning rate and '
+                f'{scaled_for / total:g} times the iterations'
             )
 
 
-def _first_record(loader: Any) -> Mapping[str, Any]:
-    dataset: Any = getattr(loader, 'dataset', None)
+def _check_result(name: str, metric: Any, config: Any) -> None:
+    needed = getattr(metric, 'needs', None)
+    if needed and isinstance(config, core.PostprocessConfig) and not getattr(config, needed):
+        raise ValueError(
+            f'{name} needs a result that model.test_cfg.{needed}=False switches off. Set it to '
+            'True, or remove the metric.'
+        )
+
+
+def _check_files(name: str, metric: Any, dataset: Any) -> None:
+    """Check that the files exist, for the first image only."""
     is_ours = isinstance(dataset, PanopticDataset | InstanceDataset)
-    return dataset.get_data_info(0) if is_ours and len(dataset) else {}
+    record = dataset.get_data_info(0) if is_ours and len(dataset) else {}
+    for path, hint in metric.truth_files(record) if hasattr(metric, 'truth_files') else ():
+        if not exists(path):
+            raise FileNotFoundError(f'{name} reads {path}, which does not exist. {hint}')
 
 
-def _metainfos(runner: Runner) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the name of each loader that is built, with the ``metainfo`` of its data set."""
-    for name in _LOADERS:
-        # A loop that is not part of this run is still a dict, or None.
-        loader = getattr(getattr(runner, f'_{name}_loop'), 'dataloader', None)
-        metainfo = getattr(getattr(loader, 'dataset', None), 'metainfo', None)
-        if metainfo:
-            yield f'{name}_dataloader', metainfo
-
-
-def _check_count(loader: str, metainfo: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    classes, num_classes = metainfo.get('classes'), config['num_classes']
+def _check_count(name: str, classes: Sequence[str] | None, config: Mapping[str, Any]) -> None:
+    num_classes = config['num_classes']
     if not classes or len(classes) == num_classes:
         return
     if num_classes == 1 and len(classes) == 2 and 'thing_ids' not in config:
         return  # mmseg's single class: background and foreground
+    shown = ', '.join([*map(str, classes[:8]), *(['...'] if len(classes) > 8 else [])])
     raise ValueError(
-        f'the data set of {loader} has {len(classes)} classes ({_names(classes)}), but the head '
-        f'has num_classes={num_classes}. Set num_classes={len(classes)} on the head, or set the '
-        "classes in the data set's metainfo."
+        f'{name} has {len(classes)} classes ({shown}), but the head has num_classes={num_classes}. '
+        f"Set num_classes={len(classes)} on the head, or set the classes in the data set's metainfo"
     )
 
 
-def _check_things(loader: str, metainfo: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def _check_things(name: str, metainfo: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     thing_ids = thing_ids_of(metainfo)
     if thing_ids is None or 'thing_ids' not in config:
         return
     classes = metainfo.get('classes') or [f'class {i}' for i in range(config['num_classes'])]
-    of_data, of_head = set(thing_ids), set(config['thing_ids'])
-    differing = [
-        f'things in {where} only: {_names([f"{i} {classes[i]}" for i in sorted(ids)])}'
-        for where, ids in (('the data set', of_data - of_head), ('the head', of_head - of_data))
-        if ids
-    ]
-    if differing:
-        raise ValueError(
-            f'the data set of {loader} and the head disagree about what is a thing: '
-            f'{"; ".join(differing)}. Set thing_ids={sorted(of_data)} on the head.'
+    data, head = set(thing_ids), set(config['thing_ids'])
+    if data != head:
+        in_data, in_head = (
+            ', '.join(f'{i} {classes[i]}' for i in sorted(ids)) or 'none'
+            for ids in (data - head, head - data)
         )
-
-
-def _names(names: Sequence[str]) -> str:
-    shown = ', '.join(map(str, names[:_MAX_NAMED]))
-    return f'{shown}, ...' if len(names) > _MAX_NAMED else shown
+        raise ValueError(
+            f'{name} and the head disagree about what is a thing: only in the data set: {in_data}; '
+            f'only in the head: {in_head}. Set thing_ids={sorted(data)} on the head.'
+        )
