@@ -8,29 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from mmseg_m2f import core
 from mmseg_m2f.core.deform_attn import MSDeformAttn, pixel_centers
 from mmseg_m2f.core.layers import ConvNorm, FeedForward
-from mmseg_m2f.cpu import head, onednn, speed_up
+from mmseg_m2f.cpu import onednn, speed_up
+from tests.cpu.conftest import double, hook_every_layer
 
 pytestmark = pytest.mark.skipif(
     onednn.failure() is not None, reason='this PyTorch has no oneDNN as it is used here'
 )
 SHAPES = [(3, 4), (6, 8)]
-
-
-def arguments(part):
-    """Return the arguments of a call; the first is the differentiable input."""
-    torch.manual_seed(1)
-    if isinstance(part, ConvNorm):
-        return [torch.randn(2, 32, 9, 7, requires_grad=True)]
-    tokens = torch.randn(2, 60, 32, requires_grad=True)
-    if isinstance(part, FeedForward):
-        return [tokens]
-    centers = pixel_centers(SHAPES, device=tokens.device, dtype=tokens.dtype)
-    return [tokens, tokens.detach() + 1, centers, SHAPES]
-
-
 PARTS = {
     'feed-forward': lambda: FeedForward(32, 64),
     'deformable attention': lambda: MSDeformAttn(32, 4, 2, 2),
@@ -41,32 +27,25 @@ PARTS = {
 
 @pytest.fixture(params=PARTS)
 def part(request):
-    torch.manual_seed(0)
     return PARTS[request.param]()
 
 
-@pytest.fixture
-def fast_calls(monkeypatch):
-    """Counts the products on oneDNN and the faster convolutions."""
-    calls = []
-
-    def counting(function):
-        return lambda *args, **options: calls.append(1) or function(*args, **options)
-
-    monkeypatch.setattr(head.onednn, 'linear', counting(onednn.linear))
-    monkeypatch.setattr(head, 'convolve', counting(head.convolve))
-    return calls
+def arguments(part):
+    """Return the arguments of a call; the first is the differentiable input."""
+    if isinstance(part, ConvNorm):
+        return [torch.randn(2, 32, 9, 7, requires_grad=True)]
+    tokens = torch.randn(2, 60, 32, requires_grad=True)
+    centers = pixel_centers(SHAPES, device=tokens.device, dtype=tokens.dtype)
+    is_attention = isinstance(part, MSDeformAttn)
+    return [tokens, tokens.detach() + 1, centers, SHAPES] if is_attention else [tokens]
 
 
 def test_results_and_gradients_are_those_of_the_class(part, fast_calls):
-    fast = speed_up(copy.deepcopy(part))
-    found = []
+    fast, args, found = speed_up(copy.deepcopy(part)), arguments(part), []
     for one in (part, fast):
-        args = arguments(one)
         y = one(*args)
-        leaves = [args[0], *one.parameters()]
         grad = torch.linspace(-1, 2, y.numel()).view(y.shape)
-        found.append([y.detach(), *torch.autograd.grad(y, leaves, grad)])
+        found.append([y.detach(), *torch.autograd.grad(y, [args[0], *one.parameters()], grad)])
     assert fast_calls
     for expected, got in zip(*found, strict=True):
         # float32 sums of up to 288 products, one after another.
@@ -74,40 +53,25 @@ def test_results_and_gradients_are_those_of_the_class(part, fast_calls):
         assert (got - expected).abs().max() < allowed
 
 
-def _double(part):
-    part.double()
-
-
-def _hook_inside(part):
-    list(part.children())[-1].register_forward_hook(lambda *_: None)
-
-
-def _another_layer(part):
+def another_layer(part):
     name, child = next(iter(part.named_children()))
     setattr(part, name, nn.Sequential(child))
 
 
-def _another_forward_inside(part):
+def another_forward_inside(part):
     child = next(iter(part.children()))
     child.forward = child.forward
 
 
-@pytest.mark.parametrize('change', [_double, _hook_inside, _another_layer, _another_forward_inside])
-def test_a_changed_part_computes_as_its_class(part, change, fast_calls):
-    fast = speed_up(copy.deepcopy(part))
-    for one in (part, fast):
-        change(one)
-    dtype = next(part.parameters()).dtype
-    args = [x.to(dtype) if isinstance(x, torch.Tensor) else x for x in arguments(part)]
-    assert torch.equal(fast(*args), part(*args))
-    assert not fast_calls
+@pytest.mark.parametrize(
+    'change', [double, hook_every_layer, another_layer, another_forward_inside]
+)
+def test_a_changed_part_computes_as_its_class(part, change, check_that_the_class_computes):
+    check_that_the_class_computes(part, arguments(part), change)
 
 
-def test_under_an_autocast_the_class_computes(part, fast_calls):
-    fast, args = speed_up(copy.deepcopy(part)), arguments(part)
-    with torch.autocast('cpu', torch.bfloat16):
-        assert torch.equal(fast(*args), part(*args))
-    assert not fast_calls
+def test_under_an_autocast_the_class_computes(part, check_that_the_class_computes):
+    check_that_the_class_computes(part, arguments(part), autocast=True)
 
 
 CAPTURED = """
@@ -132,27 +96,19 @@ for got in (compiled, exported):
 def test_compilers_and_exporters_see_the_operators_of_pytorch():
     """It runs in another process: ``torch.compile`` cannot take the tests' shape checker."""
     command = [sys.executable, '-c', CAPTURED]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_both_decoders_give_what_they_gave():
-    torch.manual_seed(0)
-    pixel_config = core.PixelDecoderConfig(channels=32, num_layers=1, ffn_dim=64)
-    config = core.DecoderConfig(num_classes=5, num_queries=7, channels=32, num_layers=3, ffn_dim=64)
-    network = nn.ModuleList(
-        [
-            core.MSDeformAttnPixelDecoder([8, 16, 32, 64], pixel_config),
-            core.MaskedAttentionDecoder(config),
-        ]
-    )
-    maps = [torch.randn(1, 8 << i, 32 >> i, 48 >> i) for i in range(4)]
-    with torch.no_grad():
-        expected = network[0](maps)
-        before = network[1].predict(expected)
-        speed_up(network)
-        got = network[0](maps)
-        after = network[1].predict(expected)
-    pairs = zip((got[0], *got[1], *after), (expected[0], *expected[1], *before), strict=True)
+@torch.no_grad()
+def test_both_decoders_give_what_they_gave(tiny_model, fast_calls):
+    maps = tiny_model.maps(1, 32, 48)
+    features = tiny_model.pixel_decoder(maps)
+    prediction = tiny_model.decoder.predict(features)
+    speed_up(tiny_model)
+    found = tiny_model.pixel_decoder(maps)
+    pairs = zip((found[0], *found[1]), (features[0], *features[1]), strict=True)
+    pairs = [*pairs, *zip(tiny_model.decoder.predict(features), prediction, strict=True)]
+    assert fast_calls
     for one, other in pairs:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * (1 + float(other.abs().max())))

@@ -1,5 +1,8 @@
 """oneDNN's linear layers, against the public operators in float64."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -33,44 +36,42 @@ def bound(depth: int, size: float = 1) -> float:
     return 4 * torch.finfo(torch.float32).eps * depth * size
 
 
-@pytest.mark.parametrize('relu', [False, True])
-@pytest.mark.parametrize('with_residual', [False, True])
-@pytest.mark.parametrize('with_bias', [False, True])
-@pytest.mark.parametrize('shape', SHAPES, ids=str)
-def test_results_and_gradients_are_those_of_float64(shape, with_bias, with_residual, relu):
-    found = []
-    for function, dtype in ((onednn.linear, torch.float32), (public, torch.float64)):
-        x, weight, bias, residual = parts(shape, dtype)
-        leaves = [x, weight, *[bias] * with_bias, *[residual] * with_residual]
-        y = function(
-            x,
-            weight,
-            bias if with_bias else None,
-            relu=relu,
-            residual=residual if with_residual else None,
-        )
-        # The gradient of the result must not be 0 where ReLU makes the result 0.
-        grads = torch.autograd.grad((y - 1).square().sum(), leaves)
-        found.append([y.detach(), *grads])
-    rows = max(found[1][0].numel() // 5, 1)
-    for got, expected in zip(*found, strict=True):
+def check(function_of, shape, depth):
+    """Compare what ``function_of(linear, leaves)`` returns, with ours in float32 and in float64."""
+    leaves = [parts(shape, dtype) for dtype in (torch.float32, torch.float64)]
+    found, exact = function_of(onednn.linear, leaves[0]), function_of(public, leaves[1])
+    for got, expected in zip(found, exact, strict=True):
         assert got.shape == expected.shape
         scale = 1 + float(expected.abs().max()) if expected.numel() else 1
-        allowed = bound(max(shape[-1], 5, rows) ** 0.5, scale)
+        allowed = bound(depth, scale)
         torch.testing.assert_close(got.double(), expected, rtol=0, atol=allowed)
 
 
+@pytest.mark.parametrize('options', [*itertools.product([False, True], repeat=3)], ids=str)
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_results_and_gradients_are_those_of_float64(shape, options):
+    relu, with_bias, with_residual = options
+
+    def results(function, leaves):
+        x, weight, bias, residual = leaves
+        bias, residual = bias if with_bias else None, residual if with_residual else None
+        y = function(x, weight, bias, relu=relu, residual=residual)
+        used = [leaf for leaf in (x, weight, bias, residual) if leaf is not None]
+        # The gradient of the result must not be 0 where ReLU makes the result 0.
+        return [y.detach(), *torch.autograd.grad((y - 1).square().sum(), used)]
+
+    longest_sum = max(shape[-1], 5, math.prod(shape[:-1]))
+    check(results, shape, depth=longest_sum**0.5)
+
+
 def test_second_derivatives_are_those_of_float64():
-    found = []
-    for function, dtype in ((onednn.linear, torch.float32), (public, torch.float64)):
-        x, weight, bias, residual = parts((2, 3, 7), dtype)
-        leaves = [x, weight, bias, residual]
+    def results(function, leaves):
+        x, weight, bias, residual = leaves
         y = function(x, weight, bias, relu=True, residual=residual)
         first = torch.autograd.grad((y - 1).pow(3).sum(), leaves, create_graph=True)
-        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
-    for got, expected in zip(*found, strict=True):
-        scale = 1 + float(expected.abs().max())
-        torch.testing.assert_close(got.double(), expected, rtol=0, atol=bound(64, scale))
+        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+    check(results, (2, 3, 7), depth=64)
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmseg_m2f.cpu import onednn, resnet, speed_up, winograd
+from mmseg_m2f.cpu import onednn, speed_up, winograd
+from tests.cpu.conftest import double, hook_every_layer
 
 mmseg_backbones = pytest.importorskip('mmseg.models.backbones')
 pytestmark = pytest.mark.skipif(
@@ -30,20 +31,6 @@ def build(depth=18, norm_eval=True, requires_grad=False, cls='ResNet', **setting
             module.running_var.uniform_(0.5, 2)
     network.train()  # which returns nothing
     return network
-
-
-def pair(**settings):
-    stock = build(**settings)
-    return stock, speed_up(copy.deepcopy(stock))
-
-
-@pytest.fixture
-def fast_calls(monkeypatch):
-    """Counts the blocks that ran in the faster way."""
-    calls = []
-    original = resnet._run_block
-    monkeypatch.setattr(resnet, '_run_block', lambda *args: calls.append(1) or original(*args))
-    return calls
 
 
 def run(network, x):
@@ -71,7 +58,8 @@ NETWORKS = [
 @pytest.mark.parametrize('settings', NETWORKS, ids=str)
 def test_maps_and_gradients_are_the_stock_ones(settings, by_winograd, monkeypatch, fast_calls):
     monkeypatch.setattr(winograd, 'FEWEST_MULTIPLICATIONS', 0 if by_winograd else 10**18)
-    stock, ours = pair(**settings)
+    stock = build(**settings)
+    ours = speed_up(copy.deepcopy(stock))
     assert list(ours.state_dict()) == list(stock.state_dict())
     (maps, grads), (our_maps, our_grads) = run(stock, IMAGE), run(ours, IMAGE)
     assert fast_calls
@@ -86,70 +74,48 @@ def test_maps_and_gradients_are_the_stock_ones(settings, by_winograd, monkeypatc
         assert (grad - our_grads[name]).norm() < allowed * grad.norm(), name
 
 
-def test_mmdet_s_network_is_known_too(fast_calls):
-    mmdet_backbones = pytest.importorskip('mmdet.models.backbones')
-    torch.manual_seed(0)
-    stock = mmdet_backbones.ResNet(50, norm_cfg={'type': 'BN', 'requires_grad': False})
-    stock.eval()
-    ours = speed_up(copy.deepcopy(stock))
-    with torch.no_grad():
-        for one, other in zip(stock(IMAGE), ours(IMAGE), strict=True):
-            assert (one - other).abs().max() < 4 * EPSILON * 50 * one.abs().max()
-    assert len(fast_calls) == 16
+def mmdet_network():
+    backbones = pytest.importorskip('mmdet.models.backbones')
+    return backbones.ResNet(50, norm_cfg={'type': 'BN', 'requires_grad': False})
 
 
-def test_norms_that_were_fused_before_are_known(fast_calls):
+def fused_network():
     from mmcv.cnn import fuse_conv_bn
 
-    stock, _ = pair()
-    stock = fuse_conv_bn(stock.eval() or stock)
-    ours = speed_up(copy.deepcopy(stock))
-    with torch.no_grad():
-        for one, other in zip(stock(IMAGE), ours(IMAGE), strict=True):
-            assert (one - other).abs().max() < 4 * EPSILON * 18 * one.abs().max()
+    network = build()
+    network.eval()
+    return fuse_conv_bn(network)
+
+
+@pytest.mark.parametrize('make', [mmdet_network, fused_network])
+@torch.no_grad()
+def test_networks_of_mmdet_and_with_fused_norms_are_known_too(make, fast_calls):
+    stock = make()
+    stock.eval()
+    for one, other in zip(stock(IMAGE), speed_up(copy.deepcopy(stock))(IMAGE), strict=True):
+        assert (one - other).abs().max() < 4 * EPSILON * 50 * one.abs().max()
     assert fast_calls
 
 
-def _double(network):
-    network.double()
-
-
-def _training_norms(network):
+def training_norms(network):
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.train()
 
 
-def _another_activation(network):
-    for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
-        for block in layer:
-            block.relu = nn.LeakyReLU(0.5)
+def another_activation(network):
+    for module in list(network.modules()):
+        if hasattr(module, 'relu'):
+            module.relu = nn.LeakyReLU(0.5)
 
 
-def _hooks_inside(network):
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.register_forward_hook(lambda *_: None)
+@pytest.mark.parametrize('change', [double, training_norms, another_activation, hook_every_layer])
+def test_a_changed_network_computes_as_its_classes(change, check_that_the_class_computes):
+    check_that_the_class_computes(build(), [IMAGE], change)
 
 
-@pytest.mark.parametrize('change', [_double, _training_norms, _another_activation, _hooks_inside])
-def test_a_changed_network_computes_as_its_classes(change, fast_calls):
-    stock, ours = pair()
-    for network in (stock, ours):
-        change(network)
-    x = IMAGE.to(stock.conv1.weight.dtype)
-    with torch.no_grad():
-        for one, other in zip(stock(x), ours(x), strict=True):
-            assert torch.equal(one, other)
-    assert not fast_calls
-
-
-def test_under_an_autocast_the_classes_compute(fast_calls):
-    stock, ours = pair()
-    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
-        for one, other in zip(stock(IMAGE), ours(IMAGE), strict=True):
-            assert torch.equal(one, other)
-    assert not fast_calls
+def test_under_an_autocast_the_classes_compute(check_that_the_class_computes):
+    check_that_the_class_computes(build(), [IMAGE], autocast=True)
 
 
 def test_frozen_norms_keep_nothing_for_the_backward_pass():
@@ -167,5 +133,5 @@ def test_frozen_norms_keep_nothing_for_the_backward_pass():
             network(IMAGE)
         return sum(sizes.values())
 
-    stock, ours = pair(depth=50)
-    assert kept(ours) < 0.6 * kept(stock)
+    network = build(depth=50)
+    assert kept(speed_up(copy.deepcopy(network))) < 0.6 * kept(network)

@@ -9,7 +9,6 @@ from torch import nn
 
 from mmseg_m2f.core.layers import FeedForward
 from mmseg_m2f.cpu import onednn, restore, speed_up
-from mmseg_m2f.cpu.speed_up import BACKBONES, HEAD
 
 pytestmark = pytest.mark.skipif(
     onednn.failure() is not None, reason='this PyTorch has no oneDNN as it is used here'
@@ -93,12 +92,3 @@ def test_a_wrapper_that_exchanges_the_class_is_obeyed():
 def test_where_the_probe_fails_nothing_is_changed(monkeypatch):
     monkeypatch.setattr(onednn, 'failure', lambda: 'no oneDNN')
     assert not with_forward(speed_up(network()))
-
-
-def test_every_class_of_the_table_exists_in_both_packages():
-    for package in ('mmseg', 'mmdet'):
-        backbones = pytest.importorskip(f'{package}.models.backbones')
-        for place in BACKBONES:
-            module, name = place.split('.')
-            assert isinstance(getattr(getattr(backbones, module), name), type)
-    assert all(issubclass(cls, nn.Module) for cls in HEAD)
