@@ -4,7 +4,8 @@ The official yaml files set these values; the class defaults of the official Pyt
 (``mask2former/config.py``) and are not used by any published model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 POINT_MODES = ('shared', 'per_prediction')
 COMPAT_MODES = ('official', 'mmdet')
@@ -16,8 +17,22 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _require_switch(value: object, name: str) -> None:
-    _require(isinstance(value, bool), f'{name} must be True or False, got {value!r}')
+def _check_types(config: Any, part: str) -> None:
+    """Refuse switches that are not True or False, and sizes that are no positive integers.
+
+    ``num_layers`` may be 0.
+    """
+    for field in fields(config):
+        name, value = f'{part}.{field.name}', getattr(config, field.name)
+        if field.type is bool:
+            _require(isinstance(value, bool), f'{name} must be True or False, got {value!r}')
+        elif field.type is int:
+            is_integer = isinstance(value, int) and not isinstance(value, bool)
+            if field.name == 'num_layers':
+                _require(is_integer and value >= 0, f'{name} must be 0 or more, got {value!r}')
+            else:
+                message = f'{name} must be a positive integer, got {value!r}'
+                _require(is_integer and value > 0, message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +58,12 @@ class PixelDecoderConfig:
     mixed_precision: bool = False
 
     def __post_init__(self) -> None:
-        for name in ('channels', 'num_heads', 'num_points', 'num_levels', 'ffn_dim', 'norm_groups'):
-            value = getattr(self, name)
-            _require(value > 0, f'pixel_decoder.{name} must be positive, got {value}')
+        _check_types(self, 'pixel_decoder')
+        divisors = (4, 2 * self.num_heads, self.norm_groups)
         _require(
-            self.num_layers >= 0,
-            f'pixel_decoder.num_layers must not be negative, got {self.num_layers}',
-        )
-        _require(
-            self.channels % (2 * self.num_heads) == 0 and self.channels % self.norm_groups == 0,
-            f'pixel_decoder.channels must be a multiple of 2*num_heads ({2 * self.num_heads}) and '
-            f'of norm_groups ({self.norm_groups}), got {self.channels}',
-        )
-        _require_switch(self.checkpointing, 'pixel_decoder.checkpointing')
-        _require_switch(self.mixed_precision, 'pixel_decoder.mixed_precision')
-        _require(
-            self.channels % 4 == 0,
-            f'pixel_decoder.channels must be a multiple of 4, got {self.channels}',
+            all(self.channels % divisor == 0 for divisor in divisors),
+            f'pixel_decoder.channels must be a multiple of 4, of 2*num_heads ({divisors[1]}) and '
+            f'of norm_groups ({divisors[2]}), got {self.channels}',
         )
 
 
@@ -80,19 +84,12 @@ class DecoderConfig:
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        sizes = ('num_classes', 'channels', 'num_queries', 'num_heads', 'num_levels', 'ffn_dim')
-        for name in sizes:
-            value = getattr(self, name)
-            _require(value > 0, f'{name} must be positive, got {value}')
-        _require(
-            self.num_layers >= 0, f'decoder.num_layers must not be negative, got {self.num_layers}'
-        )
+        _check_types(self, 'decoder')
         _require(
             self.channels % self.num_heads == 0 and self.channels % 2 == 0,
             f'decoder.channels must be even and a multiple of num_heads ({self.num_heads}), '
             f'got {self.channels}',
         )
-        _require_switch(self.checkpointing, 'decoder.checkpointing')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +105,11 @@ class PointConfig:
     importance_ratio: float = 0.75
 
     def __post_init__(self) -> None:
-        _require(self.num_points > 0, f'num_points must be positive, got {self.num_points}')
+        _check_types(self, 'points')
+        oversample, importance = self.oversample_ratio, self.importance_ratio
+        _require(oversample >= 1, f'points.oversample_ratio must be at least 1, got {oversample}')
         _require(
-            self.oversample_ratio >= 1,
-            f'oversample_ratio must be at least 1, got {self.oversample_ratio}',
-        )
-        _require(
-            0 <= self.importance_ratio <= 1,
-            f'importance_ratio must lie in [0, 1], got {self.importance_ratio}',
+            0 <= importance <= 1, f'points.importance_ratio must lie in [0, 1], got {importance}'
         )
 
 
@@ -141,17 +135,11 @@ class PostprocessConfig:
     mask_format: str = 'bitmap'
 
     def __post_init__(self) -> None:
-        for name in ('semantic_on', 'instance_on', 'panoptic_on', 'non_overlap'):
-            _require_switch(getattr(self, name), f'test_cfg.{name}')
+        _check_types(self, 'test_cfg')
         for name in ('object_mask_thr', 'overlap_thr', 'score_thr'):
             value = getattr(self, name)
-            is_number = isinstance(value, int | float)
-            _require(
-                is_number and 0 <= value <= 1, f'test_cfg.{name} must lie in [0, 1], got {value!r}'
-            )
-        number = self.max_per_image
-        is_count = isinstance(number, int) and not isinstance(number, bool) and number > 0
-        _require(is_count, f'test_cfg.max_per_image must be a positive integer, got {number!r}')
+            is_share = isinstance(value, int | float) and 0 <= value <= 1
+            _require(is_share, f'test_cfg.{name} must lie in [0, 1], got {value!r}')
         _require(
             self.mask_format in MASK_FORMATS,
             f'test_cfg.mask_format must be one of {MASK_FORMATS}, got {self.mask_format!r}',
@@ -179,10 +167,8 @@ class CompatConfig:
     panoptic_mask_intersection: bool = True
 
     def __post_init__(self) -> None:
+        _check_types(self, 'compat')
         for name in ('init', 'num_masks_mode'):
             value = getattr(self, name)
-            _require(
-                value in COMPAT_MODES, f'compat.{name} must be one of {COMPAT_MODES}, got {value!r}'
-            )
-        for name in ('keep_empty_gt', 'panoptic_mask_intersection'):
-            _require_switch(getattr(self, name), f'compat.{name}')
+            message = f'compat.{name} must be one of {COMPAT_MODES}, got {value!r}'
+            _require(value in COMPAT_MODES, message)

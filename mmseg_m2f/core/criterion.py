@@ -16,12 +16,7 @@ from mmseg_m2f.core.losses import (
     RowLoss,
 )
 from mmseg_m2f.core.points import PointSampler, sample_logits, sample_masks
-from mmseg_m2f.core.structures import (
-    MaskPrediction,
-    MaskTarget,
-    Match,
-    upcast_half,
-)
+from mmseg_m2f.core.structures import MaskPrediction, MaskTarget, Match, upcast_half
 
 
 class LossTerms(NamedTuple):
@@ -112,37 +107,27 @@ class MaskClassificationLoss(nn.Module):
             class_logits = upcast_half(torch.stack([p.class_logits for p in predictions]))
             mask_embed = upcast_half(torch.stack([p.mask_embed for p in predictions]))
             target_classes = _target_classes(class_logits, targets, matches)
-            features = mask_features.to(mask_embed.dtype)
-            point_logits, point_targets = self._at_points(mask_embed, features, targets, matches)
-            num_masks = global_num_masks(self.count_masks(targets, matches), features.device)
             cls = [
                 self.class_loss(logits, classes)
                 for logits, classes in zip(class_logits, target_classes, strict=True)
             ]
-            mask = _per_prediction(self.mask_loss, point_logits, point_targets, num_masks)
-            dice = _per_prediction(self.dice_loss, point_logits, point_targets, num_masks)
+            features = mask_features.to(mask_embed.dtype)
+            images = zip(mask_embed.unbind(1), features, targets, matches, strict=True)
+            at_points = [self._at_points(*image) for image in images]
+            logits, wanted = (torch.cat(parts, dim=1) for parts in zip(*at_points, strict=True))
+            num_masks = global_num_masks(self.count_masks(targets, matches), features.device)
+            mask = _per_prediction(self.mask_loss, logits, wanted, num_masks)
+            dice = _per_prediction(self.dice_loss, logits, wanted, num_masks)
         return [LossTerms(*terms) for terms in zip(cls, mask, dice, strict=True)]
 
     def _at_points(
-        self,
-        mask_embed: Float[Tensor, 'T B Q C'],
-        mask_features: Float[Tensor, 'B C h w'],
-        targets: Sequence[MaskTarget],
-        matches: Sequence[Match],
-    ) -> tuple[Float[Tensor, 'T M P'], Float[Tensor, 'T M P']]:
-        """Sample matched mask logits and their targets at points, and join those of all images."""
-        images = zip(mask_embed.unbind(1), mask_features, targets, matches, strict=True)
-        at_points = [self._image_at_points(*image) for image in images]
-        logits, point_targets = zip(*at_points, strict=True)
-        return torch.cat(logits, dim=1), torch.cat(point_targets, dim=1)
-
-    def _image_at_points(
         self,
         mask_embed: Float[Tensor, 'T Q C'],
         mask_features: Float[Tensor, 'C h w'],
         target: MaskTarget,
         match: Match,
     ) -> tuple[Float[Tensor, 'T M P'], Float[Tensor, 'T M P']]:
+        """Sample the matched mask logits of one image and their targets at points."""
         index = match.query_idx[..., None].expand(-1, -1, mask_embed.shape[-1])
         matched = mask_embed.gather(1, index).flatten(0, 1)  # (T M, C)
         # Gradients pass through the logits. The points that were chosen for them carry none.
@@ -171,8 +156,7 @@ def _per_prediction(
     point_targets: Float[Tensor, 'T M P'],
     num_masks: Float[Tensor, ''],
 ) -> Sequence[Tensor]:
-    """Return ``loss`` of each prediction."""
-    if isinstance(loss, RowLoss):  # it sums over M only and returns one loss per prediction, (T,)
+    if isinstance(loss, RowLoss):  # sums over M only: one loss per prediction, (T,)
         return loss(point_logits, point_targets, num_masks).unbind()
     return [
         loss(logits, target, num_masks)

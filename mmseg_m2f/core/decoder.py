@@ -8,19 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmseg_m2f.core.config import DecoderConfig
-from mmseg_m2f.core.layers import (
-    Attention,
-    FeedForward,
-    resize_bilinear,
-    run_layer,
-    sine_encoding,
-)
-from mmseg_m2f.core.structures import (
-    MaskPrediction,
-    PixelFeatures,
-    mask_logits,
-    upcast_half,
-)
+from mmseg_m2f.core.layers import Attention, FeedForward, resize_bilinear, run_layer, sine_encoding
+from mmseg_m2f.core.structures import MaskPrediction, PixelFeatures, mask_logits, upcast_half
 
 
 @torch.no_grad()
@@ -118,13 +107,14 @@ class MaskedAttentionDecoder(nn.Module):
     def _decode(self, features: PixelFeatures) -> list[tuple[Tensor, Tensor]]:
         """Return query state and mask embedding, each ``(B, Q, C)``, of every prediction."""
         keys, values = self._keys_and_values(features.memory)
-        level_features = self._resize_to_levels(features)
-        x = self.query_feat.weight.expand(len(features.mask_features), -1, -1)
+        with torch.no_grad():  # once per level: they serve the attention masks only
+            mask_features = upcast_half(features.mask_features)
+            pooled = [resize_bilinear(mask_features, x.shape[-2:]) for x in features.memory]
+        x = self.query_feat.weight.expand(len(mask_features), -1, -1)
         outputs = [self._normalize_and_embed(x)]
         for index, layer in enumerate(self.layers):
             level = index % self.config.num_levels
-            _, mask_embed = outputs[-1]
-            may_attend = attention_mask(mask_embed, level_features[level])
+            may_attend = attention_mask(outputs[-1][1], pooled[level])
             args = (x, self.query_embed.weight, keys[level], values[level], may_attend)
             # Activation checkpointing, if on, saves memory and changes no result.
             x = run_layer(layer, *args, checkpointing=self.config.checkpointing)
@@ -134,30 +124,20 @@ class MaskedAttentionDecoder(nn.Module):
     def _normalize_and_embed(self, x: Float[Tensor, 'B Q C']) -> tuple[Tensor, Tensor]:
         """Return the normalized state and its mask embedding; the next layer takes ``x`` itself."""
         state = self.norm(x)
-        hidden, last = self.mask_embed[:-1], self.mask_embed[-1]
-        embed = state
-        for linear in hidden:
-            embed = F.relu(linear(embed))
-        return state, last(embed)
+        first, second, last = self.mask_embed
+        return state, last(F.relu(second(F.relu(first(state)))))
 
     def _keys_and_values(self, memory: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return the tokens ``(B, S, C)`` of each level: values, and keys with their positions."""
-        if len(memory) != self.config.num_levels:
+        channels, num_levels = self.config.channels, self.config.num_levels
+        if len(memory) != num_levels:
             raise ValueError(
-                f'the decoder was built for {self.config.num_levels} levels, '
-                f'the pixel decoder gave {len(memory)}'
+                f'the decoder was built for {num_levels} levels, the pixel decoder gave '
+                f'{len(memory)}'
             )
         keys, values = [], []
         for x, embed in zip(memory, self.level_embed.weight, strict=True):
-            position = sine_encoding(
-                x.shape[-2:], self.config.channels, device=x.device, dtype=x.dtype
-            )  # (C, h, w)
+            position = sine_encoding(x.shape[-2:], channels, device=x.device, dtype=x.dtype)
             values.append(x.flatten(2).transpose(1, 2) + embed)
             keys.append(values[-1] + position.flatten(1).T)
         return keys, values
-
-    @torch.no_grad()
-    def _resize_to_levels(self, features: PixelFeatures) -> list[Tensor]:
-        """Resize the mask features to each level once; they serve the attention masks only."""
-        mask_features = upcast_half(features.mask_features)  # half types to float32
-        return [resize_bilinear(mask_features, x.shape[-2:]) for x in features.memory]

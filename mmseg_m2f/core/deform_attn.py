@@ -53,8 +53,7 @@ class MSDeformAttn(nn.Module):
         steps = torch.arange(1, self.num_points + 1)
         offsets = direction[:, None, None] * steps[None, None, :, None]  # (heads, 1, P, 2)
         with torch.no_grad():
-            bias = offsets.expand(-1, self.num_levels, -1, -1).flatten()
-            self.sampling_offsets.bias.copy_(bias)
+            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
         for linear in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -90,12 +89,9 @@ def pixel_centers(
     level_shapes: LevelShapes, *, device: torch.device, dtype: torch.dtype
 ) -> Float[Tensor, 'S 2']:
     """Return the centers ``(x, y)`` in (0, 1) of all levels' tokens, in token order."""
-    return torch.cat([_centers(*shape, device, dtype) for shape in level_shapes])
-
-
-def _centers(
-    height: int, width: int, device: torch.device, dtype: torch.dtype
-) -> Float[Tensor, 'S 2']:
-    y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
-    x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
-    return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=-1)
+    centers = []
+    for height, width in level_shapes:
+        y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
+        x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
+        centers.append(torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=-1))
+    return torch.cat(centers)

@@ -1,6 +1,8 @@
 """Bipartite matching of queries and targets on sampled points (paper section 3.3)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,13 +35,15 @@ class NonFinitePredictionError(ValueError):
         )
 
 
+@dataclass
 class ClassCost:
-    """Minus the probability of the target's class (no-object in the softmax), times ``weight``."""
+    """Minus the probability of the target's class, times ``weight``: in ``[-weight, 0]``.
 
-    row_wise = True
+    No-object takes part in the softmax.
+    """
 
-    def __init__(self, weight: float = 2.0) -> None:
-        self.weight = weight
+    weight: float = 2.0
+    row_wise: ClassVar[bool] = True
 
     def __call__(
         self,
@@ -48,21 +52,19 @@ class ClassCost:
         labels: Int[Tensor, 'N'],
         point_targets: Float[Tensor, 'N P'],
     ) -> Float[Tensor, 'Q N']:
-        """Return the cost of giving each target to each query, in ``[-weight, 0]``."""
         return -self.weight * class_logits.softmax(-1)[:, labels]
 
 
+@dataclass
 class PointMaskCost:
-    """Mean binary cross-entropy over the points, times ``weight``.
+    """Mean binary cross-entropy over the points, times ``weight``: at least 0.
 
     Written as ``sum softplus(z) - z t``: one product instead of the official two, equal because
     ``softplus(-z) = softplus(z) - z``.
     """
 
-    row_wise = True
-
-    def __init__(self, weight: float = 5.0) -> None:
-        self.weight = weight
+    weight: float = 5.0
+    row_wise: ClassVar[bool] = True
 
     def __call__(
         self,
@@ -71,21 +73,19 @@ class PointMaskCost:
         labels: Int[Tensor, 'N'],
         point_targets: Float[Tensor, 'N P'],
     ) -> Float[Tensor, 'Q N']:
-        """Return the cost of giving each target to each query, at least 0."""
         total = F.softplus(point_logits).sum(-1, keepdim=True) - point_logits @ point_targets.T
         return self.weight / point_logits.shape[-1] * total
 
 
+@dataclass
 class PointDiceCost:
-    """One minus the Dice coefficient over the points, times ``weight``.
+    """One minus the Dice coefficient over the points, times ``weight``: in ``[0, weight)``.
 
     The Dice coefficient is ``(2 s.t + 1) / (sum s + sum t + 1)`` with ``s`` the sigmoid.
     """
 
-    row_wise = True
-
-    def __init__(self, weight: float = 5.0) -> None:
-        self.weight = weight
+    weight: float = 5.0
+    row_wise: ClassVar[bool] = True
 
     def __call__(
         self,
@@ -94,7 +94,6 @@ class PointDiceCost:
         labels: Int[Tensor, 'N'],
         point_targets: Float[Tensor, 'N P'],
     ) -> Float[Tensor, 'Q N']:
-        """Return the cost of giving each target to each query, in ``[0, weight)``."""
         probs = point_logits.sigmoid()
         total = probs.sum(-1, keepdim=True) + point_targets.sum(-1)
         return self.weight * (1 - (2 * (probs @ point_targets.T) + 1) / (total + 1))
@@ -159,66 +158,49 @@ class HungarianMatcher:
             mask_embed = upcast_half(torch.stack([p.mask_embed for p in predictions], dim=1))
             features = mask_features.to(mask_embed.dtype)
             images = zip(class_logits, mask_embed, features, targets, strict=True)
-            costs = [self._image_cost(*image) for image in images]
+            costs = [self._cost(*image) for image in images]  # one (T, Q, N) per image
         # SciPy needs the costs on the host: one copy, the only wait for the device.
         flat = torch.cat([cost.flatten() for cost in costs]).cpu()
         on_host = flat.split([cost.numel() for cost in costs])
         matches = []
         for image, (values, cost) in enumerate(zip(on_host, costs, strict=True)):
-            query_idx, target_idx = _solve(values.view(cost.shape).numpy(), image)
-            matches.append(
-                Match(query_idx=query_idx.to(cost.device), target_idx=target_idx.to(cost.device))
-            )
+            pairs = []
+            for prediction, one in enumerate(values.view(cost.shape).numpy()):
+                if np.isnan(one).any():
+                    raise NonFinitePredictionError(prediction, image)
+                pairs.append(linear_sum_assignment(one.clip(-COST_LIMIT, COST_LIMIT)))
+            query_idx, target_idx = torch.from_numpy(np.array(pairs)).to(cost.device).unbind(1)
+            matches.append(Match(query_idx, target_idx))
         return matches
 
-    def _image_cost(
+    def _cost(
         self,
         class_logits: Float[Tensor, 'T Q K1'],
         mask_embed: Float[Tensor, 'T Q C'],
         features: Float[Tensor, 'C h w'],
         target: MaskTarget,
     ) -> Float[Tensor, 'T Q N']:
+        """Sum all costs of one image at its points, where no mask has to be formed."""
         num_predictions, num_queries = class_logits.shape[:2]
-        if len(target.labels) == 0:  # nothing to match: no points are drawn
+        num_targets = len(target.labels)
+        if num_targets == 0:  # nothing to match: no points are drawn
             return class_logits.new_zeros(num_predictions, num_queries, 0)
-        num_draws = 1 if self.points == 'shared' else num_predictions
-        points = self.sample_points(num_draws, self.num_points, features.device, features.dtype)
-        if num_draws == 1 and self.is_row_wise:
-            # The queries of all predictions are rows of one long list.
-            rows = class_logits.flatten(0, 1), mask_embed.flatten(0, 1)
-            cost = self._cost(*rows, features, target, points)
-            return cost.unflatten(0, (num_predictions, num_queries))
-        draws = points[:, None].expand(num_predictions, -1, -1, -1)
-        return torch.stack(
-            [
-                self._cost(logits, embed, features, target, draw)
-                for logits, embed, draw in zip(class_logits, mask_embed, draws, strict=True)
-            ]
+        is_shared = self.points == 'shared'
+        num_draws = 1 if is_shared else num_predictions
+        draws = self.sample_points(num_draws, self.num_points, features.device, features.dtype)
+        # In one call, the queries of all predictions are rows of one long list.
+        num_calls = 1 if is_shared and self.is_row_wise else num_predictions
+        calls = zip(
+            class_logits.reshape(num_calls, -1, class_logits.shape[-1]),
+            mask_embed.reshape(num_calls, -1, mask_embed.shape[-1]),
+            draws[:, None].expand(num_calls, -1, -1, -1),
+            strict=True,
         )
-
-    def _cost(
-        self,
-        class_logits: Float[Tensor, 'Q K1'],
-        mask_embed: Float[Tensor, 'Q C'],
-        features: Float[Tensor, 'C h w'],
-        target: MaskTarget,
-        points: Float[Tensor, '1 P 2'],
-    ) -> Float[Tensor, 'Q N']:
-        """Sum all costs at the points: the features are sampled, so that no mask is formed."""
-        point_logits = mask_embed @ sample_features(features[None], points)[0]
-        # The one row of points serves all N masks.
-        every_mask = torch.arange(len(target.masks), device=points.device)
-        point_targets = sample_masks(target.masks, every_mask, points)
-        parts = [c(class_logits, point_logits, target.labels, point_targets) for c in self.costs]
-        return torch.stack(parts).sum(0)
-
-
-def _solve(cost: np.ndarray, image: int) -> tuple[Int[Tensor, 'T M'], Int[Tensor, 'T M']]:
-    """Return query and target indices of one image's ``(T, Q, N)`` costs, on the host."""
-    nan = np.isnan(cost).any(axis=(1, 2))
-    if nan.any():
-        raise NonFinitePredictionError(int(nan.argmax()), image)
-    # The solver is SciPy's.
-    pairs = [linear_sum_assignment(one) for one in cost.clip(-COST_LIMIT, COST_LIMIT)]
-    query_idx, target_idx = zip(*pairs, strict=True)
-    return torch.from_numpy(np.stack(query_idx)), torch.from_numpy(np.stack(target_idx))
+        every_target = torch.arange(num_targets, device=features.device)
+        summed = []
+        for logits, embed, points in calls:
+            point_logits = embed @ sample_features(features[None], points)[0]
+            point_targets = sample_masks(target.masks, every_target, points)
+            args = logits, point_logits, target.labels, point_targets
+            summed.append(torch.stack([cost(*args) for cost in self.costs]).sum(0))
+        return torch.cat(summed).view(num_predictions, num_queries, num_targets)

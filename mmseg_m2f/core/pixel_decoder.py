@@ -1,7 +1,7 @@
 """Pixel decoder: backbone maps to mask features and memory (paper section 3.2.2, appendix)."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -18,8 +18,6 @@ from mmseg_m2f.core.layers import (
     sine_encoding,
 )
 from mmseg_m2f.core.structures import PixelFeatures, upcast_half
-
-AttentionFactory = Callable[[], nn.Module]
 
 
 class EncoderLayer(nn.Module):
@@ -68,7 +66,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self,
         in_channels: Sequence[int],
         config: PixelDecoderConfig | None = None,
-        attention: AttentionFactory | None = None,
+        attention: Callable[[], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         config = config or PixelDecoderConfig()
@@ -77,53 +75,31 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 f'the pixel decoder attends to {config.num_levels} levels, in_channels names only '
                 f'{len(in_channels)} maps: {list(in_channels)}'
             )
-        self.config = config
+        self.config, self.in_channels = config, tuple(in_channels)
         self.channels, self.num_levels = config.channels, config.num_levels
-        self.in_channels = tuple(in_channels)
         num_lateral = len(in_channels) - config.num_levels
-        coarse_first = list(reversed(in_channels))
-        self.input_proj = nn.ModuleList(
-            self._project(c, bias=True) for c in coarse_first[: config.num_levels]
-        )
+        # Convolutions to ``channels`` with group norm.
+        block = partial(ConvNorm, channels=config.channels, norm_groups=config.norm_groups)
+        input_proj = [block(c, bias=True) for c in reversed(in_channels[num_lateral:])]
+        self.input_proj = nn.ModuleList(input_proj)
         self.level_embed = nn.Parameter(torch.randn(config.num_levels, config.channels))
-        make_attention = attention or self._default_attention
+        sizes = (config.channels, config.num_heads, config.num_levels, config.num_points)
+        make_attention = attention or partial(MSDeformAttn, *sizes)
         self.layers = nn.ModuleList(
             EncoderLayer(make_attention(), config.channels, config.ffn_dim)
             for _ in range(config.num_layers)
         )
         # lateral[j] and output[j] belong to in_channels[j]: the finest map has index 0.
-        self.lateral = nn.ModuleList(self._project(c) for c in in_channels[:num_lateral])
-        self.output = nn.ModuleList(
-            self._project(config.channels, kernel_size=3, activate=True) for _ in range(num_lateral)
-        )
+        lateral = [block(c) for c in in_channels[:num_lateral]]
+        output = [block(config.channels, kernel_size=3, activate=True) for _ in lateral]
+        self.lateral, self.output = nn.ModuleList(lateral), nn.ModuleList(output)
         self.mask_proj = nn.Conv2d(config.channels, config.channels, 1)
-        self._init_convolutions()
-
-    def _project(
-        self, in_channels: int, kernel_size: int = 1, *, bias: bool = False, activate: bool = False
-    ) -> ConvNorm:
-        """Build a convolution to ``config.channels`` with group norm, then ReLU if ``activate``."""
-        return ConvNorm(
-            in_channels,
-            self.config.channels,
-            kernel_size,
-            norm_groups=self.config.norm_groups,
-            bias=bias,
-            activate=activate,
-        )
-
-    def _default_attention(self) -> MSDeformAttn:
-        c = self.config
-        return MSDeformAttn(c.channels, c.num_heads, c.num_levels, c.num_points)
-
-    def _init_convolutions(self) -> None:
-        for convolution in _convolutions(self.input_proj):
-            nn.init.xavier_uniform_(convolution.weight)
-            if convolution.bias is not None:
-                nn.init.zeros_(convolution.bias)
-        for convolution in _convolutions([*self.lateral, *self.output]):
-            init_c2_xavier(convolution)  # Detectron2's Kaiming-uniform, zero bias
-        init_c2_xavier(self.mask_proj)
+        for projection in input_proj:
+            nn.init.xavier_uniform_(projection.conv.weight)
+            if projection.conv.bias is not None:
+                nn.init.zeros_(projection.conv.bias)
+        for conv in [*(part.conv for part in lateral + output), self.mask_proj]:
+            init_c2_xavier(conv)  # Detectron2's Kaiming-uniform, zero bias
 
     def forward(self, features: Sequence[Tensor]) -> PixelFeatures:
         """Decode the backbone's maps.
@@ -184,8 +160,3 @@ class MSDeformAttnPixelDecoder(nn.Module):
         for x, lateral, output in reversed(list(levels)):
             finest = output(lateral(x) + resize_bilinear(finest, x.shape[-2:]))
         return self.mask_proj(finest)
-
-
-def _convolutions(blocks: Iterable[nn.Module]) -> list[nn.Conv2d]:
-    """Return the convolution of each ``ConvNorm``; a ``ModuleList`` does not declare its class."""
-    return [cast(ConvNorm, block).conv for block in blocks]

@@ -81,14 +81,3 @@ def mask_logits(
 def upcast_half(x: Float[Tensor, '*shape']) -> Float[Tensor, '*shape']:
     """Convert half types to float32, since they lose small differences; keep float32, float64."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-__all__ = [
-    'ImageGeometry',
-    'MaskPrediction',
-    'MaskTarget',
-    'Match',
-    'PixelFeatures',
-    'mask_logits',
-    'upcast_half',
-]

@@ -10,6 +10,14 @@ from torch.nn import functional as F
 from mmseg_m2f.core.structures import MaskTarget
 
 
+class WrongLabelError(ValueError):
+    """The annotations of an image, number ``image`` of those given, hold a label of no class."""
+
+    def __init__(self, image: int, message: str) -> None:
+        self.image = image
+        super().__init__(message)
+
+
 def label_map_targets(
     label_maps: Sequence[Int[Tensor, '_ _']], num_classes: int, ignore_index: int = 255
 ) -> list[MaskTarget]:
@@ -49,46 +57,31 @@ def foreground_targets(
     return [MaskTarget(labels - 1, masks) for labels, masks in targets]
 
 
-class WrongLabelError(ValueError):
-    """A label map, number ``image`` of those given, holds a label that is no class."""
-
-    def __init__(self, image: int, message: str) -> None:
-        self.image = image
-        super().__init__(message)
-
-
 def _labels_present(
     label_maps: Sequence[Int[Tensor, '_ _']], num_classes: int, ignore_index: int
 ) -> list[list[int]]:
     """Return the classes in each map; this is the only wait for the device."""
-    found = [_slots_present(label_map, num_classes, ignore_index) for label_map in label_maps]
-    if not found:
+    if not label_maps:
         return []
-    *present, is_wrong = torch.stack(found, 1).tolist()
-    if any(is_wrong):
-        image = is_wrong.index(True)
-        labels = label_maps[image].unique()
-        wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
-        raise WrongLabelError(
-            image,
-            f'label map holds {wrong.tolist()}; allowed are 0 to {num_classes - 1} and the ignore '
-            f'label {ignore_index}. Check num_classes, reduce_zero_label and the files themselves.',
-        )
-    images = range(len(found))
-    return [[label for label in range(num_classes) if present[label][i]] for i in images]
-
-
-def _slots_present(
-    label_map: Int[Tensor, 'H W'], num_classes: int, ignore_index: int
-) -> Bool[Tensor, 'slots']:
-    """Say of each class whether it occurs, and at the end whether a wrong label does."""
-    labels = label_map.flatten().long()
-    ignored, wrong = num_classes, num_classes + 1
-    slot = torch.where((labels < 0) | (labels >= num_classes), wrong, labels)
-    slot = torch.where(labels == ignore_index, ignored, slot)
-    present = torch.zeros(num_classes + 2, dtype=torch.bool, device=label_map.device)
-    present.index_fill_(0, slot, True)
-    return torch.cat([present[:num_classes], present[wrong:]])
+    found = []
+    for label_map in label_maps:
+        labels = label_map.flatten().long()
+        # One flag per class, one for any wrong label, one for the ignore label.
+        slot = torch.where((labels < 0) | (labels >= num_classes), num_classes, labels)
+        slot = torch.where(labels == ignore_index, num_classes + 1, slot)
+        flags = torch.zeros(num_classes + 2, dtype=torch.bool, device=label_map.device)
+        found.append(flags.index_fill_(0, slot, True))
+    present = torch.stack(found).tolist()
+    for image, slots in enumerate(present):
+        if slots[num_classes]:
+            labels = label_maps[image].unique()
+            wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
+            raise WrongLabelError(
+                image,
+                f'label map holds {wrong.tolist()}; allowed are 0 to {num_classes - 1} and the '
+                f'ignore label {ignore_index}. Check num_classes, reduce_zero_label and the files.',
+            )
+    return [[label for label in range(num_classes) if slots[label]] for slots in present]
 
 
 def _masks_of(label_map: Int[Tensor, 'H W'], labels: list[int]) -> MaskTarget:
@@ -124,14 +117,14 @@ def check_segments(
         WrongLabelError: an index that is neither -1 nor one into its image's labels, or a label
             that is no class.
     """
+    if not segment_maps:
+        return
     # Without segments the bounds of the labels are those of an allowed one.
     bounds = [
         torch.stack([*segment_map.aminmax(), *torch.cat([one, one.new_zeros(1)]).aminmax()])
         for segment_map, one in zip(segment_maps, labels, strict=True)
     ]
-    for image, (lowest, highest, least, greatest) in enumerate(
-        torch.stack(bounds).tolist() if bounds else ()
-    ):
+    for image, (lowest, highest, least, greatest) in enumerate(torch.stack(bounds).tolist()):
         count = len(labels[image])
         if lowest < -1 or highest >= count:
             raise WrongLabelError(
@@ -141,6 +134,21 @@ def check_segments(
             )
         if least < 0 or greatest >= num_classes:
             check_labels(labels[image], num_classes, image)
+
+
+def check_labels(labels: Int[Tensor, 'N'], num_classes: int, image: int = 0) -> None:
+    """Check that labels are class indices.
+
+    Raises:
+        WrongLabelError: a label lies outside ``[0, num_classes)``; the error names ``image``.
+    """
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong) > 0:
+        raise WrongLabelError(
+            image,
+            f'labels hold {wrong.unique().tolist()}; allowed are 0 to {num_classes - 1}. Check '
+            'num_classes and the categories of the annotation file.',
+        )
 
 
 def without_empty(target: MaskTarget) -> MaskTarget:
@@ -165,18 +173,3 @@ def pad_target(target: MaskTarget, size: tuple[int, int]) -> MaskTarget:
         )
     padding = (0, size[1] - width, 0, size[0] - height)
     return MaskTarget(target.labels, F.pad(target.masks, padding))
-
-
-def check_labels(labels: Int[Tensor, 'N'], num_classes: int, image: int = 0) -> None:
-    """Check that labels are class indices.
-
-    Raises:
-        WrongLabelError: a label lies outside ``[0, num_classes)``; the error names ``image``.
-    """
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if len(wrong) > 0:
-        raise WrongLabelError(
-            image,
-            f'labels hold {wrong.unique().tolist()}; allowed are 0 to {num_classes - 1}. Check '
-            'num_classes and the categories of the annotation file.',
-        )
