@@ -65,11 +65,18 @@ def instances(
     labels, selected = labels[order], mask_logits[query_idx[order]]
     if encode is not None:
         return Instances(labels, scores, *_encoded(selected, geometry, encode))
-    masks = _bitmaps(selected, geometry)
-    if config.non_overlap:
-        _remove_overlap(masks)
-    found = Instances(labels, scores, masks, _boxes(masks))
-    return _without_empty(found) if config.non_overlap else found
+    masks = mask_logits.new_empty(number, *geometry.original, dtype=torch.bool)
+    for rows in query_chunks(selected, geometry):
+        masks[rows] = restore_masks(selected[rows], geometry) > 0
+    if not config.non_overlap:
+        return Instances(labels, scores, masks, _boxes(masks))
+    is_taken = masks.new_zeros(geometry.original)
+    for mask in masks:
+        mask &= ~is_taken
+        is_taken |= mask
+    boxes = _boxes(masks)
+    kept = boxes[:, 2].nonzero()[:, 0]  # not empty; waits for the device: the result's size again
+    return Instances(labels[kept], scores[kept], masks[kept], boxes[kept])
 
 
 def _best_pairs(
@@ -99,13 +106,6 @@ def _mean_probability_inside(
     return means
 
 
-def _bitmaps(mask_logits: Float[Tensor, 'N h w'], geometry: ImageGeometry) -> Bool[Tensor, 'N H W']:
-    masks = mask_logits.new_empty(len(mask_logits), *geometry.original, dtype=torch.bool)
-    for rows in query_chunks(mask_logits, geometry):
-        masks[rows] = restore_masks(mask_logits[rows], geometry) > 0
-    return masks
-
-
 def _encoded(
     mask_logits: Float[Tensor, 'N h w'], geometry: ImageGeometry, encode: MaskEncoder
 ) -> tuple[list[Any], Float[Tensor, 'N 4']]:
@@ -117,21 +117,6 @@ def _encoded(
         boxes[rows] = _boxes(masks)
         codes += encode(masks)
     return codes, boxes
-
-
-def _remove_overlap(masks: Bool[Tensor, 'N H W']) -> None:
-    """Leave each pixel to the first mask that holds it, in place."""
-    is_taken = masks.new_zeros(masks.shape[1:])
-    for mask in masks:
-        mask &= ~is_taken
-        is_taken |= mask
-
-
-def _without_empty(found: Instances) -> Instances:
-    """Drop instances that have lost all their pixels."""
-    right = found.boxes[:, 2]
-    kept = right.nonzero()[:, 0]  # waits for the device: the result's size again
-    return Instances(*(part[kept] for part in found))
 
 
 def _boxes(masks: Bool[Tensor, 'N H W']) -> Float[Tensor, 'N 4']:

@@ -26,19 +26,6 @@ class Panoptic(NamedTuple):
     scores: Tensor
 
 
-class _Pixels(NamedTuple):
-    """The leading query of each pixel: the one with the greatest class times mask probability.
-
-    ``owner (H, W)`` int32 is that query, counted from 1; ``is_mask (H, W)`` says whether the pixel
-    lies in the owner's mask (probability at least 1/2). ``areas (q,)`` int64 are those of the
-    queries' whole masks.
-    """
-
-    owner: Tensor
-    is_mask: Tensor
-    areas: Tensor
-
-
 @torch.no_grad()
 def panoptic(
     class_logits: Float[Tensor, 'Q K1'],
@@ -63,25 +50,32 @@ def panoptic(
     is_sure = (labels < len(is_thing)) & (scores > config.object_mask_thr)
     kept = is_sure.nonzero()[:, 0]  # waits for the device: how many queries to restore
     scores, labels = scores[kept], labels[kept]
-    pixels = _compete(upcast_half(mask_logits[kept]), scores, geometry)
-    won, won_inside = _count_won(pixels)
-    shown = won_inside if within_masks else won
+    owner, is_mask, areas = _compete(upcast_half(mask_logits[kept]), scores, geometry)
+    # How many pixels each query leads outside and inside its mask.
+    counts = (2 * owner + is_mask).flatten().bincount(minlength=2 * (len(kept) + 1))
+    outside, inside = counts.view(-1, 2)[1:].unbind(1)
+    won = outside + inside
+    shown = inside if within_masks else won
     is_thing = is_thing[labels]
     # One copy to the host, where the segments are numbered.
-    queries = torch.stack([labels, is_thing, pixels.areas, won, shown], dim=1).tolist()
+    queries = torch.stack([labels, is_thing, areas, won, shown], dim=1).tolist()
     ids, first_queries = _number_segments(queries, config.overlap_thr)
     id_of_owner = torch.tensor([0, *ids], dtype=torch.int32, device=kept.device)
-    segment_map = id_of_owner[pixels.owner]
+    segment_map = id_of_owner[owner]
     if within_masks:
-        segment_map *= pixels.is_mask
+        segment_map *= is_mask
     first = torch.tensor(first_queries, dtype=torch.int64, device=kept.device)
     return Panoptic(segment_map, labels[first], is_thing[first], scores[first])
 
 
 def _compete(
     mask_logits: Float[Tensor, 'q h w'], scores: Float[Tensor, 'q'], geometry: ImageGeometry
-) -> _Pixels:
-    """Find the leading query of each pixel."""
+) -> tuple[Int[Tensor, 'H W'], Bool[Tensor, 'H W'], Int[Tensor, 'q']]:
+    """Find the query that leads each pixel: that of the greatest class times mask probability.
+
+    Returns the leading query, counted from 1; whether the pixel lies in its mask (probability at
+    least 1/2); and the areas of the queries' whole masks.
+    """
     best = scores.new_full(geometry.original, -1)  # below any product: the first query leads
     owner = torch.zeros_like(best, dtype=torch.int32)
     is_mask = torch.zeros_like(best, dtype=torch.bool)
@@ -95,14 +89,7 @@ def _compete(
         best = torch.where(leads, product, best)
         owner = torch.where(leads, (index + queries.start + 1).int(), owner)
         is_mask = torch.where(leads, is_inside.gather(0, index[None])[0], is_mask)
-    return _Pixels(owner, is_mask, areas)
-
-
-def _count_won(pixels: _Pixels) -> tuple[Int[Tensor, 'q'], Int[Tensor, 'q']]:
-    """Count the pixels that each query leads, and those of them in its mask."""
-    slot = (2 * pixels.owner + pixels.is_mask).flatten()
-    counts = slot.bincount(minlength=2 * (len(pixels.areas) + 1)).view(-1, 2)[1:]
-    return counts.sum(1), counts[:, 1]
+    return owner, is_mask, areas
 
 
 def _number_segments(

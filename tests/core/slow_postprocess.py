@@ -13,13 +13,27 @@ from torch.nn import functional as F
 from mmseg_m2f.core.structures import ImageGeometry
 
 
+class Scene(NamedTuple):
+    class_logits: torch.Tensor
+    mask_logits: torch.Tensor
+    geometry: ImageGeometry
+    is_thing: torch.Tensor
+
+    @property
+    def full_logits(self):
+        """The stack of all queries, in two steps."""
+        height, width = self.geometry.resized
+        padded = resized(self.mask_logits, self.geometry.padded)
+        return resized(padded[:, :height, :width], self.geometry.original)
+
+
 def resized(maps, size):
     return F.interpolate(maps[:, None], size=size, mode='bilinear', align_corners=False)[:, 0]
 
 
-def full_size(mask_logits, padded, cropped, original):
-    """The stack of all queries, in two steps."""
-    return resized(resized(mask_logits, padded)[:, : cropped[0], : cropped[1]], original)
+def at(*size):
+    """The geometry of an image that is resized once."""
+    return ImageGeometry(size, size, size)
 
 
 def class_probabilities(class_logits):
@@ -38,15 +52,15 @@ def semantic(class_logits, full_logits):
     return scores
 
 
-def instances(class_logits, full_logits, is_thing, config):
+def instances(scene, config):
     """``(score, label, mask)``, best first."""
-    probs = class_probabilities(class_logits)
+    probs, full_logits = class_probabilities(scene.class_logits), scene.full_logits
     num_queries, num_classes = probs.shape[0], probs.shape[1] - 1
     pairs = [(q, c) for q in range(num_queries) for c in range(num_classes)]
     pairs.sort(key=lambda pair: -probs[pair])
     found = []
     for query, label in pairs[: config.max_per_image]:
-        if not is_thing[label]:
+        if not scene.is_thing[label]:
             continue
         logits = full_logits[query].double().numpy()
         mask = logits > 0
@@ -66,10 +80,10 @@ def instances(class_logits, full_logits, is_thing, config):
     return left
 
 
-def panoptic(class_logits, full_logits, is_thing, config):
+def panoptic(scene, config):
     """The segment map and ``(label, is_thing, score)`` of each segment."""
-    probs = class_probabilities(class_logits)
-    masks = full_logits.sigmoid().numpy()  # as above
+    probs = class_probabilities(scene.class_logits)
+    masks = scene.full_logits.sigmoid().numpy()  # in the network's precision, as above
     no_object = probs.shape[1] - 1
     kept = [
         query
@@ -83,36 +97,20 @@ def panoptic(class_logits, full_logits, is_thing, config):
     winner = np.argmax([probs[query].max() * masks[query] for query in kept], axis=0)
     for position, query in enumerate(kept):
         label = int(probs[query].argmax())
+        is_thing = bool(scene.is_thing[label])
         won, mask = winner == position, masks[query] >= 0.5
         if won.sum() == 0 or mask.sum() == 0 or (won & mask).sum() == 0:
             continue
         if int(won.sum()) / int(mask.sum()) < config.overlap_thr:
             continue
-        if not is_thing[label] and label in stuff_id:
+        if not is_thing and label in stuff_id:
             segment_map[won & mask] = stuff_id[label]
             continue
-        segments.append((label, bool(is_thing[label]), float(probs[query].max())))
+        segments.append((label, is_thing, float(probs[query].max())))
         segment_map[won & mask] = len(segments)
-        if not is_thing[label]:
+        if not is_thing:
             stuff_id[label] = len(segments)
     return segment_map, segments
-
-
-class Scene(NamedTuple):
-    class_logits: torch.Tensor
-    mask_logits: torch.Tensor
-    is_thing: torch.Tensor
-    padded: tuple[int, int]
-    cropped: tuple[int, int]
-    original: tuple[int, int]
-
-    @property
-    def geometry(self):
-        return ImageGeometry(self.padded, self.cropped, self.original)
-
-    @property
-    def full_logits(self):
-        return full_size(self.mask_logits, self.padded, self.cropped, self.original)
 
 
 def random_scene(seed, num_queries=100, num_classes=None):
@@ -138,15 +136,9 @@ def random_scene(seed, num_queries=100, num_classes=None):
         class_logits[second], masks[second] = class_logits[first], masks[first]
     if seed % 11 == 0:  # sure of classes, without a single pixel
         masks = -abs(masks) - 1
-    is_thing = rng.random(num_classes) < 0.5
-    return Scene(
-        torch.from_numpy(class_logits).float(),
-        torch.from_numpy(masks).float(),
-        torch.from_numpy(is_thing),
-        (4 * h, 4 * w),
-        cropped,
-        original,
-    )
+    is_thing = torch.from_numpy(rng.random(num_classes) < 0.5)
+    logits = (torch.from_numpy(part).float() for part in (class_logits, masks))
+    return Scene(*logits, ImageGeometry((4 * h, 4 * w), cropped, original), is_thing)
 
 
 def ellipses(rng, number, height, width):

@@ -2,28 +2,24 @@ import pytest
 import torch
 
 from mmseg_m2f.core import chunks
-from mmseg_m2f.core.postprocess import to_original
+from mmseg_m2f.core.postprocess import resize_masks, to_original
 from mmseg_m2f.core.postprocess_semantic import (
+    resize_band,
+    rows_read,
     semantic_labels,
     semantic_only_labels,
     semantic_scores,
 )
 from mmseg_m2f.core.structures import ImageGeometry
 from tests.core import slow_postprocess as slow
-from tests.core.test_postprocess import GEOMETRIES
 from tests.core.watching import Watch
-
-
-def at(*size):
-    """The geometry of an image that is resized once."""
-    return ImageGeometry(size, size, size)
 
 
 def test_scores_by_hand():
     # Probabilities over two classes and no-object: (1/2, 1/4, 1/4) and (0, 1/2, 1/2).
     class_logits = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.5, 0.5]]).log()
     mask_logits = torch.tensor([[[0.0, 100.0]], [[-100.0, 0.0]]])
-    scores = semantic_scores(class_logits, mask_logits, at(1, 2))
+    scores = semantic_scores(class_logits, mask_logits, slow.at(1, 2))
     torch.testing.assert_close(scores, torch.tensor([[[0.25, 0.5]], [[0.125, 0.5]]]))
 
 
@@ -33,32 +29,9 @@ def test_chunks_of_queries_do_not_change_the_scores(monkeypatch, num_queries, ch
     monkeypatch.setattr(chunks, 'CHUNK_BYTES', chunk * 4 * 29 * 35)
     class_logits = torch.randn(num_queries, 5, dtype=torch.float64)
     mask_logits = 3 * torch.randn(num_queries, 7, 9, dtype=torch.float64)
-    got = semantic_scores(class_logits, mask_logits, at(29, 35))
+    got = semantic_scores(class_logits, mask_logits, slow.at(29, 35))
     expected = slow.semantic(class_logits, slow.resized(mask_logits, (29, 35)))
     torch.testing.assert_close(got, torch.from_numpy(expected), rtol=1e-12, atol=1e-12)
-
-
-def test_one_class_is_a_probability_map_of_its_own():
-    scores = semantic_scores(torch.tensor([[0.0, 0.0]]), torch.zeros(1, 2, 2), at(4, 4))
-    torch.testing.assert_close(scores, torch.full((1, 4, 4), 0.25))
-
-
-@pytest.mark.parametrize('size', [(6, 8), (24, 32)])
-def test_inputs_are_not_changed(size):
-    class_logits, mask_logits = torch.randn(3, 4), torch.randn(3, 6, 8)
-    before = class_logits.clone(), mask_logits.clone()
-    semantic_scores(class_logits, mask_logits, at(*size))
-    assert torch.equal(class_logits, before[0])
-    assert torch.equal(mask_logits, before[1])
-
-
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_types_are_computed_in_float32(dtype):
-    class_logits, mask_logits = torch.randn(8, 4).to(dtype), torch.randn(8, 6, 8).to(dtype)
-    got = semantic_scores(class_logits, mask_logits, at(24, 32))
-    expected = semantic_scores(class_logits.float(), mask_logits.float(), at(24, 32))
-    assert got.dtype == torch.float32
-    assert torch.equal(got, expected)
 
 
 def assert_best(labels, scores):
@@ -68,76 +41,69 @@ def assert_best(labels, scores):
     torch.testing.assert_close(chosen, scores.amax(0), rtol=0, atol=1e-4)
 
 
-def test_both_orders_of_resizing_equal_the_definition():
+@pytest.mark.parametrize('budget', [2**25, 24_000], ids=['whole', 'bands'])
+def test_both_orders_of_resizing_equal_the_definition(budget, monkeypatch):
+    monkeypatch.setattr(chunks, 'CHUNK_BYTES', budget)
     differ = 0
-    for seed in range(240):
-        scene = slow.random_scene(seed)
-        prediction = scene.class_logits, scene.mask_logits
-        geometry = scene.geometry
-        before = semantic_scores(*prediction, geometry)
-        expected = torch.from_numpy(slow.semantic(scene.class_logits, scene.full_logits))
-        torch.testing.assert_close(before, expected.float(), rtol=1e-5, atol=1e-5)
-        assert_best(semantic_labels(*prediction, geometry), expected)
+    for seed in range(120):
+        class_logits, mask_logits, geometry, _ = scene = slow.random_scene(seed)
+        before = semantic_scores(class_logits, mask_logits, geometry)
+        expected = torch.from_numpy(slow.semantic(class_logits, scene.full_logits)).float()
+        torch.testing.assert_close(before, expected, rtol=1e-5, atol=1e-5)
+        assert_best(semantic_labels(class_logits, mask_logits, geometry), expected)
 
-        after = to_original(semantic_scores(*prediction, at(*scene.padded)), geometry)
-        padded = slow.resized(scene.mask_logits, scene.padded)
-        expected = torch.from_numpy(slow.semantic(scene.class_logits, padded)).float()
-        height, width = scene.cropped
-        expected = slow.resized(expected[:, :height, :width], scene.original)
+        after = semantic_scores(class_logits, mask_logits, slow.at(*geometry.padded))
+        after = to_original(after, geometry)
+        padded = slow.resized(mask_logits, geometry.padded)
+        expected = torch.from_numpy(slow.semantic(class_logits, padded)).float()
+        height, width = geometry.resized
+        expected = slow.resized(expected[:, :height, :width], geometry.original)
         torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-5)
-        assert_best(semantic_only_labels(*prediction, geometry), expected)
+        assert_best(semantic_only_labels(class_logits, mask_logits, geometry), expected)
         differ += not torch.allclose(before, after, atol=1e-3)
-    assert differ > 80
+    assert differ > 40
 
 
-def test_semantic_scores_hold_only_a_chunk_at_full_size(monkeypatch):
-    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 4 * 6 * 40 * 50)
-    scene = torch.randn(100, 4), torch.randn(100, 8, 10)
-    geometry = ImageGeometry((32, 40), (30, 40), (40, 50))
-    with Watch() as watch:
-        semantic_scores(*scene, geometry)
-    assert watch.largest == 6 * 40 * 50
-    assert not watch.waits
+GEOMETRIES = [
+    ImageGeometry((32, 48), (32, 48), (32, 48)),  # nothing to undo
+    ImageGeometry((32, 64), (30, 41), (30, 41)),  # padding
+    ImageGeometry((32, 64), (30, 41), (97, 133)),  # enlarged after
+    ImageGeometry((64, 64), (60, 37), (13, 8)),  # made smaller after
+    ImageGeometry((32, 32), (1, 32), (3, 96)),  # one row
+]
 
 
 @pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
 def test_labels_are_those_of_the_highest_scores(monkeypatch, geometry):
     monkeypatch.setattr(chunks, 'CHUNK_BYTES', 24_000)  # bands of a few rows
-    class_logits = torch.randn(30, 6)
-    mask_logits = 5 * torch.randn(30, geometry.padded[0] // 4, geometry.padded[1] // 4)
-    labels = semantic_labels(class_logits, mask_logits, geometry)
-    scores = semantic_scores(class_logits, mask_logits, geometry)
-    assert_best(labels, scores)
-
-
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_no_autocast_reaches_the_semantic_result(dtype):
-    """Its rounding would make hundreds of pixels' best classes tie."""
-    generator = torch.Generator().manual_seed(0)
-    prediction = [torch.randn(size, generator=generator) for size in ((50, 21), (50, 16, 24))]
-    geometry = ImageGeometry((64, 96), (60, 90), (75, 110))
-    for function in (semantic_scores, semantic_labels, semantic_only_labels):
-        expected = function(*prediction, geometry)
-        with torch.autocast('cpu', dtype=dtype):
-            assert torch.equal(function(*prediction, geometry), expected)
-
-
-@pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
-def test_labels_of_a_semantic_only_model_are_those_of_its_scores(monkeypatch, geometry):
-    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 24_000)  # bands of a few rows
-    class_logits = torch.randn(30, 6)
-    mask_logits = 5 * torch.randn(30, geometry.padded[0] // 4, geometry.padded[1] // 4)
-    labels = semantic_only_labels(class_logits, mask_logits, geometry)
-    scores = semantic_scores(class_logits, mask_logits, at(*geometry.padded))
-    assert_best(labels, to_original(scores, geometry))
-
-
-@pytest.mark.parametrize('of', [semantic_labels, semantic_only_labels])
-@pytest.mark.parametrize('original', [(300, 300), (16, 16)], ids=str)
-def test_labels_hold_only_a_band_at_full_size(monkeypatch, of, original):
-    monkeypatch.setattr(chunks, 'CHUNK_BYTES', 80_000)
-    geometry = ImageGeometry((64, 64), (64, 64), original)
+    height, width = geometry.padded
+    scene = torch.randn(30, 6), 5 * torch.randn(30, height // 4, width // 4)
     with Watch() as watch:
-        of(torch.randn(20, 11), torch.randn(20, 16, 16), geometry)
-    assert watch.largest <= 20_000
+        labels, only = semantic_labels(*scene, geometry), semantic_only_labels(*scene, geometry)
     assert not watch.waits
+    assert_best(labels, semantic_scores(*scene, geometry))
+    assert_best(only, to_original(semantic_scores(*scene, slow.at(height, width)), geometry))
+
+
+def test_a_band_by_hand():
+    # A column of four rows, resized to eight: rows 2 to 4 lie a quarter below row 0 and so on.
+    held, lines = torch.tensor([[[0.0], [4.0], [8.0]]]), range(3)
+    assert resize_band(held, lines, 4, (8, 1), range(2, 5)).tolist() == [[[3.0], [5.0], [7.0]]]
+    # The last output row repeats the last input row.
+    assert resize_band(torch.tensor([[[8.0], [12.0]]]), range(2, 4), 4, (8, 1), range(7, 8)) == 12
+
+
+@pytest.mark.parametrize('sizes', [(1, 5), (5, 1), (7, 7), (30, 97), (97, 30), (9, 10)], ids=str)
+@pytest.mark.parametrize('length', [1, 3, 50])
+def test_a_band_equals_those_rows_of_the_whole_and_needs_rows_read_alone(sizes, length):
+    height, new_height = sizes
+    maps = torch.randn(2, height, 6, dtype=torch.float64)
+    for width in (6, 11):
+        whole = resize_masks(maps, (new_height, width))
+        for start in range(new_height):
+            rows = range(start, min(start + length, new_height))
+            lines = rows_read(height, new_height, rows)
+            assert 0 <= lines.start < lines.stop <= height
+            held = maps[:, lines.start : lines.stop]
+            got = resize_band(held, lines, height, (new_height, width), rows)
+            torch.testing.assert_close(got, whole[:, start : rows.stop], rtol=0, atol=1e-12)

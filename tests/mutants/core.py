@@ -103,8 +103,8 @@ MUTANTS = (
         name='nan_in_one_prediction_is_overlooked',
         breaks='A cost that is NaN stops the training and names the prediction and the image.',
         file='mmseg_m2f/core/matching.py',
-        old='if nan.any():',
-        new='if nan.all():',
+        old='if np.isnan(one).any():',
+        new='if np.isnan(one).all():',
         tests=('tests/core/test_matching.py',),
     ),
     Mutant(
@@ -167,8 +167,10 @@ MUTANTS = (
         name='masks_are_resized_with_aligned_corners',
         breaks='Masks must be resized with align_corners=False.',
         file='mmseg_m2f/core/postprocess.py',
-        old="F.interpolate(mask_logits[:, None], size=size, mode='bilinear', align_corners=False)",
-        new="F.interpolate(mask_logits[:, None], size=size, mode='bilinear', align_corners=True)",
+        old='return resize_bilinear(mask_logits[:, None], size)[:, 0]',
+        new="""from torch.nn.functional import interpolate
+
+    return interpolate(mask_logits[:, None], size, mode='bilinear', align_corners=True)[:, 0]""",
         tests=('tests/core/test_postprocess.py',),
     ),
     Mutant(
@@ -223,8 +225,8 @@ MUTANTS = (
         name='segments_reach_beyond_their_masks',
         breaks='A pixel that a query wins outside of its own mask is void.',
         file='mmseg_m2f/core/postprocess_panoptic.py',
-        old='        segment_map *= pixels.is_mask\n',
-        new='        segment_map *= pixels.owner > 0\n',
+        old='        segment_map *= is_mask\n',
+        new='        segment_map *= owner > 0\n',
         tests=('tests/core/test_postprocess_panoptic.py',),
     ),
     Mutant(
@@ -247,8 +249,8 @@ MUTANTS = (
         name='labels_beyond_the_classes_pass',
         breaks='A label that equals the number of classes is refused.',
         file='mmseg_m2f/core/targets.py',
-        old='slot = torch.where((labels < 0) | (labels >= num_classes), wrong, labels)',
-        new='slot = torch.where((labels < 0) | (labels > num_classes), wrong, labels)',
+        old='slot = torch.where((labels < 0) | (labels >= num_classes), num_classes, labels)',
+        new='slot = torch.where(labels < 0, num_classes, labels.clamp(max=num_classes - 1))',
         tests=('tests/core/test_targets.py',),
     ),
     Mutant(
@@ -262,10 +264,10 @@ MUTANTS = (
     Mutant(
         name='a_band_is_shifted_by_half_a_pixel',
         breaks='A band of rows equals those rows of the whole resized image.',
-        file='mmseg_m2f/core/postprocess.py',
+        file='mmseg_m2f/core/postprocess_semantic.py',
         old='(center * (height / size[0]) - 0.5).clamp(min=0)',
         new='(center * (height / size[0])).clamp(min=0)',
-        tests=('tests/core/test_postprocess.py',),
+        tests=('tests/core/test_postprocess_semantic.py',),
     ),
     Mutant(
         name='masks_and_scores_get_out_of_step',

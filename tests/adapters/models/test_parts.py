@@ -105,7 +105,7 @@ def test_a_cost_set_to_none_is_taken_out():
         ({'matcher': {'costs': {'mine': {}}}}, r'matcher\.costs\.mine needs a type'),
         ({'matcher': {'points': 'some'}}, r"points must be one of .*'some'"),
         ({'class_weight': [1.0]}, r'class_weight must have num_classes \(3\)'),
-        ({'num_queries': 0}, r'num_queries must be positive, got 0'),
+        ({'num_queries': 0}, r'num_queries must be a positive integer, got 0'),
         ({'in_channels': 64}, r'in_channels must list the channels .* got 64'),
         ({'decoder': {'num_classes': 9}}, r'head has num_classes = 3, its decoder 9'),
         (
