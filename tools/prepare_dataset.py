@@ -15,59 +15,34 @@ import time
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple
 
 from command_line import UsageError
 
 SPLITS = ('train', 'val')
-
-
-class Command(NamedTuple):
-    """A data set and task: a function of ``prepare/<module>.py``, the folder of the configs."""
-
-    module: str
-    function: str
-    root: str
-    help: str
-
-
+# The folders that the configs name, by the module of `prepare` for the data set.
+ROOTS = {
+    'ade20k': 'data/ade/ADEChallengeData2016',
+    'cityscapes': 'data/cityscapes',
+    'coco': 'data/coco',
+    'mapillary': 'data/mapillary',
+}
+# By data set and task: the function of that module, and what it makes.
 COMMANDS = {
-    'ade20k-panoptic': Command(
-        'ade20k',
+    'ade20k-panoptic': ('make_panoptic', 'ade20k_panoptic_{train,val}.json and PNG, 150 classes'),
+    'ade20k-instance': ('make_instance', 'ade20k_instance_{train,val}.json, 100 classes'),
+    'cityscapes-panoptic': (
         'make_panoptic',
-        'data/ade/ADEChallengeData2016',
-        'ade20k_panoptic_{train,val}.json and PNG, 150 classes',
-    ),
-    'ade20k-instance': Command(
-        'ade20k',
-        'make_instance',
-        'data/ade/ADEChallengeData2016',
-        'ade20k_instance_{train,val}.json, 100 classes',
-    ),
-    'cityscapes-panoptic': Command(
-        'cityscapes',
-        'make_panoptic',
-        'data/cityscapes',
         'gtFine/cityscapes_panoptic_{train,val}.json and PNG, 19 classes',
     ),
-    'cityscapes-instance': Command(
-        'cityscapes',
+    'cityscapes-instance': (
         'make_instance',
-        'data/cityscapes',
         'gtFine/cityscapes_instance_{train,val}.json, 8 classes',
     ),
-    'coco-panoptic-semantic': Command(
-        'coco',
+    'coco-panoptic-semantic': (
         'make_semantic',
-        'data/coco',
         'panoptic_semseg_{train,val}2017/*.png, label maps of 133 classes for mIoU',
     ),
-    'mapillary': Command(
-        'mapillary',
-        'make_panoptic',
-        'data/mapillary',
-        'annotations/panoptic_{training,validation}.json, 65 classes',
-    ),
+    'mapillary': ('make_panoptic', 'annotations/panoptic_{training,validation}.json, 65 classes'),
 }
 
 
@@ -76,15 +51,11 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         description='From a downloaded data set to what the configs read; see docs/datasets.md.'
     )
     commands = parser.add_subparsers(dest='command', required=True, metavar='DATASET-TASK')
-    for name, command in COMMANDS.items():
-        one = commands.add_parser(name, help=command.help, description=f'Makes {command.help}.')
-        one.add_argument(
-            'root',
-            nargs='?',
-            type=Path,
-            default=Path(command.root),
-            help=f'folder of the data set; default {command.root}',
-        )
+    for name, (_, made) in COMMANDS.items():
+        one = commands.add_parser(name, help=made, description=f'Makes {made}.')
+        root = Path(ROOTS[name.partition('-')[0]])
+        about_root = 'folder of the data set; default %(default)s'
+        one.add_argument('root', nargs='?', type=Path, default=root, help=about_root)
         one.add_argument('--out', type=Path, help='where to write; default: into that folder')
         one.add_argument(
             '--workers', type=int, default=_cores(), help='processes; default %(default)s'
@@ -106,12 +77,11 @@ def prepare(args: argparse.Namespace) -> None:
     """Make the splits and print a line for each, and one for all."""
     from prepare.progress import clock, say
 
-    command = COMMANDS[args.command]
-    module = importlib.import_module(f'prepare.{command.module}')
+    module = importlib.import_module(f'prepare.{args.command.partition("-")[0]}')
+    make = getattr(module, COMMANDS[args.command][0])
     started = time.monotonic()
     splits = [split for split in SPLITS if split in args.splits]
-    out = args.out or args.root
-    outcomes = getattr(module, command.function)(args.root, out, splits, args.workers)
+    outcomes = make(args.root, args.out or args.root, splits, args.workers)
     images = segments = 0
     for split, outcome in zip(splits, outcomes, strict=True):
         images += outcome.images

@@ -7,15 +7,16 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from command_line import UsageError
+from pycocotools import mask as coco_mask
+from scipy import ndimage
 
-from prepare.files import is_whole_png, read_json, replacing
+from prepare.files import is_whole_png, read_json, read_map, replacing, write_png
 from prepare.progress import convert_all, say, show_progress
-from prepare.segments import Extent
 
 if TYPE_CHECKING:
     from mmseg_m2f.metadata import DatasetMetadata
@@ -54,30 +55,39 @@ class Outcome(NamedTuple):
     path: Path
 
 
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """A split to make; ``numbered``: ids count from 1, which is COCO's instance format."""
+class Task(NamedTuple):
+    """How images become ``'panoptic'`` or ``'instance'`` annotations.
+
+    Ids count from 1 in COCO's instance format; the id of a panoptic image is its name.
+    """
+
+    name: str
+    categories: list[Json]
+    convert: Callable[[Image], Record]
+
+
+class Split(NamedTuple):
+    """A split to make from the data set in ``root``."""
 
     name: str
     path: Path
     root: Path
     images: Sequence[Image]
-    categories: list[Json]
-    convert: Callable[[Image], Record]
-    numbered: bool
+    task: Task
+
+    @property
+    def part(self) -> Path:
+        """Return the file of the records while the JSON file is not whole."""
+        return self.path.with_name(f'{self.path.name}.part')
 
 
 def panoptic_categories(metadata: 'DatasetMetadata') -> list[Json]:
     """Return the categories in COCO's panoptic format, in the order of the classes."""
-    columns = zip(metadata.category_ids, metadata.classes, metadata.palette, strict=True)
     return [
-        {
-            'color': list(color),
-            'id': category_id,
-            'isthing': int(index in metadata.thing_ids),
-            'name': name,
-        }
-        for index, (category_id, name, color) in enumerate(columns)
+        {**category, 'color': list(color), 'isthing': int(index in metadata.thing_ids)}
+        for index, (category, color) in enumerate(
+            zip(instance_categories(metadata), metadata.palette, strict=True)
+        )
     ]
 
 
@@ -92,9 +102,44 @@ def image_entry(image: Image, size: Sequence[int]) -> Json:
     return {'file_name': image.file_name, 'height': size[0], 'width': size[1]}
 
 
-def segment_entry(extent: Extent, category_id: int, is_crowd: bool = False, **more: Any) -> Json:
+def segment_entry(extent: Json, category_id: int, is_crowd: bool = False, **more: Any) -> Json:
     """Return the entry of a segment, with ``id`` (panoptic) or ``segmentation`` (instance)."""
-    return {**extent._asdict(), 'category_id': category_id, 'iscrowd': int(is_crowd), **more}
+    return {**extent, 'category_id': category_id, 'iscrowd': int(is_crowd), **more}
+
+
+def measure(ids: np.ndarray) -> dict[int, Json]:
+    """Return area and box ``[x, y, width, height]`` of each id but 0, in ascending order."""
+    areas = np.bincount(ids.ravel())
+    extents = {}
+    for value, box in enumerate(ndimage.find_objects(ids), 1):
+        if box is not None:
+            y, x = box
+            bbox = [x.start, y.start, x.stop - x.start, y.stop - y.start]
+            extents[value] = {'area': int(areas[value]), 'bbox': bbox}
+    return extents
+
+
+def encode_masks(ids: np.ndarray, wanted: Iterable[int]) -> list[Json]:
+    """Encode the masks ``ids == value`` by COCO's run lengths."""
+    # The encoding runs down the columns: in this order each mask is compared and read straight on.
+    by_columns = np.asfortranarray(ids)
+    encoded = [coco_mask.encode((by_columns == value).view(np.uint8)) for value in wanted]
+    return [{'counts': code['counts'].decode(), 'size': list(code['size'])} for code in encoded]
+
+
+def from_colors(pixels: np.ndarray) -> np.ndarray:
+    """Read the ids of a panoptic PNG of COCO: R + 256 G + 65536 B."""
+    return pixels.astype(np.int32) @ np.array([1, 1 << 8, 1 << 16], np.int32)
+
+
+def keep_or_write_ids(path: Path | None, ids: np.ndarray) -> bool:
+    """Write a panoptic PNG unless the file holds these ids; return whether it was written."""
+    assert path is not None
+    colors = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
+    if is_whole_png(path) and np.array_equal(read_map(path), colors):
+        return False
+    write_png(path, colors)
+    return True
 
 
 def make(plan: Iterable[Split], workers: int) -> Iterator[Outcome]:
@@ -104,16 +149,18 @@ def make(plan: Iterable[Split], workers: int) -> Iterator[Outcome]:
 
 
 def _make_split(split: Split, workers: int) -> Outcome:
+    def convert(images: Sequence[Image]) -> Iterator[Record]:
+        records = convert_all(split.task.convert, images, workers)
+        return show_progress(split.name, records, len(images))
+
     found = _finished(split)
     if found is not None:
         lost = [image for image in split.images if not _has_png(image)]
         if not lost or found.get('info', {}).get('description') == MADE_BY:
-            _part_path(split).unlink(missing_ok=True)
-            kept = len(split.images) - len(lost)
-            remade = convert_all(split.convert, lost, workers)
-            for _ in show_progress(split.name, remade, len(lost)):
+            split.part.unlink(missing_ok=True)
+            for _ in convert(lost):
                 pass
-            return _outcome(split, found['annotations'], kept)
+            return _outcome(split, found['annotations'], len(split.images) - len(lost))
         say(f'{split.name}: {split.path} was made by another tool and lacks PNG files: all anew')
     elif split.path.exists():
         say(f'{split.name}: {split.path} is not what the configs read: made anew')
@@ -122,18 +169,13 @@ def _make_split(split: Split, workers: int) -> Outcome:
         kept = len(split.images) - len(todo)
         if kept:
             say(f'{split.name}: {kept} of {len(split.images)} images are done already')
-        results = convert_all(split.convert, todo, workers)
-        for image, record in show_progress(split.name, results, len(todo)):
+        for image, record in zip(todo, convert(todo), strict=True):
             add(image.name, record)
             kept += image.target is not None and not record.written
     annotations, images = _entries(split, [records[image.name] for image in split.images])
-    write_dataset(split.path, annotations, split.categories, images)
-    _part_path(split).unlink()
+    write_dataset(split.path, annotations, split.task.categories, images)
+    split.part.unlink()
     return _outcome(split, annotations, kept)
-
-
-def _part_path(split: Split) -> Path:
-    return split.path.with_name(f'{split.path.name}.part')
 
 
 @contextlib.contextmanager
@@ -143,39 +185,36 @@ def _journal(split: Split) -> Iterator[tuple[dict[str, list[Any]], Callable[[str
     Give the entries by name, and a function that adds one and writes it at once: an interrupt does
     not lose it.
     """
-    heading = {'format': FORMAT, 'made_by': MADE_BY, 'root': os.path.abspath(split.root)}
-    path, first = _part_path(split), json.dumps(heading)
+    first = json.dumps({'format': FORMAT, 'made_by': MADE_BY, 'root': os.path.abspath(split.root)})
     # The last line is empty, or the half line of an interrupted run.
-    found, *lines = path.read_text().split('\n') if path.is_file() else ['']
+    found, *lines = split.part.read_text().split('\n') if split.part.is_file() else ['']
     lines = lines[:-1] if found == first else []
-    with replacing(path, 'w') as file:
-        file.writelines(f'{line}\n' for line in [first, *lines])
+    with replacing(split.part) as file:
+        file.writelines(f'{line}\n'.encode() for line in [first, *lines])
     records = {name: entries for name, *entries in map(json.loads, lines)}
-    with path.open('a') as file:
+    with split.part.open('a') as journal:
 
         def add(name: str, record: Record) -> None:
             records[name] = [record.image, record.annotations]
-            file.write(json.dumps([name, *records[name]]) + '\n')
-            file.flush()
+            journal.write(json.dumps([name, *records[name]]) + '\n')
+            journal.flush()
 
         yield records, add
 
 
 def _finished(split: Split) -> Json | None:
     """Return the existing JSON file if it is of these images and categories."""
-    if not split.path.is_file():
-        return None
     # Other tools name the photos differently in the panoptic format, but agree on the ids.
     key, names = 'id', [image.name for image in split.images]
-    if split.numbered:
+    if split.task.name == 'instance':
         key, names = 'file_name', [image.file_name for image in split.images]
     try:
         found = read_json(split.path)
         images = sorted(image[key] for image in found['images'])
         categories = [category['id'] for category in found['categories']]
-    except (UsageError, KeyError, TypeError):
+    except (FileNotFoundError, UsageError, KeyError, TypeError):
         return None
-    same = [category['id'] for category in split.categories]
+    same = [category['id'] for category in split.task.categories]
     return found if (images, categories) == (sorted(names), same) else None
 
 
@@ -185,7 +224,7 @@ def _has_png(image: Image) -> bool:
 
 def _outcome(split: Split, annotations: Sequence[Json], kept: int) -> Outcome:
     segments = len(annotations)
-    if not split.numbered:
+    if split.task.name == 'panoptic':
         segments = sum(len(annotation['segments_info']) for annotation in annotations)
     return Outcome(len(split.images), segments, kept, split.path)
 
@@ -195,40 +234,37 @@ def _entries(split: Split, records: Sequence[Sequence[Any]]) -> tuple[list[Json]
     annotations: list[Json] = []
     images: list[Json] = []
     for number, (image, (entry, segments)) in enumerate(zip(split.images, records, strict=True), 1):
-        # Numbers, not names: several readers of COCO's format turn the ids into integers.
-        image_id = number if split.numbered else image.name
-        images.append({**entry, 'id': image_id})
-        if split.numbered:
-            first = len(annotations) + 1
-            annotations += [
-                {**segment, 'id': i, 'image_id': image_id}
-                for i, segment in enumerate(segments, first)
-            ]
+        if image.target is not None:
+            images.append({**entry, 'id': image.name})
+            named = {'file_name': image.target.name, 'image_id': image.name}
+            annotations.append({**named, 'segments_info': segments})
         else:
-            assert image.target is not None
-            annotations.append(
-                {'file_name': image.target.name, 'image_id': image_id, 'segments_info': segments}
-            )
+            # Numbers, not names: several readers of COCO's format turn the ids into integers.
+            images.append({**entry, 'id': number})
+            for segment in segments:
+                annotations.append({**segment, 'id': len(annotations) + 1, 'image_id': number})
     return annotations, images
 
 
 def write_dataset(
-    path: Path, annotations: Iterable[Json], categories: list[Json], images: Iterable[Json]
-) -> None:
-    """Write a JSON file: an entry on each line, sorted keys, nothing that depends on the time."""
-    info = {'description': MADE_BY, 'version': str(FORMAT)}
-    with replacing(path, 'w') as file:
-        for key, entries in (
-            ('annotations', annotations),
-            ('categories', categories),
-            ('images', images),
-        ):
-            file.write('{' if key == 'annotations' else ',\n')
-            file.write(f'"{key}": [')
-            for number, entry in enumerate(entries):
-                file.write(',\n' if number else '\n')
-                file.write(json.dumps(entry, sort_keys=True))
-            file.write('\n]')
-        file.write(f',\n"info": {json.dumps(info, sort_keys=True)}}}\n')
-        file.flush()
-        os.fsync(file.fileno())
+    path: Path, annotations: Iterable[Json], categories: Iterable[Json], images: Iterable[Json]
+) -> bool:
+    """Write a JSON file unless it has this content; return whether it was written.
+
+    An entry stands on each line, with sorted keys, and nothing depends on the time.
+    """
+    parts = []
+    for key, entries in {
+        'annotations': annotations,
+        'categories': categories,
+        'images': images,
+    }.items():
+        lines = ','.join('\n' + json.dumps(entry, sort_keys=True) for entry in entries)
+        parts.append(f'"{key}": [{lines}\n]')
+    parts.append('"info": ' + json.dumps({'description': MADE_BY, 'version': str(FORMAT)}))
+    content = ('{' + ',\n'.join(parts) + '}\n').encode()
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    with replacing(path) as file:
+        file.write(content)
+    return True

@@ -5,19 +5,18 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
+import numpy as np
 from command_line import UsageError
-
-if TYPE_CHECKING:
-    import numpy as np
+from PIL import Image
 
 # The last chunk of every PNG: its absence shows a file that was cut short.
 PNG_END = b'\x00\x00\x00\x00IEND\xaeB`\x82'
 
 
 class Layout:
-    """The folder of a data set, which says in a sentence what is missing in it."""
+    """The folder of a data set; ``expected`` says in an error what belongs into it."""
 
     def __init__(self, root: Path, expected: str) -> None:
         self.root = root
@@ -30,50 +29,38 @@ class Layout:
             '(docs/datasets.md tells where to get them)'
         )
 
-    def folder(self, name: str) -> Path:
-        """Return a path below the root; raise UsageError if it is missing."""
+    def path(self, name: str) -> Path:
+        """Return a file or folder below the root; raise UsageError if it is missing."""
         path = self.root / name
-        if not path.is_dir():
+        if not path.exists():
             raise self.missing(path)
         return path
 
-    def require_file(self, name: str) -> None:
-        """Raise UsageError if a file below the root is missing."""
-        if not (self.root / name).is_file():
-            raise self.missing(self.root / name)
-
     def names(self, folder: Path, ending: str) -> list[str]:
         """Return the sorted names with this ending; raise UsageError if there are none."""
-        names = list_names(folder, ending)
+        names = sorted(name for name in list_names(folder) if name.endswith(ending))
         if not names:
             raise self.missing(folder / f'*{ending}')
-        return sorted(names)
+        return names
 
     def require(self, folder: Path, names: Iterable[str]) -> None:
-        """Raise UsageError unless all of these files exist, by one listing of the folder."""
-        there = list_names(folder, '')
+        """Raise UsageError unless the folder has all of these files."""
+        there = list_names(folder)
         lost = [name for name in names if name not in there]
         if lost:
             remark = f' (and {len(lost) - 1} more)' if len(lost) > 1 else ''
             raise self.missing(folder / lost[0], remark)
 
 
-def list_names(folder: Path, ending: str) -> set[str]:
-    """List the names in a folder with this ending, without hidden ones."""
+def list_names(folder: Path) -> set[str]:
+    """List the names in a folder, without hidden ones; none if there is no such folder."""
     if not folder.is_dir():
         return set()
-    with os.scandir(folder) as entries:
-        return {
-            entry.name
-            for entry in entries
-            if entry.name.endswith(ending) and not entry.name.startswith('.')
-        }
+    return {name for name in os.listdir(folder) if not name.startswith('.')}
 
 
-def read_map(path: Path) -> 'np.ndarray':
+def read_map(path: Path) -> np.ndarray:
     """Read a label or id map: ``(height, width)`` or ``(height, width, channels)``."""
-    import numpy as np
-
     with _open_image(path) as image:
         return np.asarray(image)
 
@@ -85,9 +72,7 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _open_image(path: Path) -> Iterator[Any]:
-    from PIL import Image
-
+def _open_image(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
@@ -98,8 +83,7 @@ def _open_image(path: Path) -> Iterator[Any]:
 def read_json(path: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """Read a JSON file; ``hook`` may replace each object by something smaller meanwhile."""
     try:
-        with path.open(encoding='utf-8') as file:
-            return json.load(file, object_hook=hook)
+        return json.loads(path.read_bytes(), object_hook=hook)
     except ValueError as error:
         raise UsageError(f'{path} is no JSON file: {error}') from error
 
@@ -116,12 +100,12 @@ def is_whole_png(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
-    """Open a temporary file that takes its place when the block ends without error."""
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file that takes the place of ``path`` when the block ends without error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'{path.name}.tmp')
     try:
-        with temporary.open(mode, encoding=None if 'b' in mode else 'utf-8') as file:
+        with temporary.open('wb') as file:
             yield file
         temporary.replace(path)
     except BaseException:
@@ -129,19 +113,7 @@ def replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
         raise
 
 
-def write_png(path: Path, pixels: 'np.ndarray') -> None:
+def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write pixels: ``uint8``, ``(height, width)`` or ``(height, width, 3)``."""
-    from PIL import Image
-
-    with replacing(path, 'wb') as file:
+    with replacing(path) as file:
         Image.fromarray(pixels).save(file, format='PNG')
-
-
-def keep_or_write_png(path: Path, pixels: 'np.ndarray') -> bool:
-    """Write the file unless it holds these pixels; return whether it was written."""
-    import numpy as np
-
-    if is_whole_png(path) and np.array_equal(read_map(path), pixels):
-        return False
-    write_png(path, pixels)
-    return True

@@ -1,12 +1,11 @@
 """Mapillary Vistas 1.2: the panoptic annotations of the 65 classes that are evaluated."""
 
-import filecmp
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from command_line import UsageError
 
+from mmseg_m2f.metadata import load_metadata
 from prepare.annotations import Json, Outcome, panoptic_categories, write_dataset
 from prepare.files import Layout, read_json
 from prepare.progress import say
@@ -14,40 +13,28 @@ from prepare.progress import say
 FOLDERS = {'train': 'training', 'val': 'validation'}
 
 
-class Content(NamedTuple):
-    """A file read; ``dropped`` counts segments of other categories, whose pixels become void."""
-
-    annotations: list[Json]
-    images: list[Json]
-    segments: int
-    dropped: int
-
-
 def make_panoptic(root: Path, out: Path, splits: Sequence[str], workers: int) -> Iterator[Outcome]:
     """Make ``annotations/panoptic_{training,validation}.json``; the PNG files stay in place."""
-    from mmseg_m2f.metadata import load_metadata
-
     metadata = load_metadata('mapillary')
-    categories = panoptic_categories(metadata)
     layout = Layout(
         root, '{training,validation}/ with images/, labels/, panoptic/ and panoptic_2018.json in it'
     )
     for split in splits:
-        for folder in ('images', 'labels', 'panoptic'):
-            layout.folder(f'{FOLDERS[split]}/{folder}')
-        layout.require_file(f'{FOLDERS[split]}/panoptic/panoptic_2018.json')
+        for name in ('images', 'labels', 'panoptic', 'panoptic/panoptic_2018.json'):
+            layout.path(f'{FOLDERS[split]}/{name}')
     known = frozenset(metadata.category_ids)
-    plan = [(split, _read(layout, FOLDERS[split], known)) for split in splits]
-    for split, content in plan:
+    plan = [(split, *_read(layout, FOLDERS[split], known)) for split in splits]
+    for split, annotations, images, dropped in plan:
         path = out / f'annotations/panoptic_{FOLDERS[split]}.json'
-        is_new = _write(path, content, categories)
-        if content.dropped:
-            say(f'{split}: {content.dropped} segments of no evaluated class are void')
-        images = len(content.images)
-        yield Outcome(images, content.segments, 0 if is_new else images, path)
+        is_new = write_dataset(path, annotations, panoptic_categories(metadata), images)
+        if dropped:
+            say(f'{split}: {dropped} segments of no evaluated class are void')
+        segments = sum(len(annotation['segments_info']) for annotation in annotations)
+        yield Outcome(len(images), segments, 0 if is_new else len(images), path)
 
 
-def _read(layout: Layout, folder: str, known: frozenset[int]) -> Content:
+def _read(layout: Layout, folder: str, known: frozenset[int]) -> tuple[list[Json], list[Json], int]:
+    """Return annotations, images, and how many segments of other categories were dropped."""
     path = layout.root / folder / 'panoptic/panoptic_2018.json'
     content = read_json(path)
     sizes = {image['id']: image for image in content['images']}
@@ -67,16 +54,4 @@ def _read(layout: Layout, folder: str, known: frozenset[int]) -> Content:
     layout.require(layout.root / folder / 'panoptic', names)
     layout.require(layout.root / folder / 'labels', names)
     layout.require(layout.root / folder / 'images', [image['file_name'] for image in images])
-    segments_kept = sum(len(annotation['segments_info']) for annotation in annotations)
-    return Content(annotations, images, segments_kept, dropped)
-
-
-def _write(path: Path, content: Content, categories: list[Json]) -> bool:
-    """Write the file unless it has this content; return whether it was written."""
-    new = path.with_name(f'{path.name}.new')
-    write_dataset(new, content.annotations, categories, content.images)
-    if path.is_file() and filecmp.cmp(new, path, shallow=False):
-        new.unlink()
-        return False
-    new.replace(path)
-    return True
+    return annotations, images, dropped

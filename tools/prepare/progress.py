@@ -2,10 +2,10 @@
 
 import multiprocessing
 import os
+import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from threading import Thread
 from typing import TypeVar
 
@@ -13,8 +13,8 @@ Item = TypeVar('Item')
 Result = TypeVar('Result')
 
 SECONDS_BETWEEN_LINES = 5.0
-# Enough that no process waits for the next image, few enough to be forgotten on an interrupt.
-QUEUED_PER_WORKER = 4
+# Few enough that an interrupt does not wait long for those begun.
+IMAGES_AT_ONCE = 4
 
 
 def clock(seconds: float) -> str:
@@ -43,31 +43,20 @@ def show_progress(name: str, results: Iterable[Result], total: int) -> Iterator[
 
 def convert_all(
     convert: Callable[[Item], Result], items: Sequence[Item], workers: int
-) -> Iterator[tuple[Item, Result]]:
-    """Yield ``convert`` of each item in their order, and keep none of the results."""
+) -> Iterator[Result]:
+    """Yield ``convert`` of each item, in the order of the items."""
     if workers <= 1 or len(items) <= 1:
-        for item in items:
-            yield item, convert(item)
+        yield from map(convert, items)
         return
     executor = ProcessPoolExecutor(workers, initializer=_follow_the_parent)
-    queue: deque[tuple[Item, Future[Result]]] = deque()
     try:
-        for item in items:
-            queue.append((item, executor.submit(convert, item)))
-            if len(queue) >= QUEUED_PER_WORKER * workers:
-                done, future = queue.popleft()
-                yield done, future.result()
-        while queue:
-            done, future = queue.popleft()
-            yield done, future.result()
+        yield from executor.map(convert, items, chunksize=IMAGES_AT_ONCE)
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        executor.shutdown(cancel_futures=True)
 
 
 def _follow_the_parent() -> None:
-    # Ctrl-C reaches the whole group: the parent ends this process once its image is finished.
-    import signal
-
+    # Ctrl-C reaches the whole group: the parent ends this process once its images are finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     Thread(target=_end_with_the_parent, daemon=True).start()
