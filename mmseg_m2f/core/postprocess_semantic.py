@@ -67,10 +67,10 @@ def _labels(
 ) -> Int[Tensor, 'H W']:
     class_probs, mask_logits = _class_probs(class_logits), upcast_half(mask_logits)
     (height, width), (resized_height, resized_width) = geometry.original, geometry.resized
-    # A band has a map for each query and each class. Where the result is smaller than the input,
-    # one row of it reads several.
+    # A band has two maps at once for each query and each class: what a step reads and what it
+    # writes. Where the result is smaller than the input, one row of it reads several.
     pixels = max(-(-resized_height // height), 1) * max(width, geometry.padded[1])
-    step = rows_per_chunk(FLOAT32_BYTES * max(class_logits.shape) * pixels)
+    step = rows_per_chunk(FLOAT32_BYTES * 2 * sum(class_logits.shape) * pixels)
     every_row = range(mask_logits.shape[1])
     labels = class_logits.new_empty(geometry.original, dtype=torch.int64)
     for start in range(0, height, step):
