@@ -61,7 +61,7 @@ def prepare_inference(
     Raises:
         CannotPrepareError: a ``ValueError`` that says why; the model is as it was.
     """
-    from mmseg_m2f.adapters.inference.prepare import prepare
+    from mmseg_m2f.adapters.inference import prepare
 
     prepare(model, dtype, channels_last, compile, fuse_norms)
     return model

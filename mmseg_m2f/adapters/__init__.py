@@ -9,7 +9,7 @@ import it earlier, by ``custom_imports``.
 from mmseg_m2f.adapters import acceleration, data, inference, metrics, models, results, training
 from mmseg_m2f.adapters.checkpoints.hooks import watch_for_heads
 from mmseg_m2f.adapters.checkpoints.loader import install_safe_loader
-from mmseg_m2f.adapters.models.missing import check_mmseg_imports
+from mmseg_m2f.adapters.models.lazy import check_mmseg_imports
 from mmseg_m2f.adapters.models.mmcv_attention import offer_mmcv_operator
 
 check_mmseg_imports()

@@ -198,7 +198,7 @@ MUTANTS = (
     Mutant(
         name='norms_in_training_mode_are_fused',
         breaks='Norms in training mode are not fused into their convolutions.',
-        file='mmseg_m2f/adapters/inference/prepare.py',
+        file='mmseg_m2f/adapters/inference.py',
         old='fusible = not part.training and part.affine',
         new='fusible = part.affine',
         tests=('tests/adapters/inference/test_prepare.py',),

@@ -7,7 +7,7 @@ The head follows mmseg's protocol without inheriting from mmseg or mmdet: the se
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,28 +25,20 @@ class Mask2FormerHead(MaskHead):
 
     Args:
         num_classes: K, without no-object. With 1 the label maps hold 0 (background) and 1.
-        in_channels: channels of the backbone's maps, stride 4 first. Only
-            ``mmseg_m2f.SemanticSegmentor`` can do without.
         ignore_index: label of pixels that belong to no class.
         align_corners: of the segmentor's final resize; the official code uses False throughout.
-        init_cfg, settings: see `MaskHead`.
-
-    Raises:
-        ValueError, UnknownChannelsError: see `MaskHead`.
+        settings: see `MaskHead`. Only in `SemanticSegmentor` is ``in_channels`` optional.
     """
 
     def __init__(
         self,
         num_classes: int,
-        in_channels: Sequence[int] | None = None,
         ignore_index: int = 255,
         align_corners: bool = False,
-        init_cfg: dict | None = None,
         **settings: Any,
     ) -> None:
         own = {'ignore_index': ignore_index, 'align_corners': align_corners}
-        sizes = {'num_classes': num_classes, 'in_channels': in_channels}
-        super().__init__(own, {**sizes, **settings}, init_cfg)
+        super().__init__(own, num_classes, **settings)
         self.out_channels = num_classes
         self.ignore_index, self.align_corners = ignore_index, align_corners
         # The segmentor compares sigmoid(score) with this for a single class: score > 1/2.
@@ -62,13 +54,18 @@ class Mask2FormerHead(MaskHead):
     def loss(
         self, inputs: Sequence[Tensor], batch_data_samples: Sequence[Any], train_cfg: Any = None
     ) -> dict[str, Tensor]:
-        """Return the losses of all predictions, see `MaskHead`.
-
-        Raises:
-            ValueError: a label that is neither a class nor ``ignore_index``; names the file.
-            NonFinitePredictionError: see `MaskHead`.
-        """
-        return self._losses(inputs, self._targets(batch_data_samples), batch_data_samples)
+        """Return the losses of all predictions, see `MaskHead`."""
+        label_maps = [sample.gt_sem_seg.data.squeeze(0) for sample in batch_data_samples]
+        try:
+            if self.num_classes == 1:
+                targets = core.foreground_targets(label_maps, self.ignore_index)
+            else:
+                targets = core.label_map_targets(label_maps, self.num_classes, self.ignore_index)
+        except core.WrongLabelError as error:
+            metainfo = batch_data_samples[error.image].metainfo
+            source = metainfo.get('seg_map_path', 'an annotation without seg_map_path')
+            raise ValueError(f'{source}: {error}') from None
+        return self._losses(inputs, targets, batch_data_samples)
 
     def predict(
         self, inputs: Sequence[Tensor], batch_img_metas: Sequence[dict], test_cfg: Any = None
@@ -77,7 +74,12 @@ class Mask2FormerHead(MaskHead):
 
         The scores are sums of probabilities in ``[0, Q]``, not logits: do not take a softmax.
         """
-        size = _input_size(batch_img_metas[0], test_cfg)
+        meta = batch_img_metas[0]
+        # mmseg's sliding loop writes the size of the window into ``img_shape`` of the first image;
+        # ``pad_shape`` stays the size of the whole padded image.
+        is_window = (test_cfg or {}).get('mode', 'whole') == 'slide'
+        shape = meta['img_shape'] if is_window else meta.get('pad_shape', meta['img_shape'])
+        size = int(shape[0]), int(shape[1])
         geometry = core.ImageGeometry(padded=size, resized=size, original=size)
         class_logits, mask_logits = self(inputs)
         scores = [
@@ -86,25 +88,3 @@ class Mask2FormerHead(MaskHead):
         ]
         # Stacking a single image would copy it.
         return torch.stack(scores) if len(scores) > 1 else scores[0][None]
-
-    def _targets(self, samples: Sequence[Any]) -> list[core.MaskTarget]:
-        label_maps = [sample.gt_sem_seg.data.squeeze(0) for sample in samples]
-        try:
-            if self.num_classes == 1:
-                return core.foreground_targets(label_maps, self.ignore_index)
-            return core.label_map_targets(label_maps, self.num_classes, self.ignore_index)
-        except core.WrongLabelError as error:
-            metainfo = samples[error.image].metainfo
-            source = metainfo.get('seg_map_path', 'an annotation without seg_map_path')
-            raise ValueError(f'{source}: {error}') from None
-
-
-def _input_size(meta: Mapping[str, Any], test_cfg: Mapping[str, Any] | None) -> tuple[int, int]:
-    """Return the size of the image or window that the backbone saw.
-
-    mmseg's sliding loop writes the size of the window into ``img_shape`` of the first image.
-    ``pad_shape`` stays the size of the whole padded image.
-    """
-    is_window = (test_cfg or {}).get('mode', 'whole') == 'slide'
-    shape = meta['img_shape'] if is_window else meta.get('pad_shape', meta['img_shape'])
-    return int(shape[0]), int(shape[1])

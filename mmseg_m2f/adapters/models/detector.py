@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from mmdet.models.detectors.base import BaseDetector
@@ -12,8 +13,9 @@ from torch import Tensor
 from mmseg_m2f import core
 from mmseg_m2f.adapters.keys import check_keys
 from mmseg_m2f.adapters.models.channels import with_in_channels
-from mmseg_m2f.adapters.models.config import postprocess_config
 from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET, id2rgb
+
+_RESULTS = ('semantic_on', 'instance_on', 'panoptic_on')
 
 
 class Mask2Former(BaseDetector):
@@ -27,9 +29,6 @@ class Mask2Former(BaseDetector):
         data_preprocessor: mmdet's ``DetDataPreprocessor`` with its settings.
         test_cfg: the fields of `core.PostprocessConfig`: which results, and their thresholds.
         init_cfg: MMEngine's.
-
-    Raises:
-        ValueError: an unknown key, here or in ``test_cfg``.
     """
 
     def __init__(
@@ -42,14 +41,12 @@ class Mask2Former(BaseDetector):
         init_cfg: dict | None = None,
         **unknown: Any,
     ) -> None:
-        known = [name for name in inspect.signature(Mask2Former).parameters if name != 'unknown']
+        known = list(inspect.signature(Mask2Former).parameters)[:-1]
         check_keys('mmseg_m2f.Mask2Former', unknown, known)
         super().__init__(data_preprocessor, init_cfg)
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(neck) if neck is not None else None
-        self.panoptic_head = MODELS.build(
-            with_in_channels(panoptic_head, MODELS, self.backbone, self.neck)
-        )
+        self.panoptic_head = MODELS.build(with_in_channels(panoptic_head, self.backbone, self.neck))
         self.test_cfg = test_cfg
         replace_panopticapi()
 
@@ -60,7 +57,15 @@ class Mask2Former(BaseDetector):
 
     @test_cfg.setter
     def test_cfg(self, test_cfg: Mapping[str, Any] | core.PostprocessConfig | None) -> None:
-        config = postprocess_config(test_cfg)
+        config = test_cfg
+        if not isinstance(config, core.PostprocessConfig):
+            given = config or {}
+            check_keys('test_cfg', given, [field.name for field in fields(core.PostprocessConfig)])
+            config = core.PostprocessConfig(**given)
+        if not any(getattr(config, name) for name in _RESULTS):
+            raise ValueError(
+                f'test_cfg switches all results off: at least one of {_RESULTS} must be True'
+            )
         num_classes = self.panoptic_head.num_classes
         if config.panoptic_on and num_classes >= INSTANCE_OFFSET:
             raise ValueError(
@@ -75,20 +80,18 @@ class Mask2Former(BaseDetector):
         return maps if self.neck is None else self.neck(maps)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
-        maps = self.extract_feat(batch_inputs)
-        return self.panoptic_head.loss(maps, batch_data_samples, _size(batch_inputs))
+        maps, size = self.extract_feat(batch_inputs), batch_inputs.shape[-2:]
+        return self.panoptic_head.loss(maps, batch_data_samples, tuple(size))
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: Sequence[Any]) -> Sequence[Any]:
         """Return the samples with ``pred_instances``, ``pred_panoptic_seg`` and ``pred_sem_seg``.
 
         ``test_cfg`` says which. All have the original size of the image.
         """
-        maps = self.extract_feat(batch_inputs)
-        results = self.panoptic_head.predict(
-            maps, batch_data_samples, _size(batch_inputs), self.test_cfg
-        )
-        for sample, fields in zip(batch_data_samples, results, strict=True):
-            for name, value in fields.items():
+        maps, size = self.extract_feat(batch_inputs), batch_inputs.shape[-2:]
+        results = self.panoptic_head.predict(maps, batch_data_samples, tuple(size), self.test_cfg)
+        for sample, result in zip(batch_data_samples, results, strict=True):
+            for name, value in result.items():
                 setattr(sample, name, value)
         return batch_data_samples
 
@@ -107,8 +110,3 @@ def replace_panopticapi() -> None:
     inferencer: Any = sys.modules.get('mmdet.apis.det_inferencer')
     if inferencer is not None and inferencer.VOID is None:
         inferencer.VOID, inferencer.id2rgb = 0, id2rgb
-
-
-def _size(batch_inputs: Tensor) -> tuple[int, int]:
-    height, width = batch_inputs.shape[-2:]
-    return height, width

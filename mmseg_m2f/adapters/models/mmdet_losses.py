@@ -32,10 +32,7 @@ def is_from_mmdet(part: object) -> bool:
 
 
 class MMDetMatchCost:
-    """Call an mmdet match cost with class logits as ``scores`` and points as ``masks``.
-
-    It does not declare ``row_wise``, because a foreign cost may mix the rows.
-    """
+    """Call an mmdet match cost; it may mix the rows, so it does not declare ``row_wise``."""
 
     def __init__(self, cost: Any) -> None:
         self.cost = cost
@@ -45,8 +42,7 @@ class MMDetMatchCost:
     ) -> Tensor:
         """Return the costs: ``(Q, K+1), (Q, P), (N,), (N, P) -> (Q, N)``."""
         predicted = InstanceData(scores=class_logits, masks=point_logits)
-        target = InstanceData(labels=labels, masks=point_targets)
-        return self.cost(predicted, target)
+        return self.cost(predicted, InstanceData(labels=labels, masks=point_targets))
 
 
 class MMDetMaskLoss(nn.Module):
@@ -58,13 +54,12 @@ class MMDetMaskLoss(nn.Module):
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
         self.loss = loss
-        self.is_row_loss = 'dice' in type(loss).__name__.lower()
 
     def forward(self, point_logits: Tensor, point_targets: Tensor, num_masks: Tensor) -> Tensor:
         """Return the loss: ``(M, P), (M, P), () -> ()``; 0 without rows, still with a gradient."""
         if len(point_logits) == 0:
             return point_logits.sum()
-        if self.is_row_loss:
+        if 'dice' in type(self.loss).__name__.lower():
             return self.loss(point_logits, point_targets, avg_factor=num_masks)
         # Both have shape (points, 1): FocalLoss keeps targets of equal rank as they are, so that
         # the soft values at mask borders survive.
@@ -76,14 +71,7 @@ class MMDetMaskLoss(nn.Module):
 class MMDetClassLoss(nn.Module):
     """Call mmdet's softmax ``CrossEntropyLoss`` as the class loss, averaged by class weight.
 
-    Args:
-        loss: the built loss.
-        num_classes: K.
-        no_object_weight: appended to the loss's ``class_weight`` if that has K entries.
-
-    Raises:
-        TypeError: the loss uses a sigmoid.
-        ValueError: ``class_weight`` has a wrong number of entries.
+    ``no_object_weight`` is appended to the loss's ``class_weight`` if that has K entries.
     """
 
     def __init__(self, loss: Any, num_classes: int, no_object_weight: float) -> None:

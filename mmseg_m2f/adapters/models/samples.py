@@ -26,9 +26,6 @@ def targets_of(
         samples: one per image.
         is_thing: ``(K,)`` bool.
         size: height and width of the network's input. Masks are padded to it with False.
-
-    Raises:
-        ValueError: a label outside the classes, or a sample without masks; names the file.
     """
     ours = [sample for sample in samples if _has_segment_map(sample)]
     maps = [_segment_map(sample) for sample in ours]
@@ -36,7 +33,13 @@ def targets_of(
         core.check_segments(maps, [sample.gt_segments.labels for sample in ours], len(is_thing))
     except core.WrongLabelError as error:
         raise ValueError(f'{_source(ours[error.image])}: {error}') from None
-    return [_target_of(sample, is_thing, size) for sample in samples]
+    targets = []
+    for sample in samples:
+        try:
+            targets.append(_target_of(sample, is_thing, size))
+        except ValueError as error:
+            raise ValueError(f'{_source(sample)}: {error}') from None
+    return targets
 
 
 def _has_segment_map(sample: Any) -> bool:
@@ -48,16 +51,9 @@ def _segment_map(sample: Any) -> Tensor:
 
 
 def _target_of(sample: Any, is_thing: Tensor, size: tuple[int, int]) -> core.MaskTarget:
-    try:
-        if _has_segment_map(sample):
-            target = core.segment_target(_segment_map(sample), sample.gt_segments.labels)
-            return core.pad_target(target, size)
-        return _stock_target(sample, is_thing, size)
-    except ValueError as error:
-        raise ValueError(f'{_source(sample)}: {error}') from None
-
-
-def _stock_target(sample: Any, is_thing: Tensor, size: tuple[int, int]) -> core.MaskTarget:
+    if _has_segment_map(sample):
+        target = core.segment_target(_segment_map(sample), sample.gt_segments.labels)
+        return core.pad_target(target, size)
     things = _instances(sample)
     core.check_labels(things.labels, len(is_thing))
     things = core.pad_target(things, size)
@@ -66,11 +62,11 @@ def _stock_target(sample: Any, is_thing: Tensor, size: tuple[int, int]) -> core.
     ignore_index = sample.gt_sem_seg.get('ignore_index', 255)
     label_map = sample.gt_sem_seg.sem_seg.squeeze(0).int()
     [segments] = core.label_map_targets([label_map], len(is_thing), ignore_index)
+    segments = core.pad_target(segments, size)
     is_stuff = ~is_thing[segments.labels]
-    stuff = core.MaskTarget(segments.labels[is_stuff], segments.masks[is_stuff])
-    stuff = core.pad_target(stuff, size)
     return core.MaskTarget(
-        torch.cat([things.labels, stuff.labels]), torch.cat([things.masks, stuff.masks])
+        torch.cat([things.labels, segments.labels[is_stuff]]),
+        torch.cat([things.masks, segments.masks[is_stuff]]),
     )
 
 
@@ -95,11 +91,7 @@ def _source(sample: Any) -> str:
 
 
 def geometry_of(sample: Any, padded: tuple[int, int]) -> core.ImageGeometry:
-    """Return the sizes of the network's input (``padded``), of the image in it, and of the file.
-
-    Raises:
-        ValueError: the sample lacks ``img_shape`` or ``ori_shape``.
-    """
+    """Return the sizes of the network's input (``padded``), of the image in it, and of the file."""
     missing = sorted({'img_shape', 'ori_shape'} - set(sample.metainfo))
     if missing:
         raise ValueError(
@@ -107,9 +99,8 @@ def geometry_of(sample: Any, padded: tuple[int, int]) -> core.ImageGeometry:
             'of the packing transform.'
         )
     # mmdet's shapes may end in the number of channels.
-    (height, width), (file_height, file_width) = (
-        map(int, sample.metainfo[key][:2]) for key in ('img_shape', 'ori_shape')
-    )
+    height, width, *_ = map(int, sample.img_shape)
+    file_height, file_width, *_ = map(int, sample.ori_shape)
     return core.ImageGeometry(padded, (height, width), (file_height, file_width))
 
 

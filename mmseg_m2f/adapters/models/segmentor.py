@@ -6,7 +6,6 @@ from typing import Any
 from mmengine.config import ConfigDict
 from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder
-from mmseg.registry import MODELS
 from torch import Tensor
 
 from mmseg_m2f import core
@@ -29,22 +28,28 @@ class SemanticSegmentor(EncoderDecoder):
     def predict(self, inputs: Tensor, data_samples: Sequence[Any] | None = None) -> Sequence[Any]:
         """Return the samples with ``pred_sem_seg`` (1, H, W) int64 at the original size.
 
-        Args:
-            inputs: ``(B, 3, Hp, Wp)``, normalized and padded.
-            data_samples: hold the sizes of the images; None for images without padding.
+        ``inputs (B, 3, Hp, Wp)`` are normalized and padded. ``data_samples`` hold the sizes of the
+        images; None for images without padding.
         """
-        geometries = self._geometries(inputs, data_samples)
-        if geometries is None or data_samples is None:
+        size = (inputs.shape[-2], inputs.shape[-1])
+        geometries = [_geometry(sample.metainfo, size) for sample in data_samples or ()]
+        if data_samples is None or None in geometries or self._needs_score_maps():
             return super().predict(inputs, data_samples)
         class_logits, mask_logits = self.decode_head(self.extract_feat(inputs))
-        for index, (sample, geometry) in enumerate(zip(data_samples, geometries, strict=True)):
-            labels = core.semantic_only_labels(class_logits[index], mask_logits[index], geometry)
+        for sample, *image in zip(data_samples, class_logits, mask_logits, geometries, strict=True):
+            labels = core.semantic_only_labels(*image)
             sample.set_data({'pred_sem_seg': PixelData(data=labels[None])})
         return data_samples
 
-    def _init_decode_head(self, decode_head: Mapping[str, Any]) -> None:
-        neck = self.neck if self.with_neck else None
-        super()._init_decode_head(with_in_channels(decode_head, MODELS, self.backbone, neck))
+    def _needs_score_maps(self) -> bool:
+        head, test_cfg = self.decode_head, self.test_cfg or {}
+        return (
+            test_cfg.get('mode', 'whole') != 'whole'
+            or test_cfg.get('score_maps', False)
+            or not isinstance(head, Mask2FormerHead)
+            or head.num_classes == 1
+            or head.align_corners
+        )
 
     def keep_score_maps(self) -> None:
         """Predict ``seg_logits``, too, from now on."""
@@ -67,24 +72,9 @@ class SemanticSegmentor(EncoderDecoder):
                 count[window] += 1
         return scores.div_(count)
 
-    def _geometries(
-        self, inputs: Tensor, data_samples: Sequence[Any] | None
-    ) -> list[core.ImageGeometry] | None:
-        """Return the sizes of every image, or None if score maps are needed."""
-        head, test_cfg = self.decode_head, self.test_cfg or {}
-        if (
-            data_samples is None
-            or test_cfg.get('mode', 'whole') != 'whole'
-            or test_cfg.get('score_maps', False)
-            or not isinstance(head, Mask2FormerHead)
-            or head.num_classes == 1
-            or head.align_corners
-        ):
-            return None
-        size = (inputs.shape[-2], inputs.shape[-1])
-        geometries = [_geometry(sample.metainfo, size) for sample in data_samples]
-        known = [geometry for geometry in geometries if geometry is not None]
-        return known if len(known) == len(geometries) else None
+    def _init_decode_head(self, decode_head: Mapping[str, Any]) -> None:
+        neck = self.neck if self.with_neck else None
+        super()._init_decode_head(with_in_channels(decode_head, self.backbone, neck))
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:

@@ -1,6 +1,6 @@
 """Test-time augmentation of semantic models, as the official code does it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmengine.model import BaseTTAModel
@@ -34,20 +34,17 @@ class SemanticTTAModel(BaseTTAModel):
         if hasattr(self.module, 'keep_score_maps'):
             self.module.keep_score_maps()
 
-    def test_step(self, data: dict | Sequence) -> list[BaseDataElement]:
+    def test_step(self, data: dict[str, Sequence]) -> list[BaseDataElement]:
         """Predict from the collated output of the transform ``TestTimeAug``.
 
-        Args:
-            data: for every key (or position) a list over views of lists over images.
-
-        Returns:
-            The data samples of the first view, with the mean over the views as ``seg_logits``
-            (K, H, W) and the labels that follow from it as ``pred_sem_seg`` (1, H, W).
-
-        Raises:
-            ValueError: there is no view.
+        ``data`` holds for every key a list over views of lists over images. The samples of the
+        first view are returned, with the mean over the views as ``seg_logits`` (K, H, W) and the
+        labels that follow from it as ``pred_sem_seg`` (1, H, W).
         """
-        return self._merge(self.module.test_step(view) for view in _views(data))
+        views = zip(*data.values(), strict=True)
+        return self._merge(
+            self.module.test_step(dict(zip(data, view, strict=True))) for view in views
+        )
 
     def merge_preds(
         self, data_samples_list: Sequence[Sequence[BaseDataElement]]
@@ -69,19 +66,9 @@ class SemanticTTAModel(BaseTTAModel):
         if not merged:
             raise ValueError('test-time augmentation has no view: add transforms to tta_pipeline')
         for sample, mean in zip(merged, means, strict=True):
-            sample.seg_logits = PixelData(data=mean)
-            sample.pred_sem_seg = PixelData(data=self._decide(mean))
+            if len(mean) > 1:
+                labels = mean.argmax(dim=0, keepdim=True)
+            else:
+                labels = (mean > self.module.decode_head.threshold).to(mean)
+            sample.seg_logits, sample.pred_sem_seg = PixelData(data=mean), PixelData(data=labels)
         return merged
-
-    def _decide(self, scores: Tensor) -> Tensor:
-        if scores.shape[0] > 1:
-            return scores.argmax(dim=0, keepdim=True)
-        return (scores > self.module.decode_head.threshold).to(scores)
-
-
-def _views(data: dict | Sequence) -> Iterator[Any]:
-    if isinstance(data, dict):
-        for view in zip(*data.values(), strict=True):
-            yield dict(zip(data, view, strict=True))
-    else:
-        yield from zip(*data, strict=True)

@@ -8,17 +8,10 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from mmseg_m2f import core
+from mmseg_m2f.adapters.models import samples
 from mmseg_m2f.adapters.models.head import MaskHead
-from mmseg_m2f.adapters.models.samples import (
-    encode_panoptic,
-    encode_rle,
-    geometry_of,
-    targets_of,
-)
 from mmseg_m2f.adapters.things import checked_thing_ids
 from mmseg_m2f.registry import MODELS
-
-Results = dict[str, InstanceData | PixelData]
 
 
 @MODELS.register_module()
@@ -29,29 +22,18 @@ class Mask2FormerUniversalHead(MaskHead):
 
     Args:
         num_classes: K, things and stuff together, without no-object.
-        in_channels: channels of the backbone's maps, stride 4 first; ``mmseg_m2f.Mask2Former``
-            takes them from its backbone and neck if they are not set.
         thing_ids: the classes that are things, in any order; the others are stuff. None: all
             classes are things, as in an instance model.
-        init_cfg, settings: see `MaskHead`.
-
-    Raises:
-        ValueError, UnknownChannelsError: see `MaskHead`; also wrong ``thing_ids``.
+        settings: see `MaskHead`.
     """
 
     is_thing: Tensor
 
     def __init__(
-        self,
-        num_classes: int,
-        in_channels: Sequence[int] | None = None,
-        thing_ids: Sequence[int] | None = None,
-        init_cfg: dict | None = None,
-        **settings: Any,
+        self, num_classes: int, thing_ids: Sequence[int] | None = None, **settings: Any
     ) -> None:
         things = checked_thing_ids(thing_ids, num_classes)
-        sizes = {'num_classes': num_classes, 'in_channels': in_channels}
-        super().__init__({'thing_ids': things}, {**sizes, **settings}, init_cfg)
+        super().__init__({'thing_ids': things}, num_classes, **settings)
         is_thing = torch.zeros(num_classes, dtype=torch.bool)
         is_thing[things] = True
         # Not persistent: it is part of the config, not of the weights.
@@ -63,12 +45,8 @@ class Mask2FormerUniversalHead(MaskHead):
         """Return the losses of all predictions, see `MaskHead`.
 
         ``size`` is the height and width of the network's input. Targets are padded to it.
-
-        Raises:
-            ValueError: a label that is no class, or a sample without masks; names the file.
-            NonFinitePredictionError: see `MaskHead`.
         """
-        targets = targets_of(data_samples, self.is_thing, size)
+        targets = samples.targets_of(data_samples, self.is_thing, size)
         return self._losses(inputs, targets, data_samples)
 
     def predict(
@@ -77,43 +55,35 @@ class Mask2FormerUniversalHead(MaskHead):
         data_samples: Sequence[Any],
         size: tuple[int, int],
         config: core.PostprocessConfig,
-    ) -> list[Results]:
+    ) -> list[dict[str, Any]]:
         """Return for each image the fields of a ``DetDataSample`` that ``config`` switches on.
 
         Images and results are formed one by one: neither the rest of the batch nor the other
         results change them. ``size`` is the height and width of the network's input.
         """
         class_logits, mask_logits = self(inputs)
-        geometries = [geometry_of(sample, size) for sample in data_samples]
+        geometries = [samples.geometry_of(sample, size) for sample in data_samples]
         return [
-            self._results(*image, config)
+            self._results(image, config)
             for image in zip(class_logits, mask_logits, geometries, strict=True)
         ]
 
     def _results(
-        self,
-        class_logits: Tensor,
-        mask_logits: Tensor,
-        geometry: core.ImageGeometry,
-        config: core.PostprocessConfig,
-    ) -> Results:
+        self, image: tuple[Tensor, Tensor, core.ImageGeometry], config: core.PostprocessConfig
+    ) -> dict[str, Any]:
         # Mask logits are resized before the sigmoid even if only the semantic result is on, which
         # is thus the same whichever others are on.
-        prediction = class_logits, mask_logits, geometry
-        results: Results = {}
+        results: dict[str, Any] = {}
         if config.instance_on:
-            encode = encode_rle if config.mask_format == 'rle' else None
-            instances = core.instances(*prediction, self.is_thing, config, encode)
+            encode = samples.encode_rle if config.mask_format == 'rle' else None
+            found = core.instances(*image, self.is_thing, config, encode)
             results['pred_instances'] = InstanceData(
-                bboxes=instances.boxes,
-                scores=instances.scores,
-                labels=instances.labels,
-                masks=instances.masks,
+                bboxes=found.boxes, scores=found.scores, labels=found.labels, masks=found.masks
             )
         if config.panoptic_on:
             within = self.compat.panoptic_mask_intersection
-            panoptic = core.panoptic(*prediction, self.is_thing, config, within_masks=within)
-            results['pred_panoptic_seg'] = encode_panoptic(panoptic, self.num_classes)
+            panoptic = core.panoptic(*image, self.is_thing, config, within_masks=within)
+            results['pred_panoptic_seg'] = samples.encode_panoptic(panoptic, self.num_classes)
         if config.semantic_on:
-            results['pred_sem_seg'] = PixelData(sem_seg=core.semantic_labels(*prediction)[None])
+            results['pred_sem_seg'] = PixelData(sem_seg=core.semantic_labels(*image)[None])
         return results

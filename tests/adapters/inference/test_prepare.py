@@ -22,7 +22,7 @@ pytest.importorskip('mmseg')
 from mmseg.models import ResNet
 
 import mmseg_m2f
-from mmseg_m2f.adapters.inference.prepare import (
+from mmseg_m2f.adapters.inference import (
     FUSIBLE,
     CannotPrepareError,
     PrepareInferenceHook,
@@ -203,7 +203,7 @@ def test_other_models_and_heads_are_refused() -> None:
     with pytest.raises(CannotPrepareError, match=r'a segmentor or detector.*not Linear'):
         mmseg_m2f.prepare_inference(nn.Linear(2, 2).eval(), channels_last=True)
     for kind in ('stock', 'fcn'):
-        with pytest.raises(CannotPrepareError, match='for compile=True a head of ours or an acc'):
+        with pytest.raises(CannotPrepareError, match='our or an accelerated head to compile'):
             mmseg_m2f.prepare_inference(build(kind), compile=True)
 
 
@@ -293,7 +293,7 @@ def test_the_hook_acts_before_tests_alone_once_the_weights_are_loaded(tmp_path: 
 
 def test_the_hook_fuses_nothing_beside_moving_averages() -> None:
     runner = SimpleNamespace(model=build('segmentor'), hooks=[EMAHook()])
-    with pytest.raises(CannotPrepareError, match='fuse_norms=False or a test without EMAHook'):
+    with pytest.raises(CannotPrepareError, match='fuse_norms=False beside EMAHook'):
         PrepareInferenceHook(fuse_norms=True).before_test(runner)
     PrepareInferenceHook(channels_last=True).before_test(runner)
     assert isinstance(runner.model.backbone.bn1, nn.BatchNorm2d)

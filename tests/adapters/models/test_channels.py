@@ -5,31 +5,23 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmseg_m2f.adapters.models.channels import measure_channels
+from mmseg_m2f.adapters.models.channels import with_in_channels
 from mmseg_m2f.adapters.models.config import UnknownChannelsError
 from tests.adapters import small_models
 
 RESNET = {'type': 'ResNet', 'depth': 50, 'base_channels': 8, 'stem_channels': 8}
-SWIN = {
-    'type': 'SwinTransformer',
-    'embed_dims': 12,
-    'num_heads': (1, 2, 4, 8),
-    'depths': (1, 1, 1, 1),
-    'window_size': 7,
-}
+SWIN = {'embed_dims': 12, 'num_heads': (1, 2, 4, 8), 'depths': (1, 1, 1, 1), 'window_size': 7}
+SWIN['type'] = 'SwinTransformer'
 
 
 class Pyramid(nn.Module):
     """A backbone of a user: four input channels, dropout, batch norm, one stage frozen."""
 
-    def __init__(self, widths=(5, 6, 7, 8), fails=False):
+    def __init__(self, fails=False):
         super().__init__()
-        channels = (4, *widths)
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(i, o, 3, stride=2, padding=1), nn.BatchNorm2d(o), nn.Dropout(0.5)
-            )
-            for i, o in zip(channels, widths, strict=False)
+            nn.Sequential(nn.Conv2d(n, n + 1, 3, 2, 1), nn.BatchNorm2d(n + 1), nn.Dropout(0.5))
+            for n in (4, 5, 6, 7)
         )
         self.fails = fails
 
@@ -43,36 +35,29 @@ class Pyramid(nn.Module):
         assert not torch.is_grad_enabled()
         if self.fails:
             raise RuntimeError('images must have 500 x 500 pixels')
-        maps = []
-        x = nn.functional.avg_pool2d(x, 2)
+        maps = [nn.functional.avg_pool2d(x, 2)]
         for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
+            maps.append(stage(maps[-1]))
+        return maps[1:]
 
 
-def segmentor(backbone, **changes):
-    pytest.importorskip('mmseg')
-    init_default_scope('mmseg')
-    model = small_models.segmentor()
-    del model['decode_head']['in_channels']
-    return MODELS.build(
-        {**model, 'type': 'mmseg_m2f.SemanticSegmentor', 'backbone': backbone, **changes}
-    ).decode_head
+def build(package, backbone, head=None, **changes):
+    """Build our model of a package without ``in_channels``, and return its head."""
+    pytest.importorskip(package)
+    init_default_scope(package)
+    model, name = small_models.segmentor(), 'decode_head'
+    model['type'] = 'mmseg_m2f.SemanticSegmentor'
+    if package == 'mmdet':
+        model, name = small_models.detector(), 'panoptic_head'
+    del model[name]['in_channels']
+    model[name] = head or model[name]
+    return getattr(MODELS.build({**model, 'backbone': backbone, **changes}), name)
 
 
-def detector(backbone, **changes):
-    pytest.importorskip('mmdet')
-    init_default_scope('mmdet')
-    model = small_models.detector()
-    del model['panoptic_head']['in_channels']
-    return MODELS.build({**model, 'backbone': backbone, **changes}).panoptic_head
+both_packages = pytest.mark.parametrize('package', ['mmseg', 'mmdet'])
 
 
-BUILDERS = [pytest.param(segmentor, id='mmseg'), pytest.param(detector, id='mmdet')]
-
-
-@pytest.mark.parametrize('build', BUILDERS)
+@both_packages
 @pytest.mark.parametrize(
     ('backbone', 'expected'),
     [
@@ -83,64 +68,48 @@ BUILDERS = [pytest.param(segmentor, id='mmseg'), pytest.param(detector, id='mmde
     ],
     ids=['ResNet', 'SyncBN', 'Swin', 'custom'],
 )
-def test_another_backbone_is_one_entry(build, backbone, expected):
-    head = build(backbone)
+def test_another_backbone_is_one_entry(package, backbone, expected):
+    head = build(package, backbone)
     assert head.resolved_config()['in_channels'] == expected
     maps = [torch.zeros(1, width, 16 >> i, 16 >> i) for i, width in enumerate(expected)]
     assert head(maps)[0].shape == (1, 10, 4)
 
 
-@pytest.mark.parametrize('build', BUILDERS)
-def test_a_neck_decides_what_the_head_gets(build):
+@both_packages
+def test_a_neck_decides_what_the_head_gets(package):
     pytest.importorskip('mmdet')
     neck = {'type': 'mmdet.FPN', 'in_channels': [5, 6, 7, 8], 'out_channels': 9, 'num_outs': 4}
-    assert build({'type': Pyramid}, neck=neck).resolved_config()['in_channels'] == [9] * 4
+    head = build(package, {'type': Pyramid}, neck=neck)
+    assert head.resolved_config()['in_channels'] == [9] * 4
 
 
 def test_measuring_changes_nothing():
     backbone = Pyramid().train()
     modes = [module.training for module in backbone.modules()]
-    assert True in modes
-    assert False in modes
+    assert set(modes) == {True, False}
     state = {name: value.clone() for name, value in backbone.state_dict().items()}
     random_state = torch.get_rng_state()
-    assert measure_channels(backbone) == [5, 6, 7, 8]
+    assert with_in_channels({'a': 1}, backbone, None) == {'a': 1, 'in_channels': [5, 6, 7, 8]}
     assert [module.training for module in backbone.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-@pytest.mark.parametrize('build', BUILDERS)
-def test_a_backbone_that_cannot_tell_is_named(build):
+@both_packages
+def test_a_backbone_that_cannot_tell_is_named(package):
     message = r'not set, and Pyramid cannot tell: .*64 x 64 .*RuntimeError: images must have 500'
     with pytest.raises(UnknownChannelsError, match=message):
-        build({'type': Pyramid, 'fails': True})
-
-
-class OneMap(nn.Conv2d):
-    def __init__(self):
-        super().__init__(3, 4, 1)
-
-
-def test_a_backbone_of_one_map_cannot_tell():
+        build(package, {'type': Pyramid, 'fails': True})
     with pytest.raises(UnknownChannelsError, match='no sequence of maps'):
-        measure_channels(OneMap())
-
-
-def test_channels_that_are_set_are_kept():
-    pytest.importorskip('mmseg')
-    init_default_scope('mmseg')
-    config = {**small_models.segmentor(), 'type': 'mmseg_m2f.SemanticSegmentor'}
-    config['decode_head']['in_channels'] = [1, 2, 3, 4]
-    config['backbone'] = {'type': Pyramid, 'fails': True}
-    assert MODELS.build(config).decode_head.resolved_config()['in_channels'] == [1, 2, 3, 4]
-
-
-def test_another_head_is_left_alone():
-    head = {'type': 'FCNHead', 'in_channels': 8, 'channels': 4, 'num_classes': 3, 'in_index': 3}
-    assert segmentor({'type': Pyramid, 'fails': True}, decode_head=head).in_channels == 8
-
-
-def test_mmsegs_segmentor_does_not_know_them():
+        with_in_channels({}, nn.Conv2d(3, 4, 1), None)
     with pytest.raises(UnknownChannelsError, match=r'mmseg_m2f\.SemanticSegmentor'):
-        segmentor(RESNET, type='EncoderDecoder')
+        build('mmseg', RESNET, type='EncoderDecoder')
+
+
+@both_packages
+def test_channels_that_are_set_are_kept(package):
+    head = {'type': 'FCNHead', 'in_channels': 8, 'channels': 4, 'num_classes': 3, 'in_index': 3}
+    if package == 'mmdet':
+        head = {**small_models.detector()['panoptic_head'], 'in_channels': [8] * 4}
+    found = build(package, {'type': Pyramid, 'fails': True}, head)
+    assert getattr(found, 'in_channels', 8) == 8

@@ -5,77 +5,53 @@ import torch
 from mmengine import ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
+from torch.nn import functional as F
 
 mmseg_structures = pytest.importorskip('mmseg.structures')
-from mmseg.registry import MODELS as MMSEG_MODELS  # noqa: E402
+from mmseg.evaluation import IoUMetric  # noqa: E402
+from mmseg.registry import MODELS  # noqa: E402
+
+from tests.adapters import small_models  # noqa: E402
 
 # Scores lie in [0, 8]. In float64 thousands of roundings stay far below this.
 DOUBLE = 1e-10
-SMALL = {
-    'num_queries': 8,
-    'pixel_decoder': {'channels': 32, 'num_layers': 1, 'norm_groups': 8, 'ffn_dim': 32},
-    'decoder': {'num_layers': 2, 'ffn_dim': 32},
-    'losses': {'points': {'num_points': 64}},
-}
+PADDED = {'size_divisor': 32, 'seg_pad_val': 255, 'test_cfg': {'size_divisor': 32}}
 
 
-def build_segmentor(num_classes=3, test_cfg=None, **head):
+def build_segmentor(num_classes=3, test_cfg=None, kind='EncoderDecoder', **head):
     init_default_scope('mmseg')
-    return MMSEG_MODELS.build(
-        {
-            'type': 'EncoderDecoder',
-            'data_preprocessor': {
-                'type': 'SegDataPreProcessor',
-                'mean': [123.675, 116.28, 103.53],
-                'std': [58.395, 57.12, 57.375],
-                'bgr_to_rgb': True,
-                'size_divisor': 32,
-                'seg_pad_val': 255,
-                'test_cfg': {'size_divisor': 32},
-            },
-            'backbone': {
-                'type': 'ResNet',
-                'depth': 18,
-                'base_channels': 8,
-                'norm_cfg': {'type': 'BN'},
-            },
-            'decode_head': {
-                'type': 'mmseg_m2f.Mask2FormerHead',
-                'num_classes': num_classes,
-                'in_channels': [8, 16, 32, 64],
-                **SMALL,
-                **head,
-            },
-            'test_cfg': ConfigDict(test_cfg or {'mode': 'whole'}),
-        }
-    )
-
-
-def sample(label_map):
-    height, width = label_map.shape
-    return mmseg_structures.SegDataSample(
-        gt_sem_seg=PixelData(data=label_map[None]),
-        metainfo={
-            'img_path': 'street.jpg',
-            'seg_map_path': 'street.png',
-            'ori_shape': (height, width),
-            'img_shape': (height, width),
-        },
-    )
+    model = small_models.segmentor(num_classes, num_queries=8)
+    model['data_preprocessor'].update(**small_models.NORMALIZED, **PADDED)
+    model['decode_head'].update(head)
+    model |= {'type': kind, 'test_cfg': ConfigDict(test_cfg or model['test_cfg'])}
+    return MODELS.build(model)
 
 
 def batch(size=(50, 70), num_images=2, num_classes=3):
     generator = torch.Generator().manual_seed(0)
-    options = {'generator': generator}
-    return {
-        'inputs': [
-            torch.randint(0, 256, (3, *size), dtype=torch.uint8, **options)
-            for _ in range(num_images)
-        ],
-        'data_samples': [
-            sample(torch.randint(0, num_classes, size, **options)) for _ in range(num_images)
-        ],
-    }
+    inputs, samples = [], []
+    for _ in range(num_images):
+        inputs.append(torch.randint(256, (3, *size), dtype=torch.uint8, generator=generator))
+        labels = torch.randint(num_classes, (1, *size), generator=generator)
+        meta = {'img_path': 'street.jpg', 'seg_map_path': 'street.png'}
+        meta |= {'ori_shape': size, 'img_shape': size}
+        samples.append(
+            mmseg_structures.SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=meta)
+        )
+    return {'inputs': inputs, 'data_samples': samples}
+
+
+def losses_of(model, data):
+    return model(**model.data_preprocessor(data, training=True), mode='loss')
+
+
+@torch.no_grad()
+def predict(model, data, **test_cfg):
+    model.eval()
+    model.test_cfg = ConfigDict(test_cfg)
+    data = model.data_preprocessor(data)
+    data['inputs'] = data['inputs'].to(next(model.parameters()).dtype)
+    return [out.seg_logits.data for out in model(**data, mode='predict')]
 
 
 # A label that all pixels have and that the head ignores; None: labels of classes.
@@ -85,8 +61,7 @@ def test_loss_names_and_every_parameter_gets_a_gradient(ignored):
     model, data = build_segmentor(ignore_index=ignored or 255), batch(size=(64, 96))
     for data_sample in data['data_samples'] * (ignored is not None):
         data_sample.gt_sem_seg.data[:] = ignored
-    losses = model(**model.data_preprocessor(data, training=True), mode='loss')
-
+    losses = losses_of(model, data)
     expected = {f'decode.{p}loss_{n}' for p in ('d0.', 'd1.', '') for n in ('cls', 'mask', 'dice')}
     assert set(losses) == expected
     assert (losses['decode.loss_mask'] == 0) == (ignored is not None)
@@ -99,8 +74,7 @@ def test_loss_names_and_every_parameter_gets_a_gradient(ignored):
 def test_each_loss_is_named_after_its_prediction():
     """Prediction 0 depends on no decoder layer, the last one on all of them."""
     model = build_segmentor()
-    losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
-    layers = model.decode_head.decoder.layers
+    losses = losses_of(model, batch())
 
     def depends(loss, layer):
         options = {'retain_graph': True, 'allow_unused': True}
@@ -108,17 +82,9 @@ def test_each_loss_is_named_after_its_prediction():
         return any(grad is not None and bool(grad.any()) for grad in grads)
 
     for prefix, depth in (('d0.', 0), ('d1.', 1), ('', 2)):
-        found = [depends(losses[f'decode.{prefix}loss_cls'], layer) for layer in layers]
+        loss = losses[f'decode.{prefix}loss_cls']
+        found = [depends(loss, layer) for layer in model.decode_head.decoder.layers]
         assert found == [index < depth for index in range(2)]
-
-
-@torch.no_grad()
-def predict(model, data, **test_cfg):
-    model.eval()
-    model.test_cfg = ConfigDict(test_cfg)
-    data = model.data_preprocessor(data)
-    data['inputs'] = data['inputs'].to(next(model.parameters()).dtype)
-    return [out.seg_logits.data for out in model(**data, mode='predict')]
 
 
 @pytest.mark.parametrize('window', [(64, 96), (200, 300)])
@@ -131,12 +97,11 @@ def test_a_window_as_large_as_the_padded_image_equals_whole_bit_for_bit(window):
 
 def test_sliding_windows_give_scores_at_the_original_size():
     model = build_segmentor().double()
-    scores = predict(model, batch(), mode='slide', crop_size=(40, 41), stride=(16, 24))
+    sliding = {'mode': 'slide', 'crop_size': (40, 41), 'stride': (16, 24)}
+    scores = predict(model, batch(), **sliding)
     assert [tuple(s.shape) for s in scores] == [(3, 50, 70), (3, 50, 70)]
     # Alone an image gives the same scores, up to rounding of convolutions of another batch size.
-    data = batch()
-    second = {key: value[1:] for key, value in data.items()}
-    alone = predict(model, second, mode='slide', crop_size=(40, 41), stride=(16, 24))
+    alone = predict(model, {key: value[1:] for key, value in batch().items()}, **sliding)
     torch.testing.assert_close(alone[0], scores[1], rtol=0, atol=DOUBLE)
 
 
@@ -148,14 +113,12 @@ def test_whole_prediction_follows_the_official_order():
     got = predict(model, data, mode='whole')[0]
 
     inputs = model.data_preprocessor(batch(num_images=1), training=False)['inputs']
+    assert inputs.shape[-2:] == (64, 96)
     with torch.no_grad():
         class_logits, mask_logits = model.decode_head(model.extract_feat(inputs.double()))
-    assert inputs.shape[-2:] == (64, 96)
-    masks = torch.nn.functional.interpolate(mask_logits, size=(64, 96), mode='bilinear')
+    masks = F.interpolate(mask_logits, size=(64, 96), mode='bilinear')
     scores = torch.einsum('qk,qhw->khw', class_logits[0].softmax(-1)[:, :-1], masks[0].sigmoid())
-    expected = torch.nn.functional.interpolate(
-        scores[None, :, :50, :70], size=(100, 140), mode='bilinear'
-    )[0]
+    expected = F.interpolate(scores[None, :, :50, :70], size=(100, 140), mode='bilinear')[0]
     torch.testing.assert_close(got, expected, rtol=0, atol=DOUBLE)
 
 
@@ -177,48 +140,40 @@ def test_a_wrong_label_names_the_file_and_the_value(num_classes, wrong):
     model, data = build_segmentor(num_classes), batch(num_classes=num_classes)
     data['data_samples'][1].gt_sem_seg.data[0, 3, 4] = wrong
     with pytest.raises(ValueError, match=rf'street\.png.*\[{wrong}\]'):
-        model(**model.data_preprocessor(data, training=True), mode='loss')
+        losses_of(model, data)
 
 
 def test_one_class_learns_label_one_and_predicts_it(monkeypatch):
     """A perfect model of one class scores 100 on a data set of background and foreground."""
-    from mmseg.evaluation import IoUMetric
-
-    model = build_segmentor(num_classes=1).eval()
+    model, data, learned = build_segmentor(num_classes=1).eval(), batch((64, 96), 1), []
     # mmseg compares the sigmoid of the score with the threshold: a score above 1/2 is foreground.
     is_foreground = torch.tensor([0.4999, 0.5001]).sigmoid() > model.decode_head.threshold
     assert is_foreground.tolist() == [False, True]
-    label_map = torch.zeros(64, 96, dtype=torch.long)
-    label_map[:, 40:] = 1
-    target = model.decode_head._targets([sample(label_map)])[0]
+    label_map = data['data_samples'][0].gt_sem_seg.data
+    label_map[:] = torch.arange(96) >= 40
+    monkeypatch.setattr(
+        model.decode_head, '_losses', lambda _, targets, __: learned.extend(targets) or {}
+    )
+    losses_of(model, data)
+    [target] = learned
     assert target.labels.tolist() == [0]
-    assert torch.equal(target.masks[0], label_map == 1)
+    assert torch.equal(target.masks, label_map == 1)
 
     # Logits that say so: every query is sure of its class, one in a hundred thousand is not.
-    def perfect(inputs):
-        logits = (target.masks[None, :, ::4, ::4].float() - 0.5) * 40
-        return torch.tensor([[[9.0, -9.0]]]), logits
-
-    monkeypatch.setattr(model.decode_head, 'forward', perfect)
-    data = {
-        'inputs': [torch.zeros(3, 64, 96, dtype=torch.uint8)],
-        'data_samples': [sample(label_map)],
-    }
-    results = [out.to_dict() for out in model.test_step(data)]
+    logits = (target.masks[None, :, ::4, ::4].float() - 0.5) * 40
+    perfect = torch.tensor([[[9.0, -9.0]]]), logits
+    monkeypatch.setattr(model.decode_head, 'forward', lambda maps: perfect)
     metric = IoUMetric()
     metric.dataset_meta = {'classes': ('background', 'foreground')}
-    metric.process({}, results)
+    metric.process({}, [out.to_dict() for out in model.test_step(data)])
     assert metric.evaluate(1)['mIoU'] == 100
 
 
 def test_bfloat16_autocast_keeps_the_pixel_decoder_and_the_losses_in_float32():
-    model = build_segmentor()
-    seen = {}
-    head = model.decode_head
-    head.pixel_decoder.register_forward_hook(
-        lambda module, args, out: seen.update(features=out.mask_features.dtype)
+    model, seen = build_segmentor(), []
+    model.decode_head.pixel_decoder.register_forward_hook(
+        lambda module, args, out: seen.append(out.mask_features.dtype)
     )
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        losses = model(**model.data_preprocessor(batch(), training=True), mode='loss')
-    assert seen['features'] == torch.float32
-    assert all(loss.dtype == torch.float32 for loss in losses.values())
+        losses = losses_of(model, batch())
+    assert {*seen, *(loss.dtype for loss in losses.values())} == {torch.float32}

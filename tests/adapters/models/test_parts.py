@@ -1,25 +1,31 @@
 """Every part builds alone from a plain dict, and parts of others plug in."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.utils import import_modules_from_strings
 
 from mmseg_m2f.adapters.models.config import MissingSizesError
 from mmseg_m2f.registry import MODELS, TASK_UTILS
 
 EXAMPLES = Path(__file__).parents[3] / 'docs' / 'examples'
 SIZES = {'num_classes': 3, 'in_channels': [8, 16, 32, 64], 'num_queries': 5}
+PIXEL_DECODER = {'channels': 32, 'num_layers': 1, 'norm_groups': 8, 'ffn_dim': 32}
+FEW_POINTS = {'points': {'num_points': 16}}
 SMALL = {
-    'pixel_decoder': {'channels': 32, 'num_layers': 1, 'norm_groups': 8, 'ffn_dim': 32},
+    'pixel_decoder': PIXEL_DECODER,
     'decoder': {'num_layers': 1, 'ffn_dim': 32},
-    'losses': {'points': {'num_points': 16}},
+    'losses': FEW_POINTS,
 }
+ATTENTION = {'channels': 32, 'num_heads': 4, 'num_levels': 3, 'num_points': 2}
 ALONE = {
     'MSDeformAttnPixelDecoder': (MODELS, {'in_channels': [8, 16, 32, 64]}),
     'MaskedAttentionDecoder': (MODELS, {'num_classes': 3}),
     'MSDeformAttn': (MODELS, {}),
+    'MultiScaleDeformableAttention': (MODELS, ATTENTION),
     'ClassLoss': (MODELS, {'num_classes': 3}),
     'PointMaskLoss': (MODELS, {}),
     'PointDiceLoss': (MODELS, {'weight': 2.0}),
@@ -35,24 +41,33 @@ ALONE = {
 WRAPPERS = {'Mask2Former', 'SemanticSegmentor', 'SemanticTTAModel'}
 
 
-def features(dtype=torch.float32):
-    generator = torch.Generator().manual_seed(0)
-    sizes = [(1, 8 * 2**i, 16 >> i, 16 >> i) for i in range(4)]
-    return [torch.randn(size, generator=generator, dtype=dtype) for size in sizes]
+@pytest.fixture(autouse=True)
+def _restore_default_scope():
+    yield
+    if DefaultScope.check_instance_created('mmseg'):
+        init_default_scope('mmseg')
 
 
 def build_head(**head):
     return MODELS.build({'type': 'mmseg_m2f.Mask2FormerHead', **SIZES, **SMALL, **head})
 
 
-def loss(head):
-    """The head's losses on one image with two classes."""
+def features(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(1, 8 * 2**i, 16 >> i, 16 >> i) for i in range(4)]
+    return [torch.randn(size, generator=generator, dtype=dtype) for size in sizes]
+
+
+def trained(head):
+    """Return the losses on one image with two classes, after a backward pass."""
     label_map = torch.zeros(64, 64, dtype=torch.long)
     label_map[:, 32:] = 2
-    data_sample = type('Sample', (), {})()
-    data_sample.gt_sem_seg = type('Pixels', (), {'data': label_map[None]})()
-    data_sample.metainfo = {}
-    return head.loss(features(next(head.parameters()).dtype), [data_sample])
+    gt_sem_seg = SimpleNamespace(data=label_map[None])
+    torch.manual_seed(3)
+    losses = head.loss(features(), [SimpleNamespace(gt_sem_seg=gt_sem_seg, metainfo={})])
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    return losses
 
 
 @pytest.mark.parametrize('scope', [None, 'mmseg', 'mmdet'])
@@ -61,9 +76,10 @@ def test_each_part_builds_alone_from_a_dict(name, scope):
     if scope is not None:
         pytest.importorskip(scope)
         init_default_scope(scope)
+    if name == 'MultiScaleDeformableAttention':
+        pytest.importorskip('mmcv._ext')
     registry, cfg = ALONE[name]
-    part = registry.build({'type': f'mmseg_m2f.{name}', **cfg})
-    assert callable(part)
+    assert callable(registry.build({'type': f'mmseg_m2f.{name}', **cfg}))
 
 
 def test_every_registered_name_is_tested_here():
@@ -76,7 +92,7 @@ def test_our_names_win_over_those_of_the_current_scope():
     """mmdet has a MSDeformAttnPixelDecoder too; inside our head the bare name means ours."""
     pytest.importorskip('mmdet')
     init_default_scope('mmdet')
-    head = build_head(pixel_decoder={'type': 'MSDeformAttnPixelDecoder', **SMALL['pixel_decoder']})
+    head = build_head(pixel_decoder={'type': 'MSDeformAttnPixelDecoder', **PIXEL_DECODER})
     assert type(head.pixel_decoder).__module__ == 'mmseg_m2f.core.pixel_decoder'
 
 
@@ -85,15 +101,24 @@ def test_the_matcher_follows_the_losses_unless_told():
         losses={'mask': {'weight': 7.0}, 'points': {'num_points': 33}},
         matcher={'costs': {'dice': {'weight': 1.0}}},
     )
-    config = head.resolved_config()
-    weights = {name: cost['weight'] for name, cost in config['matcher']['costs'].items()}
+    config = head.resolved_config()['matcher']
+    weights = {name: cost['weight'] for name, cost in config['costs'].items()}
     assert weights == {'cls': 2.0, 'mask': 7.0, 'dice': 1.0}
-    assert config['matcher']['num_points'] == 33
-
-
-def test_a_cost_set_to_none_is_taken_out():
+    assert config['num_points'] == 33
     head = build_head(matcher={'costs': {'dice': None}})
     assert [type(cost).__name__ for cost in head.matcher.costs] == ['ClassCost', 'PointMaskCost']
+
+
+class ModuleCost(torch.nn.Module):
+    """A cost of a user, without a constructor."""
+
+    def forward(self, class_logits, point_logits, labels, point_targets):
+        return torch.zeros(len(class_logits), len(labels))
+
+
+class PlainCost:
+    def __call__(self, *inputs):
+        return ModuleCost().forward(*inputs)
 
 
 @pytest.mark.parametrize(
@@ -103,17 +128,21 @@ def test_a_cost_set_to_none_is_taken_out():
         ({'decoder': {'layers': 1}}, r"decoder: .* does not know \['layers'\].*'num_layers'"),
         ({'losses': {'boxes': {}}}, r"losses does not know \['boxes'\]"),
         ({'matcher': {'costs': {'mine': {}}}}, r'matcher\.costs\.mine needs a type'),
+        (
+            {'matcher': {'costs': {'dice': {'type': PlainCost, 'foo': 1}}}},
+            r"does not know \['foo'\]; known keys: \[\]",
+        ),
         ({'matcher': {'points': 'some'}}, r"points must be one of .*'some'"),
         ({'class_weight': [1.0]}, r'class_weight must have num_classes \(3\)'),
         ({'num_queries': 0}, r'num_queries must be a positive integer, got 0'),
-        ({'in_channels': 64}, r'in_channels must list the channels .* got 64'),
+        ({'in_channels': 64}, r'in_channels of the head is 64\. List the channels'),
         ({'decoder': {'num_classes': 9}}, r'head has num_classes = 3, its decoder 9'),
         (
-            {'matcher': {'costs': {'cls': None, 'mask': None, 'dice': None}}},
+            {'matcher': {'costs': dict.fromkeys(['cls', 'mask', 'dice'])}},
             r'needs at least one cost',
         ),
         (
-            {'pixel_decoder': {**SMALL['pixel_decoder'], 'attention': {'backend': 'fastest'}}},
+            {'pixel_decoder': {**PIXEL_DECODER, 'attention': {'backend': 'fastest'}}},
             r"unknown back end 'fastest'; known: 'auto', 'mmcv'",
         ),
         ({'pixel_decoder': {'channels': 30}}, r'channels must be a multiple'),
@@ -144,7 +173,7 @@ def test_mmcv_attention_swaps_in_by_type_with_equal_outputs(scope):
         for linear in (layer.attn.sampling_offsets, layer.attn.attention_weights):
             torch.nn.init.normal_(linear.weight, std=0.1)
     attention = {'type': f'{scope}MultiScaleDeformableAttention'}
-    theirs = build_head(pixel_decoder={**SMALL['pixel_decoder'], 'attention': attention})
+    theirs = build_head(pixel_decoder={**PIXEL_DECODER, 'attention': attention})
     theirs.load_state_dict(ours.state_dict(), strict=True)
     assert 'mmcv' in str(type(theirs.pixel_decoder.layers[0].attn).__mro__)
 
@@ -153,109 +182,61 @@ def test_mmcv_attention_swaps_in_by_type_with_equal_outputs(scope):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_mmdet_costs_and_losses_plug_in():
+def test_foreign_costs_and_losses_plug_in(said):
     match_cost = pytest.importorskip('mmdet.models.task_modules')
     init_default_scope('mmseg')
-
-    class Derived(match_cost.DiceCost):
-        pass
-
-    head = build_head(
-        matcher={
-            'costs': {
-                'cls': {'type': 'mmdet.FocalLossCost', 'weight': 2.0},
-                'dice': {'type': Derived, 'weight': 5.0, 'pred_act': True, 'eps': 1.0},
-            }
-        },
-        losses={
-            'mask': {'type': 'mmdet.FocalLoss', 'loss_weight': 20.0},
-            'points': {'num_points': 16},
-        },
-    )
+    derived = type('Derived', (match_cost.DiceCost,), {})
+    costs = {
+        'cls': {'type': 'mmdet.FocalLossCost', 'weight': 2.0},
+        'dice': {'type': derived, 'weight': 5.0, 'pred_act': True, 'eps': 1.0},
+        'module': {'type': ModuleCost},
+        'plain': {'type': PlainCost},
+    }
+    mask = {'type': 'mmdet.FocalLoss', 'loss_weight': 20.0}
+    head = build_head(matcher={'costs': costs}, losses={'mask': mask, **FEW_POINTS})
+    foreign = 'FocalLossCost, Derived, ModuleCost, PlainCost does not declare row_wise'
     assert not head.matcher.is_row_wise
-    losses = loss(head)
-    sum(losses.values()).backward()
-    assert all(torch.isfinite(value) for value in losses.values())
+    assert any(line.startswith(foreign) for line in said)
+    trained(head)
+    with pytest.raises(TypeError, match='FocalLoss with sigmoid cannot be the class loss'):
+        build_head(losses={'cls': {'type': 'mmdet.FocalLoss'}})
 
 
 def test_mmdet_parts_equal_ours_where_the_formula_is_the_same():
     """The same trio from mmdet gives the same losses, gradients included."""
     pytest.importorskip('mmdet')
     init_default_scope('mmseg')
-    ours = build_head()
-    theirs = build_head(
-        matcher={
-            'costs': {
-                'cls': {'type': 'mmdet.ClassificationCost', 'weight': 2.0},
-                'mask': {'type': 'mmdet.CrossEntropyLossCost', 'use_sigmoid': True, 'weight': 5.0},
-                'dice': {'type': 'mmdet.DiceCost', 'weight': 5.0, 'pred_act': True, 'eps': 1.0},
-            }
-        },
-        losses={
-            'cls': {'type': 'mmdet.CrossEntropyLoss', 'loss_weight': 2.0},
-            'mask': {'type': 'mmdet.CrossEntropyLoss', 'use_sigmoid': True, 'loss_weight': 5.0},
-            'dice': {
-                'type': 'mmdet.DiceLoss',
-                'naive_dice': True,
-                'eps': 1.0,
-                'loss_weight': 5.0,
-            },
-            'points': {'num_points': 16},
-        },
-    )
+    costs = {
+        'cls': {'type': 'mmdet.ClassificationCost', 'weight': 2.0},
+        'mask': {'type': 'mmdet.CrossEntropyLossCost', 'use_sigmoid': True, 'weight': 5.0},
+        'dice': {'type': 'mmdet.DiceCost', 'weight': 5.0, 'pred_act': True, 'eps': 1.0},
+    }
+    losses = {
+        'cls': {'type': 'mmdet.CrossEntropyLoss', 'loss_weight': 2.0},
+        'mask': {'type': 'mmdet.CrossEntropyLoss', 'use_sigmoid': True, 'loss_weight': 5.0},
+        'dice': {'type': 'mmdet.DiceLoss', 'naive_dice': True, 'eps': 1.0, 'loss_weight': 5.0},
+        **FEW_POINTS,
+    }
+    ours, theirs = build_head(), build_head(matcher={'costs': costs}, losses=losses)
     theirs.load_state_dict(ours.state_dict())
-    results = []
-    for head in (ours, theirs):  # in float32, to which the costs of mmdet cast
-        torch.manual_seed(3)
-        losses = loss(head)
-        sum(losses.values()).backward()
-        results.append((losses, head.decoder.query_feat.weight.grad))
-    (our_losses, our_grad), (their_losses, their_grad) = results
-    for name, value in our_losses.items():
-        torch.testing.assert_close(their_losses[name], value, rtol=1e-4, atol=1e-5, msg=name)
-    torch.testing.assert_close(their_grad, our_grad, rtol=1e-3, atol=1e-5)
-
-
-class ModuleCost(torch.nn.Module):
-    """A cost of a user, without a constructor."""
-
-    def forward(self, class_logits, point_logits, labels, point_targets):
-        return torch.zeros(len(class_logits), len(labels))
-
-
-class PlainCost:
-    def __call__(self, class_logits, point_logits, labels, point_targets):
-        return torch.zeros(len(class_logits), len(labels))
-
-
-def test_costs_without_constructor():
-    for cost in (ModuleCost, PlainCost):
-        head = build_head(matcher={'costs': {'dice': {'type': cost}}})
-        assert torch.isfinite(sum(loss(head).values()))
-    with pytest.raises(ValueError, match=r"does not know \['foo'\]; known keys: \[\]"):
-        build_head(matcher={'costs': {'dice': {'type': PlainCost, 'foo': 1}}})
-
-
-def test_a_sigmoid_class_loss_is_refused():
-    pytest.importorskip('mmdet')
-    with pytest.raises(TypeError, match='FocalLoss with sigmoid cannot be the class loss'):
-        build_head(losses={'cls': {'type': 'mmdet.FocalLoss'}})
+    # In float32, to which the costs of mmdet cast.
+    expected, found = trained(ours), trained(theirs)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    grads = [head.decoder.query_feat.weight.grad for head in (theirs, ours)]
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-5)
 
 
 def test_a_file_of_a_user_replaces_three_parts(monkeypatch):
-    from mmengine.utils import import_modules_from_strings
-
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import_modules_from_strings(['custom_parts'])
     head = build_head(
         pixel_decoder={'type': 'TopDownPixelDecoder'},
         matcher={'costs': {'mask': {'type': 'L1MaskCost'}}},
-        losses={'mask': {'type': 'L1MaskLoss'}, 'points': {'num_points': 16}},
+        losses={'mask': {'type': 'L1MaskLoss'}, **FEW_POINTS},
     )
-    losses = loss(head)
-    sum(losses.values()).backward()
+    trained(head)
     assert head.pixel_decoder.lateral[0].weight.grad.abs().sum() > 0
-    assert torch.isfinite(losses['loss_mask'])
 
 
 def test_a_pixel_decoder_without_sizes_is_refused_unless_the_decoder_has_them():
@@ -271,10 +252,3 @@ def test_a_pixel_decoder_without_sizes_is_refused_unless_the_decoder_has_them():
         build_head(pixel_decoder=part)
     decoder = build_head(pixel_decoder=part, decoder={'num_layers': 1, 'channels': 32}).decoder
     assert (decoder.config.channels, decoder.config.num_levels) == (32, 2)
-
-
-@pytest.fixture(autouse=True)
-def _restore_default_scope():
-    yield
-    if DefaultScope.check_instance_created('mmseg'):
-        init_default_scope('mmseg')

@@ -14,15 +14,11 @@ from mmseg_m2f.adapters.models.samples import encode_panoptic, geometry_of, targ
 # Five classes, things among them in no particular place.
 IS_THING = torch.tensor([False, True, False, True, False])
 SIZE = (6, 8)
-# A rectangle of 2 x 3 pixels as polygon and as bitmap; a square of 2 x 2.
+# A rectangle of 2 x 3 pixels and a square of 2 x 2, as bitmaps and as polygons.
+RECTANGLES = torch.zeros(2, 4, 5, dtype=torch.bool)
+RECTANGLES[0, 1:3, 1:4] = RECTANGLES[1, 0:2, 0:2] = True
 POLYGONS = [[np.array([1.0, 1, 4, 1, 4, 3, 1, 3])], [np.array([0.0, 0, 2, 0, 2, 2, 0, 2])]]
-
-
-def rectangles(height=4, width=5):
-    masks = torch.zeros(2, height, width, dtype=torch.bool)
-    masks[0, 1:3, 1:4] = True
-    masks[1, 0:2, 0:2] = True
-    return masks
+NO_LABELS = torch.zeros(0, dtype=torch.long)
 
 
 def sample(**fields):
@@ -33,8 +29,8 @@ def sample(**fields):
     return made
 
 
-def instances(labels, masks):
-    return InstanceData(labels=torch.tensor(labels), masks=masks)
+def instances(labels, masks=RECTANGLES):
+    return InstanceData(labels=torch.as_tensor(labels), masks=masks)
 
 
 def segments(segment_map, labels):
@@ -43,71 +39,65 @@ def segments(segment_map, labels):
     return data_sample
 
 
-def padded(masks):
-    """What ``SIZE`` makes of masks: False to the right and below."""
-    full = torch.zeros(len(masks), *SIZE, dtype=torch.bool)
+def check_target(data_sample, labels, masks):
+    """Check the target of a sample: its masks get False to the right and below."""
+    [target] = targets_of([data_sample], IS_THING, SIZE)
+    assert target.labels.tolist() == labels
+    full = torch.zeros(len(labels), *SIZE, dtype=torch.bool)
     full[:, : masks.shape[1], : masks.shape[2]] = masks
-    return full
+    assert target.masks.dtype == torch.bool
+    assert torch.equal(target.masks, full)
 
 
 def test_an_index_map_gives_one_target_per_segment_also_where_it_lost_all_pixels():
     segment_map = torch.tensor([[0, 0, -1], [2, -1, -1]])
-    target = targets_of([segments(segment_map, [4, 1, 3])], IS_THING, SIZE)[0]
-    assert target.labels.tolist() == [4, 1, 3]
-    expected = torch.stack([segment_map == index for index in range(3)])
-    assert torch.equal(target.masks, padded(expected))
-    assert expected.sum((1, 2)).tolist() == [2, 0, 1]
+    masks = torch.stack([segment_map == index for index in range(3)])
+    assert masks.sum((1, 2)).tolist() == [2, 0, 1]
+    check_target(segments(segment_map, [4, 1, 3]), [4, 1, 3], masks)
 
 
 @pytest.mark.parametrize(
     'masks',
     [
-        rectangles(),
-        BitmapMasks(rectangles().numpy().astype(np.uint8), 4, 5),
+        RECTANGLES,
+        BitmapMasks(RECTANGLES.numpy().astype(np.uint8), 4, 5),
         PolygonMasks(POLYGONS, 4, 5),
     ],
     ids=['tensor', 'bitmaps', 'polygons'],
 )
 def test_masks_of_every_kind_give_the_same_target(masks):
-    target = targets_of([sample(gt_instances=instances([3, 1], masks))], IS_THING, SIZE)[0]
-    assert target.labels.tolist() == [3, 1]
-    assert target.masks.dtype == torch.bool
-    assert torch.equal(target.masks, padded(rectangles()))
-
-
-NO_LABELS = torch.zeros(0, dtype=torch.long)
+    check_target(sample(gt_instances=instances([3, 1], masks)), [3, 1], RECTANGLES)
 
 
 @pytest.mark.parametrize(
     'empty',
     [
         segments(torch.full((4, 5), -1), []),
-        sample(gt_instances=InstanceData(labels=NO_LABELS, masks=BitmapMasks([], 4, 5))),
-        sample(gt_instances=InstanceData(labels=NO_LABELS, masks=PolygonMasks([], 4, 5))),
+        sample(gt_instances=instances(NO_LABELS, BitmapMasks([], 4, 5))),
+        sample(gt_instances=instances(NO_LABELS, PolygonMasks([], 4, 5))),
     ],
     ids=['index map', 'bitmaps', 'polygons'],
 )
 def test_an_empty_sample_gives_no_target(empty):
-    target = targets_of([empty], IS_THING, SIZE)[0]
-    assert target.labels.shape == (0,)
-    assert target.masks.shape == (0, *SIZE)
+    check_target(empty, [], RECTANGLES[:0])
 
 
 def test_a_label_map_adds_the_stuff_and_nothing_else():
     """Things in the map are the instances' affair, 255 is nobody's; sizes may differ by padding."""
     label_map = torch.tensor([[0, 0, 1, 4], [3, 3, 255, 4], [0, 2, 255, 1]], dtype=torch.uint8)
-    data_sample = sample(
-        gt_instances=instances([1, 1], rectangles()),
-        gt_sem_seg=PixelData(sem_seg=label_map[None]),
-    )
-    target = targets_of([data_sample], IS_THING, SIZE)[0]
-    assert target.labels.tolist() == [1, 1, 0, 2, 4]
-    stuff = torch.stack([label_map == label for label in (0, 2, 4)])
-    assert torch.equal(target.masks, torch.cat([padded(rectangles()), padded(stuff)]))
+    data_sample = sample(gt_instances=instances([1, 1]))
+    data_sample.gt_sem_seg = PixelData(sem_seg=label_map[None])
+    masks = torch.zeros(5, 4, 5, dtype=torch.bool)
+    masks[:2] = RECTANGLES
+    masks[2:, :3, :4] = torch.stack([label_map == label for label in (0, 2, 4)])
+    check_target(data_sample, [1, 1, 0, 2, 4], masks)
     # Another label may be the one to ignore.
     data_sample.gt_sem_seg = PixelData(sem_seg=torch.tensor([[[0, 254]]]))
     data_sample.gt_sem_seg.set_metainfo({'ignore_index': 254})
     assert targets_of([data_sample], IS_THING, SIZE)[0].labels.tolist() == [1, 1, 0]
+
+
+WRONG_MAP = PixelData(sem_seg=torch.full((1, 4, 5), 7))
 
 
 @pytest.mark.parametrize(
@@ -115,11 +105,8 @@ def test_a_label_map_adds_the_stuff_and_nothing_else():
     [
         segments(torch.zeros(4, 5), [5]),
         segments(torch.zeros(4, 5), [-1]),
-        sample(gt_instances=instances([1, 5], rectangles())),
-        sample(
-            gt_instances=instances([1, 1], rectangles()),
-            gt_sem_seg=PixelData(sem_seg=torch.full((1, 4, 5), 7)),
-        ),
+        sample(gt_instances=instances([1, 5])),
+        sample(gt_instances=instances([1, 1]), gt_sem_seg=WRONG_MAP),
     ],
     ids=['segment', 'negative', 'instance', 'label map'],
 )
@@ -135,7 +122,7 @@ def test_a_sample_without_masks_says_which_transform_is_missing():
     boxes_only = sample(gt_instances=InstanceData(labels=torch.tensor([1])))
     for wrong in (sample(), boxes_only):
         with pytest.raises(ValueError, match=r'street\.jpg.*with_mask=True'):
-            targets_of([wrong], IS_THING, SIZE)[0]
+            targets_of([wrong], IS_THING, SIZE)
 
 
 def test_geometry():

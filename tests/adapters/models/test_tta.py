@@ -19,46 +19,41 @@ class Segmentor(BaseModel):
         self.num_classes = num_classes
         self.decode_head = nn.Module()
         self.decode_head.threshold = 0.6
-        self.seen: list[int] = []
+        self.seen: list[torch.Tensor] = []
 
     def test_step(self, data):
-        self.seen.append(len(data['inputs']))
         for image, sample in zip(data['inputs'], data['data_samples'], strict=True):
             scale = torch.arange(1.0, self.num_classes + 1)[:, None, None]
             scores = (image.float().mean(0) * scale).sin().abs()
-            if sample.metainfo.get('flip'):
-                scores = scores.flip(-1)
+            scores = scores.flip(-1) if sample.flip else scores
+            decision = scores.argmax(0, keepdim=True)
             if self.num_classes == 1:
                 scores = scores.sigmoid()
                 decision = (scores > self.decode_head.threshold).to(scores)
-            else:
-                decision = scores.argmax(0, keepdim=True)
-            sample.seg_logits = PixelData(data=scores)
-            sample.pred_sem_seg = PixelData(data=decision)
+            sample.seg_logits, sample.pred_sem_seg = (
+                PixelData(data=scores),
+                PixelData(data=decision),
+            )
+            self.seen.append(scores)
         return data['data_samples']
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         raise NotImplementedError
 
 
-def samples(*flips: bool) -> list[BaseDataElement]:
-    return [
-        BaseDataElement(metainfo={'flip': flip, 'img_path': f'{i}.jpg'})
-        for i, flip in enumerate(flips)
-    ]
+def sample(flip: bool = False, **fields) -> BaseDataElement:
+    return BaseDataElement(metainfo={'flip': flip}, **fields)
 
 
 def views(*images: torch.Tensor, flips: tuple[bool, ...] = ()) -> dict:
-    """What the loader hands out: a list over views of lists over images (here one)."""
+    """Return what the loader hands out: a list over views of lists over images (here one)."""
     flips = flips or (False,) * len(images)
-    return {
-        'inputs': [[image] for image in images],
-        'data_samples': [samples(flip) for flip in flips],
-    }
+    samples = [[sample(flip)] for flip in flips]
+    return {'inputs': [[image] for image in images], 'data_samples': samples}
 
 
 def alone(image: torch.Tensor, num_classes: int = 3) -> BaseDataElement:
-    return Segmentor(num_classes).test_step({'inputs': [image], 'data_samples': samples(False)})[0]
+    return Segmentor(num_classes).test_step({'inputs': [image], 'data_samples': [sample()]})[0]
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 7, 12])
@@ -80,54 +75,35 @@ def test_flipped_view_of_an_equivariant_model_changes_nothing():
 
 
 def test_merged_scores_are_the_plain_mean_and_decide():
-    images = [torch.rand(3, 4, 6) * 9 for _ in range(5)]
-    [merged] = SemanticTTAModel(Segmentor()).test_step(views(*images))
-    mean = torch.stack([alone(image).seg_logits.data for image in images]).mean(0)
+    images, segmentor = [torch.rand(3, 4, 6) * 9 for _ in range(5)], Segmentor()
+    [merged] = SemanticTTAModel(segmentor).test_step(views(*images))
+    plain = [alone(image).seg_logits.data for image in images]
+    mean = torch.stack(plain).mean(0)
     torch.testing.assert_close(merged.seg_logits.data, mean)
     assert torch.equal(merged.pred_sem_seg.data, mean.argmax(0, keepdim=True))
+    # The maps belong to the segmentor and are not averaged in place.
+    assert all(torch.equal(a, b) for a, b in zip(segmentor.seen, plain, strict=True))
 
 
 def test_mean_by_hand():
     """Softmax before the mean would let the two views cancel out."""
-    first = BaseDataElement(seg_logits=PixelData(data=torch.tensor([[[4.0]], [[0.0]]])))
-    second = BaseDataElement(seg_logits=PixelData(data=torch.tensor([[[0.0]], [[2.0]]])))
-    [merged] = SemanticTTAModel(Segmentor(2)).merge_preds([(first, second)])
+    scores = [torch.tensor(values)[:, None, None] for values in ([4.0, 0.0], [0.0, 2.0])]
+    found = tuple(sample(seg_logits=PixelData(data=data)) for data in scores)
+    [merged] = SemanticTTAModel(Segmentor(2)).merge_preds([found])
     assert merged.seg_logits.data.flatten().tolist() == [2.0, 1.0]
     assert merged.pred_sem_seg.data.flatten().tolist() == [0]
 
 
-def test_ground_truth_is_kept_and_not_needed():
-    image, truth = torch.rand(3, 4, 4), PixelData(data=torch.ones(1, 4, 4))
-    data = views(image, image)
-    [without] = SemanticTTAModel(Segmentor()).test_step(data)
-    assert 'gt_sem_seg' not in without
-    data = views(image, image)
-    for [sample] in data['data_samples']:
-        sample.gt_sem_seg = truth
-    [merged] = SemanticTTAModel(Segmentor()).test_step(data)
-    assert torch.equal(merged.gt_sem_seg.data, truth.data)
-    assert merged.img_path == '0.jpg'
-
-
-def test_images_of_a_batch_are_merged_apart_and_views_come_one_by_one():
+def test_images_of_a_batch_are_merged_apart_and_keep_their_ground_truth():
     images = [torch.rand(3, 4, 6) * 9, torch.rand(3, 5, 3) * 9]
-    data = {'inputs': [images] * 3, 'data_samples': [samples(False, False) for _ in range(3)]}
-    segmentor = Segmentor()
-    merged = SemanticTTAModel(segmentor).test_step(data)
-    assert segmentor.seen == [2, 2, 2]
+    truth = PixelData(data=torch.ones(1, 4, 6))
+    samples = [[sample(gt_sem_seg=truth), sample()] for _ in range(3)]
+    model = SemanticTTAModel(Segmentor())
+    merged = model.test_step({'inputs': [images] * 3, 'data_samples': samples})
     for result, image in zip(merged, images, strict=True):
         assert torch.equal(result.seg_logits.data, alone(image).seg_logits.data)
-
-
-def test_the_model_keeps_its_own_output():
-    """The first view's map belongs to the segmentor and must not be averaged in place."""
-    segmentor = Segmentor()
-    kept = []
-    step = segmentor.test_step
-    segmentor.test_step = lambda data: [kept.append(s.seg_logits.data) or s for s in step(data)]
-    first, second = torch.rand(3, 4, 4), torch.rand(3, 4, 4)
-    SemanticTTAModel(segmentor).test_step(views(first, second))
-    assert torch.equal(kept[0], alone(first).seg_logits.data)
+    assert ['gt_sem_seg' in result for result in merged] == [True, False]
+    assert torch.equal(merged[0].gt_sem_seg.data, truth.data)
 
 
 def test_no_view_is_an_error():

@@ -21,6 +21,11 @@ class CannotPrepareError(ValueError):
     """A model cannot be prepared; the message says why, and the model is as it was."""
 
 
+def _require(condition: Any, needed: str) -> None:
+    if not condition:
+        raise CannotPrepareError(f'prepare_inference needs {needed}')
+
+
 def prepare(model: Any, dtype: Any, channels_last: bool, compiled: bool, fused: bool) -> None:
     """Implement ``mmseg_m2f.prepare_inference``, which has the documentation."""
     while not hasattr(model, 'backbone') and hasattr(model, 'module'):
@@ -30,7 +35,10 @@ def prepare(model: Any, dtype: Any, channels_last: bool, compiled: bool, fused: 
     _require(dtype or channels_last or compiled or fused, 'a setting: all are off by default')
     # Everything is checked before anything is changed.
     autocast = None if dtype is None else _Autocast(model, dtype)
-    parts = _compilable_parts(model) if compiled else []
+    head = next((getattr(model, name) for name in HEADS if hasattr(model, name)), None)
+    # A stock head, given the data samples, would be compiled anew for each; accelerate replaces it.
+    is_known = isinstance(head, MaskHead) or 'compile' in getattr(head, '__dict__', {})
+    _require(not compiled or is_known, f'our or an accelerated head to compile, not {type(head)}')
     if fused:
         _check_fusible(model.backbone)
         fuse_conv_bn(model.backbone)
@@ -38,13 +46,9 @@ def prepare(model: Any, dtype: Any, channels_last: bool, compiled: bool, fused: 
         model.to(memory_format=torch.channels_last)
     if autocast is not None:
         model.predict = autocast.predict
-    for part in parts:
-        part.compile()
-
-
-def _require(condition: Any, needed: str) -> None:
-    if not condition:
-        raise CannotPrepareError(f'prepare_inference needs {needed}')
+    if compiled:
+        for part in filter(None, (model.backbone, getattr(model, 'neck', None), head)):
+            part.compile()
 
 
 class _Autocast:
@@ -61,16 +65,6 @@ class _Autocast:
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(next(self.model.parameters()).device.type, self.dtype):
             return self.plain(*args, **kwargs)
-
-
-def _compilable_parts(model: Any) -> list[nn.Module]:
-    head = next((getattr(model, name) for name in HEADS if hasattr(model, name)), None)
-    # A stock head, given the data samples, would be compiled anew for each; accelerate replaces it.
-    can_compile = isinstance(head, MaskHead) or 'compile' in getattr(head, '__dict__', {})
-    _require(
-        can_compile, f'for compile=True a head of ours or an accelerated one, not {type(head)}'
-    )
-    return [part for part in (model.backbone, getattr(model, 'neck', None), head) if part]
 
 
 def _check_fusible(backbone: nn.Module) -> None:
@@ -92,17 +86,15 @@ class PrepareInferenceHook(Hook):
 
     def __init__(self, **settings: Any) -> None:
         inspect.signature(mmseg_m2f.prepare_inference).bind(None, **settings)  # or TypeError now
-        self.fuses, self.settings = settings.get('fuse_norms', False), settings
-        self.has_fused = False
+        self.settings, self.has_fused = settings, False
 
     def before_test(self, runner: Any) -> None:
-        """Prepare the model of the run."""
-        # EMAHook exchanges weights one by one; fused ones have no partners.
-        has_ema = any(isinstance(hook, EMAHook) for hook in runner.hooks)
-        _require(not (self.fuses and has_ema), 'fuse_norms=False or a test without EMAHook')
+        if self.settings.get('fuse_norms'):
+            # EMAHook exchanges weights one by one; fused ones have no partners.
+            for hook in runner.hooks:
+                _require(not isinstance(hook, EMAHook), 'fuse_norms=False beside EMAHook')
+            self.has_fused = True
         mmseg_m2f.prepare_inference(runner.model.eval(), **self.settings)
-        self.has_fused = self.fuses
 
     def before_train(self, runner: Any) -> None:
-        """Refuse to train on fused norms, whose checkpoints would lack them."""
         _require(not self.has_fused, 'a training before the test, which has fused the norms')
