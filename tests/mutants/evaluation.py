@@ -113,7 +113,7 @@ MUTANTS = (
         file='mmseg_m2f/evaluation/coco_json.py',
         old='if entry_id in seen:',
         new='if entry_id is seen:',
-        tests=('tests/adapters/data/test_panoptic_dataset.py',),
+        tests=('tests/adapters/data/test_coco_datasets.py',),
     ),
     Mutant(
         name='cityscapes_masks_are_numbered_anew',

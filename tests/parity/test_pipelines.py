@@ -22,8 +22,7 @@ pytest.importorskip('mmdet')
 
 from mmengine.registry import DATASETS, MODELS
 
-from mmseg_m2f.adapters.data import PackSegments
-from mmseg_m2f.adapters.data.label_maps import ResizeShortestEdge
+from mmseg_m2f.adapters.data import PackSegments, ResizeShortestEdge
 from mmseg_m2f.adapters.data.photometric import PhotoMetricDistortion
 from mmseg_m2f.adapters.data.segments import SegmentMap
 from mmseg_m2f.adapters.models.samples import targets_of

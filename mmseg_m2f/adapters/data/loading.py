@@ -1,4 +1,4 @@
-"""Turn the annotations of a record into ``gt_segments``."""
+"""Load annotations: segments for detectors, label maps for MMSegmentation."""
 
 from io import BytesIO
 from typing import Any
@@ -7,102 +7,97 @@ import numpy as np
 from mmengine import fileio
 
 from mmseg_m2f.adapters.data.segments import InstanceShapes, SegmentMap
-from mmseg_m2f.adapters.data.transform import Transform
+from mmseg_m2f.adapters.data.transforms import Transform
 from mmseg_m2f.adapters.errors import errors_name
 from mmseg_m2f.evaluation.panoptic_map import read_ids
 from mmseg_m2f.evaluation.rle import import_coco_mask
 from mmseg_m2f.registry import TRANSFORMS
 
+# The annotations of a photo are for the stored pixels, its EXIF data may ask for a rotation.
+ROTATION_HINT = (
+    ". Load photos with color_type='color_ignore_orientation', or remove their EXIF data"
+)
+
 
 @TRANSFORMS.register_module()
 class LoadSegments(Transform):
-    """Load the panoptic PNG, or the polygons and masks, of a record.
+    """Add ``gt_segments`` to a record: its panoptic PNG, or its polygons and masks.
 
     Place it after ``LoadImageFromFile``. Crowds are left out: their pixels belong to no segment,
     as in all official mappers. The same holds for pixels whose id is not listed.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Add ``gt_segments``: a `SegmentMap` or `InstanceShapes`.
-
-        Raises:
-            ValueError: the record comes from another data set, or its annotations have another
-                size than the image.
-            OSError: the panoptic PNG is missing or broken.
-        """
-        size = results['img'].shape[:2]
-        read = _segment_map if 'segments_info' in results else _instance_shapes
+        """Add a `SegmentMap` or `InstanceShapes`, both of the size of ``img``."""
+        load = _segment_map if 'segments_info' in results else _instance_shapes
         try:
-            results['gt_segments'] = read(results, size)
+            results['gt_segments'] = load(results)
         except KeyError as error:
             raise ValueError(
-                f'{results.get("img_path")}: LoadSegments reads records of '
-                'mmseg_m2f.PanopticDataset and mmseg_m2f.InstanceDataset; this record lacks '
-                f'{error}'
+                f'{results.get("img_path")}: LoadSegments reads records of mmseg_m2f.'
+                f'PanopticDataset and InstanceDataset; this record lacks {error}'
             ) from error
         return results
 
 
-def _segment_map(results: dict[str, Any], size: tuple[int, int]) -> SegmentMap:
+def _segment_map(results: dict[str, Any]) -> SegmentMap:
     path = results['seg_map_path']
     with errors_name('panoptic PNG', path):
         ids = read_ids(BytesIO(fileio.get(path)))
-    if ids.shape != size:
-        raise ValueError(
-            f'{path} is of size {ids.shape} (height, width), its image {results["img_path"]} '
-            f'of {size}{_rotation_hint(ids.shape, size)}'
-        )
+    _check_size(f'its panoptic PNG {path}', ids.shape, results)
     segments = [segment for segment in results['segments_info'] if not segment['is_crowd']]
     return SegmentMap(
         ids=ids,
         segment_ids=np.array([segment['id'] for segment in segments], np.int32),
         labels=np.array([segment['label'] for segment in segments], np.int64),
         is_thing=np.array([segment['is_thing'] for segment in segments], bool),
-        rows=np.arange(size[0]),
-        columns=np.arange(size[1]),
+        rows=np.arange(ids.shape[0]),
+        columns=np.arange(ids.shape[1]),
     )
 
 
-def _instance_shapes(results: dict[str, Any], size: tuple[int, int]) -> InstanceShapes:
-    stated = results['height'], results['width']
-    if stated != size:
-        raise ValueError(
-            f'{results["img_path"]} is of size {size} (height, width), its annotations of '
-            f'{stated}{_rotation_hint(stated, size)}'
-        )
+def _instance_shapes(results: dict[str, Any]) -> InstanceShapes:
+    height, width = results['height'], results['width']
+    _check_size('its annotation', (height, width), results)
     instances = [instance for instance in results['instances'] if not instance['is_crowd']]
     polygons, bitmaps = {}, {}
     for index, instance in enumerate(instances):
         shape = instance['segmentation']
-        if isinstance(shape, dict):
-            bitmaps[index] = _compressed(shape, size, results['img_path'])
-        else:
+        if isinstance(shape, list):
             polygons[index] = [np.asarray(p, np.float64).reshape(-1, 2) for p in shape]
+            continue
+        _check_size('a mask of its annotation', tuple(shape['size']), results)
+        if isinstance(shape['counts'], list):
+            shape = import_coco_mask().frPyObjects(shape, height, width)
+        bitmaps[index] = shape
     return InstanceShapes(
         labels=np.array([instance['label'] for instance in instances], np.int64),
         polygons=polygons,
         bitmaps=bitmaps,
-        rows=np.arange(size[0]),
-        columns=np.arange(size[1]),
+        rows=np.arange(height),
+        columns=np.arange(width),
     )
 
 
-def _rotation_hint(annotated: tuple[int, ...], size: tuple[int, int]) -> str:
-    """Explain a swapped height and width."""
-    if annotated != size[::-1]:
-        return ''
-    return (
-        '. The EXIF data of a photo may ask for a rotation, while its annotations are for the '
-        "stored pixels. Load it with dict(type='LoadImageFromFile', "
-        "color_type='color_ignore_orientation'), or save the photo without EXIF data"
-    )
-
-
-def _compressed(rle: dict[str, Any], size: tuple[int, int], img_path: str) -> dict[str, Any]:
-    if tuple(rle['size']) != size:
+def _check_size(what: str, stated: tuple[int, ...], results: dict[str, Any]) -> None:
+    size = results['img'].shape[:2]
+    if stated != size:
         raise ValueError(
-            f'{img_path} is of size {size} (height, width), a mask of its annotations of '
-            f'{tuple(rle["size"])}'
+            f'{results["img_path"]} is of size {size} (height, width), {what} of {stated}'
+            f'{ROTATION_HINT if stated == size[::-1] else ""}'
         )
-    is_compressed = not isinstance(rle['counts'], list)
-    return rle if is_compressed else import_coco_mask().frPyObjects(rle, *size)
+
+
+@TRANSFORMS.register_module()
+class LoadAnnotationsIfAny(Transform):
+    """Run MMSegmentation's ``LoadAnnotations`` if the record names a label map, else do nothing.
+
+    With it, one pipeline serves test-time augmentation with and without ground truth. ``settings``
+    are the arguments of MMSegmentation's ``LoadAnnotations``.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self._load = TRANSFORMS.build(dict(type='mmseg.LoadAnnotations', **settings))
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        return self._load(results) if results.get('seg_map_path') else results

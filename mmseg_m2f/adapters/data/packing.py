@@ -1,7 +1,7 @@
 """Turn a record into what a detector reads: an image tensor and a ``DetDataSample``."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -10,12 +10,9 @@ from mmengine.structures import InstanceData, PixelData
 
 from mmseg_m2f.adapters.arrays import to_array
 from mmseg_m2f.adapters.data.segments import NO_SEGMENT, InstanceShapes, SegmentMap
-from mmseg_m2f.adapters.data.transform import Transform
+from mmseg_m2f.adapters.data.transforms import Transform
 from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET
 from mmseg_m2f.registry import TRANSFORMS
-
-if TYPE_CHECKING:
-    from mmdet.structures import DetDataSample
 
 META_KEYS = (
     'img_id',
@@ -74,11 +71,7 @@ class PackSegments(Transform):
         self.meta_keys = tuple(meta_keys)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Return ``inputs`` (C, H, W) with the image's dtype, and ``data_samples``.
-
-        Raises:
-            ValueError: a transform moved the image but not its segments.
-        """
+        """Return ``inputs`` (C, H, W) with the image's dtype, and ``data_samples``."""
         # Imported here, because semantic models work without mmdet.
         from mmdet.structures import DetDataSample
 
@@ -92,20 +85,15 @@ class PackSegments(Transform):
         if segments is not None:
             _check_together(results)
         if isinstance(segments, InstanceShapes):
-            self._add_instances(sample, segments)
+            masks = segments.masks()
+            kept = np.array([np.count_nonzero(mask) >= self.min_area for mask in masks], bool)
+            sample.gt_instances = _instance_data(masks[kept], segments.labels[kept])
         elif isinstance(segments, SegmentMap):
             self._add_segments(sample, segments, results.get('num_classes', IGNORED_LABEL))
         channels = np.ascontiguousarray(img.transpose(2, 0, 1))
         return {'inputs': torch.from_numpy(channels), 'data_samples': sample}
 
-    def _add_instances(self, sample: 'DetDataSample', segments: InstanceShapes) -> None:
-        masks = segments.masks()
-        kept = np.array([np.count_nonzero(mask) >= self.min_area for mask in masks], bool)
-        sample.gt_instances = _instance_data(masks[kept], segments.labels[kept])
-
-    def _add_segments(
-        self, sample: 'DetDataSample', segments: SegmentMap, num_classes: int
-    ) -> None:
+    def _add_segments(self, sample: Any, segments: SegmentMap, num_classes: int) -> None:
         index_map, num_segments = segments.index_map(), len(segments.labels)
         areas = np.bincount(index_map.ravel() + 1, minlength=num_segments + 1)[1:]
         kept = np.flatnonzero(areas >= self.min_area)

@@ -5,7 +5,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mmseg_m2f.adapters.data.transform import Transform
+from mmseg_m2f.adapters.data.transforms import Transform
 from mmseg_m2f.registry import TRANSFORMS
 
 BRIGHTNESS = 32
@@ -35,9 +35,17 @@ class PhotoMetricDistortion(Transform):
         contrast_first = _coin()
         if contrast_first:
             table = _linear(table, alpha=_drawn(*CONTRAST, neutral=1))
-        img = _change_hsv(_look_up(results['img'], table))
+        img = cv2.LUT(results['img'], table)
+        saturation = _drawn(*SATURATION, neutral=1)
+        hue = int(np.random.randint(-HUE, HUE + 1)) if _coin() else 0
+        # The official code converts to HSV and back for each of the two, which rounds twice.
+        if saturation != 1:
+            img = _change_channel(img, 1, _linear(LEVELS, alpha=saturation))
+        if hue != 0:
+            turned = (LEVELS.astype(int) + hue) % NUM_HUES
+            img = _change_channel(img, 0, turned.astype(np.uint8))
         if not contrast_first:
-            img = _look_up(img, _linear(LEVELS, alpha=_drawn(*CONTRAST, neutral=1)))
+            img = cv2.LUT(img, _linear(LEVELS, alpha=_drawn(*CONTRAST, neutral=1)))
         results['img'] = img
         return results
 
@@ -52,22 +60,8 @@ def _drawn(low: float, high: float, neutral: float) -> float:
 
 def _linear(values: np.ndarray, alpha: float = 1, beta: float = 0) -> np.ndarray:
     """Compute ``alpha * values + beta``, clipped to 0..255 and rounded down."""
-    if (alpha, beta) == (1, 0):
-        return values
     changed = values.astype(np.float32) * np.float32(alpha) + np.float32(beta)
     return changed.clip(0, 255).astype(np.uint8)
-
-
-def _change_hsv(img: np.ndarray) -> np.ndarray:
-    saturation = _drawn(*SATURATION, neutral=1)
-    hue = int(np.random.randint(-HUE, HUE + 1)) if _coin() else 0
-    # The official code converts to HSV and back for each of the two, which rounds the colors twice.
-    if saturation != 1:
-        img = _change_channel(img, 1, _linear(LEVELS, alpha=saturation))
-    if hue != 0:
-        turned = (LEVELS.astype(int) + hue) % NUM_HUES
-        img = _change_channel(img, 0, turned.astype(np.uint8))
-    return img
 
 
 def _change_channel(img: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
@@ -75,7 +69,3 @@ def _change_channel(img: np.ndarray, channel: int, table: np.ndarray) -> np.ndar
     hsv = cv2.cvtColor(img, cv2.COLOR_BGR2HSV)
     changed = cv2.LUT(cv2.extractChannel(hsv, channel), table)
     return cv2.cvtColor(cv2.insertChannel(changed, hsv, channel), cv2.COLOR_HSV2BGR)
-
-
-def _look_up(img: np.ndarray, table: np.ndarray) -> np.ndarray:
-    return img if table is LEVELS else cv2.LUT(img, table)

@@ -5,7 +5,7 @@ There are two kinds, `SegmentMap` (panoptic) and `InstanceShapes`. Their methods
 once, at the final size.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +28,14 @@ class MovedSegments:
         labels: (N,) class indices.
         rows, columns: the row and the column of the file that each pixel shows; -1 in padding.
         is_flipped: whether left and right are swapped.
+        polygons: index of an instance to its polygons, each (V, 2) x and y in pixels.
     """
 
     labels: np.ndarray
     rows: np.ndarray
     columns: np.ndarray
     is_flipped: bool = False
+    polygons: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
     @property
     def size(self) -> Size:
@@ -67,7 +69,11 @@ class MovedSegments:
         shift: npt.ArrayLike = (0, 0),
     ) -> 'MovedSegments':
         """Return a copy in which a point (x, y) lies at ``(x, y) * scale + shift``."""
-        return replace(self, rows=rows, columns=columns)
+        polygons = {
+            index: [vertices * np.asarray(scale) + shift for vertices in outline]
+            for index, outline in self.polygons.items()
+        }
+        return replace(self, rows=rows, columns=columns, polygons=polygons)
 
 
 def _nearest(old: int, new: int) -> np.ndarray:
@@ -110,25 +116,10 @@ class InstanceShapes(MovedSegments):
     would get jagged when the image is enlarged.
 
     Args:
-        polygons: instance index to its polygons, each (V, 2) x and y in pixels.
         bitmaps: instance index to its compressed run-length encoding, at the file's size.
     """
 
-    polygons: dict[int, list[np.ndarray]]
     bitmaps: dict[int, Rle]
-
-    def _moved(
-        self,
-        rows: np.ndarray,
-        columns: np.ndarray,
-        scale: npt.ArrayLike = (1, 1),
-        shift: npt.ArrayLike = (0, 0),
-    ) -> 'MovedSegments':
-        polygons = {
-            index: [vertices * np.asarray(scale) + shift for vertices in outline]
-            for index, outline in self.polygons.items()
-        }
-        return replace(self, rows=rows, columns=columns, polygons=polygons)
 
     def masks(self) -> np.ndarray:
         """Return the masks (N, height, width) bool."""

@@ -10,8 +10,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmseg_m2f import core
-from mmseg_m2f.adapters.data.instance import InstanceDataset
-from mmseg_m2f.adapters.data.panoptic import PanopticDataset
+from mmseg_m2f.adapters.data import InstanceDataset, PanopticDataset
 from mmseg_m2f.adapters.things import thing_ids_of
 from mmseg_m2f.adapters.training.head_config import resolved_head_config
 from mmseg_m2f.registry import HOOKS

@@ -1,6 +1,8 @@
 """Small data sets and records in COCO's formats."""
 
+import functools
 import json
+import operator
 
 import numpy as np
 from PIL import Image
@@ -36,58 +38,92 @@ def write_png(path, id_map):
     Image.fromarray(colors).save(path)
 
 
-def panoptic_entry(image_id, file_name, png_name, segments, size=SIZE):
-    """Image and annotation; ``segments`` are (segment id, category id) or with iscrowd third."""
-    infos = [
-        {'id': s[0], 'category_id': s[1], 'iscrowd': s[2] if len(s) > 2 else 0, 'area': 10}
-        for s in segments
-    ]
-    image = {'id': image_id, 'file_name': file_name, 'height': size[0], 'width': size[1]}
-    return image, {'image_id': image_id, 'file_name': png_name, 'segments_info': infos}
+def panoptic_entry(image_id, file_name, png_name, segments):
+    """Image and annotation; segments are (segment id, category id), or with iscrowd third."""
+    keys = 'id', 'category_id', 'iscrowd'
+    infos = [{'area': 10, **dict(zip(keys, (*s, 0), strict=False))} for s in segments]
+    image = {'id': image_id, 'file_name': file_name, 'height': SIZE[0], 'width': SIZE[1]}
+    return image, [{'image_id': image_id, 'file_name': png_name, 'segments_info': infos}]
 
 
 def write_json(path, entries, categories=CATEGORIES):
-    """``entries`` are (image, annotation or list of annotations)."""
+    """Write a file of (image, its annotations)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    annotations = []
-    for _, given in entries:
-        annotations += given if isinstance(given, list) else [given]
     content = {
         'images': [image for image, _ in entries],
-        'annotations': annotations,
+        'annotations': [annotation for _, given in entries for annotation in given],
         'categories': categories,
     }
     path.write_text(json.dumps(content))
 
 
 def write_panoptic(root, images, categories=CATEGORIES):
-    """``pan.json``, ``img`` and ``pan``; ``images`` are lists of segments as above."""
+    """Write ``pan.json``, ``img`` and ``pan``; images are lists of segments as above."""
     entries = []
     for number, segments in enumerate(images):
         write_photo(root / f'img/{number}.jpg')
         write_png(root / f'pan/{number}.png', stripes([segment[0] for segment in segments] or [0]))
         entries.append(panoptic_entry(number, f'{number}.jpg', f'{number}.png', segments))
     write_json(root / 'pan.json', entries, categories)
+    prefix = {'img': 'img', 'seg': 'pan'}
+    return {'data_root': str(root), 'ann_file': 'pan.json', 'data_prefix': prefix}
+
+
+def write_instances(root, images):
+    """Write ``ins.json``, ``img``; images are lists of (category id, segmentation, iscrowd)."""
+    entries = []
+    for number, instances in enumerate(images):
+        write_photo(root / f'img/{number}.jpg')
+        image, _ = panoptic_entry(number, f'{number}.jpg', '', [])
+        keys = 'category_id', 'segmentation', 'iscrowd'
+        annotations = [dict(zip(keys, instance, strict=True)) for instance in instances]
+        shared = {'image_id': number, 'bbox': [1, 1, 4, 4]}
+        entries.append((image, [annotation | shared for annotation in annotations]))
+    write_json(root / 'ins.json', entries)
+    return {'data_root': str(root), 'ann_file': 'ins.json', 'data_prefix': {'img': 'img'}}
+
+
+DROPPED = object()
+
+
+def change_json(path, keys, value):
+    """Set the entry ``keys``, such as ``images.0.id``, to a value, or drop it."""
+    content = json.loads(path.read_text())
+    *outer, last = (int(key) if key.isdigit() else key for key in keys.split('.'))
+    entry = functools.reduce(operator.getitem, outer, content)
+    if value is DROPPED:
+        del entry[last]
+    else:
+        entry[last] = value
+    path.write_text(json.dumps(content))
+
+
+def panoptic_record(folder, segments, size=SIZE):
+    """A record of ``a.png``; segments are (id, label, is_thing), or with is_crowd fourth."""
+    keys = 'id', 'label', 'is_thing', 'is_crowd'
     return {
-        'data_root': str(root),
-        'ann_file': 'pan.json',
-        'data_prefix': {'img': 'img', 'seg': 'pan'},
+        'img': np.zeros((*size, 3), np.uint8),
+        'img_path': 'a.jpg',
+        'seg_map_path': str(folder / 'a.png'),
+        'segments_info': [dict(zip(keys, (*s, False), strict=False)) for s in segments],
     }
 
 
-def instance_record(boxes, img=None):
-    """A record with ``gt_segments``: box ``x1 y1 x2 y2`` number i is an instance of class i."""
+def instance_record(shapes, img=None):
+    """A record with ``gt_segments``: a segmentation or a box (x1, y1, x2, y2) each."""
     img = np.zeros((6, 8, 3), np.uint8) if img is None else img
     instances = [
-        {'label': label, 'is_crowd': False, 'segmentation': [[x1, y1, x2, y1, x2, y2, x1, y2]]}
-        for label, (x1, y1, x2, y2) in enumerate(boxes)
+        {
+            'label': label,
+            'is_crowd': False,
+            'segmentation': rectangle(*shape) if isinstance(shape, tuple) else shape,
+        }
+        for label, shape in enumerate(shapes)
     ]
     results = {'img': img, 'img_path': 'a.jpg', 'instances': instances}
     results['height'], results['width'] = img.shape[:2]
     return LoadSegments().transform(results)
 
 
-def change_json(path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
+def rectangle(x1, y1, x2, y2):
+    return [[x1, y1, x2, y1, x2, y2, x1, y2]]

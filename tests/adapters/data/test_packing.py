@@ -7,12 +7,16 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from mmseg_m2f.adapters.data import LoadSegments, PackSegments, PanopticDataset
+from mmseg_m2f.adapters.data import LoadSegments, PackSegments
 from mmseg_m2f.adapters.models.samples import targets_of
 from mmseg_m2f.registry import TRANSFORMS
 from tests.adapters.data import scenes
 
 pytest.importorskip('mmdet')
+
+from mmdet.models import DetDataPreprocessor
+from mmdet.models.utils import preprocess_panoptic_gt
+from mmdet.visualization import DetLocalVisualizer
 
 from mmseg_m2f.adapters.data.patched_masks import PatchedMasks
 
@@ -23,29 +27,35 @@ SEGMENTS = [(7, 2, True), (3, 4, True), (5, 1, False), (9, 0, True)]
 
 def panoptic_record(tmp_path, id_map=ID_MAP, segments=SEGMENTS):
     scenes.write_png(tmp_path / 'a.png', id_map)
-    keys = 'id', 'label', 'is_thing'
-    results = {
-        'img': np.arange(id_map.size * 3, dtype=np.uint8).reshape(*id_map.shape, 3),
-        'img_path': 'a.jpg',
-        'seg_map_path': str(tmp_path / 'a.png'),
-        'segments_info': [
-            {**dict(zip(keys, segment, strict=True)), 'is_crowd': False} for segment in segments
-        ],
-    }
-    return LoadSegments().transform(results)
+    return LoadSegments().transform(scenes.panoptic_record(tmp_path, segments, id_map.shape))
 
 
 def pack(results, **settings):
     return PackSegments(**settings).transform(results)['data_samples']
 
 
-def test_the_image_becomes_a_tensor(tmp_path):
-    results = panoptic_record(tmp_path)
-    inputs = PackSegments().transform(results)['inputs']
-    assert inputs.shape == (3, 3, 4)
+def test_image_and_metainfo():
+    record = {
+        'img': np.arange(60, dtype=np.uint8).reshape(4, 5, 3),
+        'img_id': 'x',
+        'img_path': 'a.jpg',
+        'ori_shape': (8, 10),
+        'img_shape': (4, 5),
+        'scale_factor': (0.5, 0.5),
+        'seg_map_path': 'a.png',
+        'segments_info': [],
+        'label_map_path': 'l.png',
+        'height': 8,
+    }
+    packed = PackSegments().transform(record)
+    inputs, sample = packed['inputs'], packed['data_samples']
+    assert (inputs.permute(1, 2, 0).numpy() == record['img']).all()
     assert inputs.dtype == torch.uint8
     assert inputs.is_contiguous()
-    assert (inputs.permute(1, 2, 0).numpy() == results['img']).all()
+    assert sample.metainfo == {key: record[key] for key in record if key not in ('img', 'height')}
+    # Without segments, in tests, there is only the image.
+    assert not list(sample.keys())
+    assert pack(record, meta_keys=('height', 'flip')).metainfo == {'height': 8}
     assert PackSegments().transform({'img': np.zeros((4, 5), 'u1')})['inputs'].shape == (1, 4, 5)
 
 
@@ -81,17 +91,50 @@ def test_panoptic_segments_in_the_layout_of_mmdet(tmp_path, keep_empty, things):
     label_map = sample.gt_sem_seg.sem_seg
     assert label_map.tolist() == [[[1, 1, 255, 0], [1, 2, 2, 0], [2, 2, 255, 0]]]
     assert sample.gt_instances.labels.tolist() == things
-    masks = sample.gt_instances.masks.to_tensor(torch.bool, 'cpu')
     expected = {2: ID_MAP == 7, 4: ID_MAP == 3, 0: ID_MAP == 9}
-    assert (masks.numpy() == np.stack([expected[label] for label in things])).all()
+    masks = sample.gt_instances.masks.masks
+    assert (masks == np.stack([expected[label] for label in things])).all()
     assert sample.gt_instances.bboxes[0].tolist() == [0, 1, 3, 3]
     assert 'gt_segments' not in sample
 
 
-def test_mmdet_draws_and_pads_the_segments(tmp_path):
-    from mmdet.models import DetDataPreprocessor
-    from mmdet.visualization import DetLocalVisualizer
+def test_instances():
+    boxes = [(1, 2, 4, 5), (3, 0, 8, 6), (7, 5, 8, 6), (9, 9, 12, 12)]
+    # The last one lies outside.
+    areas, expected = [9, 30, 1, 0], [*map(list, boxes[:3]), [0, 0, 0, 0]]
+    for settings, kept in (
+        ({}, [0, 1, 2, 3]),
+        ({'keep_empty': False}, [0, 1, 2]),
+        ({'keep_empty': False, 'min_area': 9}, [0, 1]),
+    ):
+        instances = pack(scenes.instance_record(boxes), **settings).gt_instances
+        assert instances.labels.tolist() == kept
+        assert instances.masks.areas.tolist() == [areas[i] for i in kept]
+        assert instances.bboxes.tolist() == [expected[i] for i in kept]
+        assert instances.bboxes.dtype == torch.float32
 
+
+@pytest.mark.parametrize('layout', ['segments', 'mmdet'])
+@pytest.mark.parametrize('keep_empty', [True, False])
+def test_no_segments(tmp_path, layout, keep_empty):
+    settings = {'keep_empty': keep_empty, 'layout': layout}
+    sample = pack(panoptic_record(tmp_path, segments=[]), **settings)
+    if layout == 'segments':
+        assert sample.gt_segments.labels.shape == (0,)
+        assert (sample.gt_panoptic_seg.segment_idx == -1).all()
+    else:
+        assert (sample.gt_sem_seg.sem_seg == 255).all()
+        assert sample.gt_instances.masks.masks.shape == (0, 3, 4)
+    # An instance that a crop has emptied leaves nothing either.
+    for boxes in ([], [(9, 9, 12, 12)]) if not keep_empty else ([],):
+        instances = pack(scenes.instance_record(boxes), **settings).gt_instances
+        assert instances.bboxes.shape == (0, 4)
+        assert instances.labels.shape == (0,)
+        assert instances.labels.dtype == torch.int64
+        assert instances.masks.masks.shape == (0, 6, 8)
+
+
+def test_mmdet_draws_and_pads_the_segments(tmp_path):
     results = panoptic_record(tmp_path, scenes.stripes([5, 0, 7, 9], (48, 64)))
     sample = pack({**results, 'num_classes': 6})
     visualizer = DetLocalVisualizer()
@@ -114,43 +157,6 @@ def test_mmdet_draws_and_pads_the_segments(tmp_path):
     assert after.masks.sum((1, 2)).tolist() == [48 * 16, 0, 48 * 16, 48 * 16]
 
 
-@pytest.mark.parametrize('layout', ['segments', 'mmdet'])
-@pytest.mark.parametrize('keep_empty', [True, False])
-def test_no_segments(tmp_path, layout, keep_empty):
-    settings = {'keep_empty': keep_empty, 'layout': layout}
-    sample = pack(panoptic_record(tmp_path, segments=[]), **settings)
-    if layout == 'segments':
-        assert sample.gt_segments.labels.shape == (0,)
-        assert (sample.gt_panoptic_seg.segment_idx == -1).all()
-    else:
-        assert (sample.gt_sem_seg.sem_seg == 255).all()
-        assert sample.gt_instances.masks.masks.shape == (0, 3, 4)
-    instances = pack(scenes.instance_record([]), **settings).gt_instances
-    assert instances.bboxes.shape == (0, 4)
-    assert instances.labels.shape == (0,)
-    assert instances.labels.dtype == torch.int64
-    assert instances.masks.masks.shape == (0, 6, 8)
-
-
-def test_instances():
-    boxes = [(1, 2, 4, 5), (3, 0, 8, 6), (7, 5, 8, 6), (9, 9, 12, 12)]
-    areas = [9, 30, 1, 0]
-    for settings, kept in (
-        ({}, [0, 1, 2, 3]),
-        ({'keep_empty': False}, [0, 1, 2]),
-        ({'keep_empty': False, 'min_area': 10}, [1]),
-    ):
-        instances = pack(scenes.instance_record(boxes), **settings).gt_instances
-        assert instances.labels.tolist() == kept
-        assert instances.masks.areas.tolist() == [areas[i] for i in kept]
-        # The last one lies outside.
-        expected = [list(boxes[i]) if i < 3 else [0, 0, 0, 0] for i in kept]
-        assert instances.bboxes.tolist() == expected
-        assert instances.bboxes.dtype == torch.float32
-    sample = pack(scenes.instance_record([(9, 9, 12, 12)]), keep_empty=False)
-    assert len(sample.gt_instances) == 0
-
-
 def test_masks_arrive_from_a_worker_as_they_were():
     generator = np.random.default_rng(0)
     masks = np.zeros((6, 40, 50), np.uint8)
@@ -164,32 +170,11 @@ def test_masks_arrive_from_a_worker_as_they_were():
         assert isinstance(arrived, PatchedMasks)
         assert (arrived.height, arrived.width) == sent.shape[1:]
         assert arrived.masks.dtype == np.uint8
-        assert arrived.masks.shape == sent.shape
-        assert (arrived.masks == sent).all()
+        assert np.array_equal(arrived.masks, sent)
     # A pixel in the corner takes a byte, not 250,000.
     corner = np.zeros((1, 500, 500), np.uint8)
     corner[0, -1, -1] = 1
     assert len(pickle.dumps(PatchedMasks(corner, 500, 500))) < 1000
-
-
-def test_metainfo():
-    record = {
-        'img': np.zeros((4, 5, 3), np.uint8),
-        'img_id': 'x',
-        'img_path': 'a.jpg',
-        'ori_shape': (8, 10),
-        'img_shape': (4, 5),
-        'scale_factor': (0.5, 0.5),
-        'seg_map_path': 'a.png',
-        'segments_info': [],
-        'label_map_path': 'l.png',
-        'height': 8,
-    }
-    sample = PackSegments().transform(record)['data_samples']
-    assert set(sample.metainfo) == set(record) - {'img', 'height'}
-    assert sample.img_id == 'x'
-    sample = PackSegments(meta_keys=('height', 'flip')).transform(record)['data_samples']
-    assert sample.metainfo == {'height': 8}
 
 
 @pytest.mark.parametrize(
@@ -213,44 +198,33 @@ def test_wrong_settings_are_refused(settings, message):
         PackSegments(**settings)
 
 
+TARGET = {'min_scale': 0.5, 'max_scale': 2.0, 'target_size': (192, 192)}
 TRAINING = [
     {'type': 'LoadImageFromFile'},
     {'type': 'mmseg_m2f.LoadSegments'},
     {'type': 'mmseg_m2f.RandomFlip', 'prob': 0.5},
     {
         'type': 'mmseg_m2f.ResizeAndCrop',
-        'resize': {
-            'type': 'mmseg_m2f.ResizeScale',
-            'min_scale': 0.5,
-            'max_scale': 2.0,
-            'target_size': (192, 192),
-        },
+        'resize': {'type': 'mmseg_m2f.ResizeScale', **TARGET},
         'crop': {'type': 'mmseg_m2f.FixedSizeCrop', 'crop_size': (192, 192)},
     },
     {'type': 'mmseg_m2f.PhotoMetricDistortion'},
 ]
 
 
-def batch_of(layout, name='PanopticDataset', ann='panoptic'):
-    prefix = {'img': 'img/val', 'seg': 'panoptic/val'}
-    if ann == 'instances':
-        del prefix['seg']
-    loader = Runner.build_dataloader(
-        {
-            'batch_size': 4,
-            'num_workers': 0,
-            'sampler': {'type': 'DefaultSampler', 'shuffle': False},
-            'dataset': {
-                'type': f'mmseg_m2f.{name}',
-                'data_root': 'data/tiny/coco',
-                'ann_file': f'annotations/{ann}_val.json',
-                'data_prefix': prefix,
-                'pipeline': [*TRAINING, {'type': 'mmseg_m2f.PackSegments', 'layout': layout}],
-            },
-        }
-    )
+def batch_of(layout, name='Panoptic'):
+    prefix = {'img': 'img/val'} | ({'seg': 'panoptic/val'} if name == 'Panoptic' else {})
+    dataset = {
+        'type': f'mmseg_m2f.{name}Dataset',
+        'data_root': 'data/tiny/coco',
+        'ann_file': f'annotations/{"panoptic" if name == "Panoptic" else "instances"}_val.json',
+        'data_prefix': prefix,
+        'pipeline': [*TRAINING, {'type': 'mmseg_m2f.PackSegments', 'layout': layout}],
+    }
+    sampler = {'type': 'DefaultSampler', 'shuffle': False}
+    loader = {'batch_size': 4, 'num_workers': 0, 'sampler': sampler, 'dataset': dataset}
     np.random.seed(1)
-    return next(iter(loader))
+    return next(iter(Runner.build_dataloader(loader)))
 
 
 @pytest.fixture
@@ -260,19 +234,14 @@ def at_root(monkeypatch, request):
 
 def test_mmdets_head_reads_the_same_segments(at_root):
     """mmdet's targets are masks: things first, then stuff."""
-    from mmdet.models.utils import preprocess_panoptic_gt
-
     ours, theirs = batch_of('segments'), batch_of('mmdet')
     num_segments = 0
     for index in range(4):
         assert (ours['inputs'][index] == theirs['inputs'][index]).all()
         sample = theirs['data_samples'][index]
+        things, label_map = sample.gt_instances, sample.gt_sem_seg.sem_seg
         labels, masks = preprocess_panoptic_gt(
-            sample.gt_instances.labels,
-            sample.gt_instances.masks,
-            sample.gt_sem_seg.sem_seg,
-            num_things=80,
-            num_stuff=53,
+            things.labels, things.masks, label_map, num_things=80, num_stuff=53
         )
         mine = ours['data_samples'][index]
         segment_idx = mine.gt_panoptic_seg.segment_idx[0]
@@ -289,41 +258,19 @@ def test_mmdets_head_reads_the_same_segments(at_root):
     assert num_segments > 10
 
 
-def test_mmdets_preprocessor_takes_a_batch(at_root):
-    from mmdet.models import DetDataPreprocessor
-
-    for layout, name, ann, pads in (
-        ('mmdet', 'PanopticDataset', 'panoptic', {'pad_mask': True, 'pad_seg': True}),
-        ('segments', 'PanopticDataset', 'panoptic', {}),
-        ('segments', 'InstanceDataset', 'instances', {'pad_mask': True}),
-    ):
-        preprocessor = DetDataPreprocessor(
-            mean=[0, 0, 0], std=[1, 1, 1], pad_size_divisor=128, **pads
-        )
-        data = preprocessor(batch_of(layout, name, ann), training=True)
-        assert data['inputs'].shape == (4, 3, 256, 256)
-        sample = data['data_samples'][0]
-        assert sample.batch_input_shape == (256, 256)
-        if pads:
-            assert sample.gt_instances.masks.masks.shape[1:] == (256, 256)
-
-
-def test_a_test_pipeline_packs_the_names_of_the_files(at_root):
-    dataset = PanopticDataset(
-        data_root='data/tiny/facade',
-        ann_file='annotations/panoptic_val.json',
-        data_prefix={'img': 'img/val', 'seg': 'panoptic/val', 'label_map': 'labelmap/val'},
-        test_mode=True,
-        pipeline=[
-            {'type': 'LoadImageFromFile'},
-            {'type': 'Resize', 'scale': (192, 192), 'keep_ratio': True, 'backend': 'pillow'},
-            {'type': 'mmseg_m2f.PackSegments'},
-        ],
-    )
-    sample = dataset[0]['data_samples']
-    assert sample.ori_shape == (384, 384)
-    assert sample.img_shape == (192, 192)
-    assert sample.seg_map_path.startswith('data/tiny/facade/panoptic/val/')
-    assert sample.label_map_path.startswith('data/tiny/facade/labelmap/val/')
-    assert len(sample.segments_info) > 5
-    assert not {'gt_instances', 'gt_segments', 'gt_panoptic_seg'} & set(sample.keys())
+@pytest.mark.parametrize(
+    ('layout', 'name', 'pads'),
+    [
+        ('mmdet', 'Panoptic', {'pad_mask': True, 'pad_seg': True}),
+        ('segments', 'Panoptic', {}),
+        ('segments', 'Instance', {'pad_mask': True}),
+    ],
+)
+def test_mmdets_preprocessor_takes_a_batch(at_root, layout, name, pads):
+    preprocessor = DetDataPreprocessor(mean=[0] * 3, std=[1] * 3, pad_size_divisor=128, **pads)
+    data = preprocessor(batch_of(layout, name), training=True)
+    assert data['inputs'].shape == (4, 3, 256, 256)
+    sample = data['data_samples'][0]
+    assert sample.batch_input_shape == (256, 256)
+    if pads:
+        assert sample.gt_instances.masks.masks.shape[1:] == (256, 256)

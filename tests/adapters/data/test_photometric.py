@@ -9,29 +9,6 @@ import pytest
 from mmseg_m2f.adapters.data.photometric import PhotoMetricDistortion
 
 
-@pytest.fixture
-def draws(monkeypatch):
-    """Fix the random numbers: coins and hue from ``randint``, the rest from ``uniform``."""
-
-    def set_draws(integers, numbers):
-        integers, numbers = iter(integers), iter(numbers)
-
-        def randint(low, high=None):
-            value = next(integers)
-            assert (0 <= value < low) if high is None else (low <= value < high)
-            return value
-
-        def uniform(low, high):
-            value = next(numbers)
-            assert low <= value <= high
-            return value
-
-        monkeypatch.setattr(np.random, 'randint', randint)
-        monkeypatch.setattr(np.random, 'uniform', uniform)
-
-    return set_draws
-
-
 # The coins: brightness; contrast first; contrast if first; saturation; hue; contrast if last.
 @pytest.mark.parametrize(
     ('integers', 'numbers', 'before', 'after'),
@@ -53,27 +30,31 @@ def draws(monkeypatch):
         ([0, 1, 0, 0, 1, -18], [], (0, 0, 200), (120, 0, 200)),
     ],
 )
-def test_colors_by_hand(draws, integers, numbers, before, after):
-    draws(integers, numbers)
+def test_colors_by_hand(monkeypatch, integers, numbers, before, after):
+    # Coins and hue come from ``randint``, the rest from ``uniform``.
+    for name, values in (('randint', iter(integers)), ('uniform', iter(numbers))):
+        monkeypatch.setattr(np.random, name, lambda *_, values=values: next(values))
     img = np.array([[before]], np.uint8)
     result = PhotoMetricDistortion().transform({'img': img})['img']
     assert result.dtype == np.uint8
     assert result.tolist() == [[list(after)]]
 
 
+def coin():
+    return bool(np.random.randint(2))
+
+
+def linear(values, alpha, beta):
+    changed = values.astype(np.float32) * np.float32(alpha) + np.float32(beta)
+    return changed.clip(0, 255).astype(np.uint8)
+
+
+def contrast(img):
+    return linear(img, np.random.uniform(0.5, 1.5), 0) if coin() else img
+
+
 def in_full(img):
     """Apply every step to every pixel, with the draws in the same order."""
-
-    def coin():
-        return bool(np.random.randint(2))
-
-    def linear(values, alpha, beta):
-        changed = values.astype(np.float32) * np.float32(alpha) + np.float32(beta)
-        return changed.clip(0, 255).astype(np.uint8)
-
-    def contrast(img):
-        return linear(img, np.random.uniform(0.5, 1.5), 0) if coin() else img
-
     if coin():
         img = linear(img, 1, np.random.uniform(-32, 32))
     contrast_first = coin()

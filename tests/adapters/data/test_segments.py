@@ -1,22 +1,88 @@
-"""Maps against Pillow on the colors of a PNG, polygons against pixels counted by hand."""
-
-from pathlib import Path
+"""Loading, and moves: maps against Pillow on a PNG's colors, polygons against pycocotools."""
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mmseg_m2f.adapters.data.loading import LoadSegments
+from mmseg_m2f.adapters.data import LoadAnnotationsIfAny, LoadSegments
 from mmseg_m2f.adapters.data.segments import SegmentMap
+from tests.adapters.data import scenes
 
-TINY = Path(__file__).parents[3] / 'data/tiny'
 NEAREST = Image.Resampling.NEAREST
 
 
-def random_colors(height, width, seed=0):
+@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'P'])
+def test_ids_of_colors(tmp_path, mode):
+    # With few colors some programs save a palette, others an opaque fourth channel.
+    img = Image.fromarray(np.array([[[1, 0, 0], [0, 1, 0], [0, 0, 1], [255, 255, 255]]], np.uint8))
+    img = img.quantize(4) if mode == 'P' else img.convert(mode)
+    img.save(tmp_path / 'a.png')
+    ids = [65536, 1, 16777215, 256]
+    results = scenes.panoptic_record(tmp_path, [(i, 0, False) for i in ids], (1, 4))
+    segments = LoadSegments().transform(results)['gt_segments']
+    assert segments.index_map().tolist() == [[1, 3, 0, 2]]
+
+
+def test_crowds_and_unlisted_ids_are_no_segments(tmp_path):
+    scenes.write_png(tmp_path / 'a.png', scenes.stripes([9, 300, 4, 70_000]))
+    given = [(70_000, 2, True), (300, 1, True, True), (4, 0, False), (8, 3, True)]
+    segments = LoadSegments().transform(scenes.panoptic_record(tmp_path, given))['gt_segments']
+    assert segments.labels.tolist() == [2, 0, 3]
+    assert segments.is_thing.tolist() == [True, False, True]
+    assert (segments.index_map() == scenes.stripes([-1, -1, 1, 0])).all()
+
+
+def test_wrong_files_are_named(tmp_path):
+    path, results = tmp_path / 'a.png', scenes.panoptic_record(tmp_path, [(1, 0, False)])
+    scenes.write_png(path, np.random.default_rng(0).integers(0, 1 << 24, scenes.SIZE))
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    path.unlink()
+    for content, reason in ((None, 'No such file'), (b'no image', 'cannot identify'), (half, '')):
+        if content:
+            path.write_bytes(content)
+        with pytest.raises(OSError, match=rf'cannot read the panoptic PNG .*a\.png: .*{reason}'):
+            LoadSegments().transform(results)
+    Image.fromarray(np.ones(scenes.SIZE, np.uint8)).save(path)
+    with pytest.raises(ValueError, match=r'a\.png: a panoptic PNG must be an RGB'):
+        LoadSegments().transform(results)
+
+
+def test_an_image_of_another_size_is_named(tmp_path):
+    scenes.write_png(tmp_path / 'a.png', scenes.stripes([1]))
+    # Swapped sides are typical of photos with a rotation in their EXIF data.
+    swapped = r'a\.jpg is of size \(16, 12\) .* PNG .*a\.png of \(12, 16\).*color_ignore_orient'
+    for size, message in (((16, 12), swapped), ((24, 8), r'of \(12, 16\)$')):
+        with pytest.raises(ValueError, match=message):
+            LoadSegments().transform(scenes.panoptic_record(tmp_path, [(1, 0, False)], size))
+    record = scenes.instance_record([(1, 1, 3, 3)])
+    with pytest.raises(ValueError, match=r'a\.jpg .* its annotation of \(8, 6\).*color_ignore_or'):
+        LoadSegments().transform({**record, 'height': 8, 'width': 6})
+    with pytest.raises(ValueError, match=r'a\.jpg .* a mask of its annotation of \(3, 4\)$'):
+        scenes.instance_record([{'size': [3, 4], 'counts': [12]}])
+
+
+@pytest.mark.parametrize('keys', [{}, {'instances': [{'bbox_label': 0, 'mask': []}]}])
+def test_records_of_other_data_sets(keys):
+    record = {'img': np.zeros((2, 2, 3), np.uint8), 'img_path': 'a.jpg', 'height': 2, 'width': 2}
+    with pytest.raises(ValueError, match=r'a\.jpg: LoadSegments reads records of mmseg_m2f\.Panop'):
+        LoadSegments().transform({**record, **keys})
+
+
+def test_label_maps_are_loaded_only_where_there_are_some(tmp_path):
+    pytest.importorskip('mmseg')
+    load = LoadAnnotationsIfAny()
+    for record in ({'img_path': 'a.jpg'}, {'img_path': 'a.jpg', 'seg_map_path': None}):
+        assert load(dict(record)) == record
+    path = tmp_path / 'a.png'
+    Image.fromarray(np.array([[0, 7], [7, 255]], np.uint8)).save(path)
+    results = load({'seg_map_path': str(path), 'reduce_zero_label': False, 'seg_fields': []})
+    assert results['gt_seg_map'].tolist() == [[0, 7], [7, 255]]
+
+
+def random_colors(height, width):
     """Make the pixels of a PNG, in blocks like segments."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     blocks = rng.integers(0, 256, (-(-height // 3), -(-width // 3), 3), np.uint8)
     return blocks.repeat(3, 0).repeat(3, 1)[:height, :width]
 
@@ -25,17 +91,15 @@ def ids_of(colors):
     return colors.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
 
 
-def segment_map(colors, segment_ids=None):
+def segment_map(ids, segment_ids=None):
     """Make a map; all ids are segments in random order, unless ``segment_ids`` are given."""
-    ids = ids_of(colors)
     if segment_ids is None:
         segment_ids = np.random.default_rng(1).permutation(np.unique(ids))
-    num = len(segment_ids)
     return SegmentMap(
         ids=ids,
         segment_ids=np.asarray(segment_ids, np.int32),
-        labels=np.arange(num),
-        is_thing=np.zeros(num, bool),
+        labels=np.arange(len(segment_ids)),
+        is_thing=np.zeros(len(segment_ids), bool),
         rows=np.arange(ids.shape[0]),
         columns=np.arange(ids.shape[1]),
     )
@@ -64,17 +128,16 @@ def shown_ids(segments):
 def test_a_map_is_resized_as_pil_resizes_the_png(old, new):
     colors = random_colors(*old)
     expected = ids_of(np.asarray(Image.fromarray(colors).resize(new[::-1], NEAREST)))
-    assert (shown_ids(segment_map(colors).resize(new)) == expected).all()
+    assert (shown_ids(segment_map(ids_of(colors)).resize(new)) == expected).all()
 
 
 def test_several_steps_equal_pillow_step_by_step():
     colors = random_colors(40, 55)
-    moved = segment_map(colors).flip().resize((61, 47)).crop(5, 11, 30, 40).pad((50, 33))
+    moved = segment_map(ids_of(colors)).flip().resize((61, 47)).crop(5, 11, 30, 40).pad((50, 33))
     moved = moved.flip().resize((25, 80))
     image = Image.fromarray(colors[:, ::-1]).resize((47, 61), NEAREST)
-    image = np.asarray(image)[11:51, 5:35]
     padded = np.full((50, 33, 3), 255, np.uint8)
-    padded[:40, :30] = image
+    padded[:40, :30] = np.asarray(image)[11:51, 5:35]
     expected = ids_of(np.asarray(Image.fromarray(padded[:, ::-1]).resize((80, 25), NEAREST)))
     assert moved.size == (25, 80)
     assert not moved.is_flipped
@@ -83,37 +146,14 @@ def test_several_steps_equal_pillow_step_by_step():
 
 def test_indices_are_positions_in_the_list_of_segments():
     ids = np.array([[0, 7, 7, 16_000_000], [3, 3, 0, 99]], np.int32)
-    segments = SegmentMap(
-        ids=ids,
-        segment_ids=np.array([7, 0, 16_000_000, 5], np.int32),
-        labels=np.zeros(4, np.int64),
-        is_thing=np.zeros(4, bool),
-        rows=np.arange(ids.shape[0]),
-        columns=np.arange(ids.shape[1]),
-    )
-    assert segments.index_map().tolist() == [[1, 0, 0, 2], [-1, -1, 1, -1]]
+    index_map = segment_map(ids, [7, 0, 16_000_000, 5]).pad((3, 5)).index_map()
     # Padding is no segment, though 0 is one.
-    assert segments.pad((2, 5)).index_map()[:, 4].tolist() == [-1, -1]
-    assert segments.index_map().dtype == np.int32
+    assert index_map.tolist() == [[1, 0, 0, 2, -1], [-1, -1, 1, -1, -1], [-1] * 5]
+    assert index_map.dtype == np.int32
 
 
-def shapes(*segmentations, size):
-    """Make instances with `LoadSegments`."""
-    results = {
-        'img': np.zeros((*size, 3), np.uint8),
-        'img_path': 'a.jpg',
-        'height': size[0],
-        'width': size[1],
-        'instances': [
-            {'label': label, 'segmentation': segmentation, 'is_crowd': False}
-            for label, segmentation in enumerate(segmentations)
-        ],
-    }
-    return LoadSegments().transform(results)['gt_segments']
-
-
-def rectangle(x1, y1, x2, y2):
-    return [[x1, y1, x2, y1, x2, y2, x1, y2]]
+def shapes(*given, size):
+    return scenes.instance_record(given, np.zeros((*size, 3), np.uint8))['gt_segments']
 
 
 def filled(size, x1, y1, x2, y2):
@@ -123,14 +163,13 @@ def filled(size, x1, y1, x2, y2):
 
 
 def test_a_square_enlarged_and_mirrored():
-    segments = shapes(rectangle(2, 3, 5, 7), size=(10, 12))
+    segments = shapes((2, 3, 5, 7), size=(10, 12))
     assert (segments.masks() == filled((10, 12), 2, 3, 5, 7)).all()
     # x from 2..5 to 4..10, in an image of width 24 to 14..20.
     moved = segments.resize((20, 24)).flip()
     assert (moved.masks() == filled((20, 24), 14, 6, 20, 14)).all()
     # From (10, 8) on, 7 wide and 9 high: 4..7 and 0..6, the rest is cut off.
     moved = moved.crop(10, 8, 7, 9)
-    assert moved.size == (9, 7)
     assert (moved.masks() == filled((9, 7), 4, 0, 7, 6)).all()
     moved = moved.pad((11, 8)).flip()
     assert not moved.is_flipped
@@ -140,17 +179,14 @@ def test_a_square_enlarged_and_mirrored():
 def test_a_polygon_is_drawn_at_the_final_size():
     # Half of a square of 8 pixels, its diagonal enlarged 16 times: 128 * 128 / 2 pixels, and the
     # diagonal about as long. Drawn at native size it would have steps of 16 pixels.
-    triangle = [[0, 0, 8, 0, 0, 8]]
-    mask = shapes(triangle, size=(8, 8)).resize((128, 128)).masks()[0]
+    mask = shapes([[0, 0, 8, 0, 0, 8]], size=(8, 8)).resize((128, 128)).masks()[0]
     assert mask.sum() == pytest.approx(128 * 128 / 2, rel=0.02)
-    ends = mask.sum(axis=1)
-    assert (np.abs(np.diff(ends)) <= 2).all()
+    assert (np.abs(np.diff(mask.sum(axis=1))) <= 2).all()
 
 
 def test_polygons_and_bitmaps_in_one_image_are_cropped_and_moved():
     bitmap = coco_mask.encode(np.asfortranarray(filled((10, 10), 7, 7, 9, 9), np.uint8))
-    # Polygons and a bitmap in one image.
-    segments = shapes(rectangle(1, 1, 3, 3), rectangle(7, 7, 9, 9), bitmap, size=(10, 10))
+    segments = shapes((1, 1, 3, 3), (7, 7, 9, 9), bitmap, size=(10, 10))
     for crop, areas in (
         ((4, 4, 6, 6), [0, 4, 4]),
         ((0, 0, 5, 5), [4, 0, 0]),
@@ -179,24 +215,23 @@ def test_polygons_are_drawn_as_pycocotools_draws_them():
             polygons = [polygon.round(rng.integers(2)) for polygon in polygons]
         flat = [polygon.ravel().tolist() for polygon in polygons]
         whole = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, height, width)))
-        ours = shapes(flat, size=(height, width)).masks()[0]
-        assert (ours == whole).all()
+        assert (shapes(flat, size=(height, width)).masks()[0] == whole).all()
 
 
-@pytest.mark.parametrize('compressed', [True, False])
-def test_bitmaps_follow_the_nearest_pixel(compressed):
-    rng = np.random.default_rng(3)
-    masks = rng.random((2, 14, 20)) < 0.5
-    encoded = [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
-    if not compressed:
-        # Runs down the columns, zeros first.
-        encoded = []
-        for mask in masks:
-            pixels = mask.T.ravel()
-            borders = np.flatnonzero(np.diff(pixels)) + 1
-            counts = np.diff([0, *borders, pixels.size]).tolist()
-            encoded.append({'size': [14, 20], 'counts': ([0] if pixels[0] else []) + counts})
-    segments = shapes(*encoded, size=(14, 20))
+def runs(mask):
+    """Encode a mask without compression: runs down the columns, zeros first."""
+    pixels = mask.T.ravel()
+    borders = np.flatnonzero(np.diff(pixels)) + 1
+    counts = np.diff([0, *borders, pixels.size]).tolist()
+    return {'size': list(mask.shape), 'counts': [0] * bool(pixels[0]) + counts}
+
+
+@pytest.mark.parametrize(
+    'encode', [runs, lambda mask: coco_mask.encode(np.asfortranarray(mask, np.uint8))]
+)
+def test_bitmaps_follow_the_nearest_pixel(encode):
+    masks = np.random.default_rng(3).random((2, 14, 20)) < 0.5
+    segments = shapes(*map(encode, masks), size=(14, 20))
     assert (segments.masks() == masks).all()
     moved = segments.resize((33, 17)).flip().crop(2, 5, 12, 20).pad((25, 25)).masks()
     for mask, ours in zip(masks, moved, strict=True):
@@ -207,10 +242,9 @@ def test_bitmaps_follow_the_nearest_pixel(compressed):
 
 
 def test_no_segments():
-    for segments in (segment_map(random_colors(6, 8), segment_ids=[]), shapes(size=(6, 8))):
+    for segments in (segment_map(ids_of(random_colors(6, 8)), []), shapes(size=(6, 8))):
         moved = segments.flip().resize((9, 9)).crop(0, 0, 5, 4).pad((7, 7))
         if isinstance(segments, SegmentMap):
-            assert moved.index_map().shape == (7, 7)
-            assert (moved.index_map() == -1).all()
+            assert moved.index_map().tolist() == [[-1] * 7] * 7
         else:
             assert moved.masks().shape == (0, 7, 7)
