@@ -9,17 +9,18 @@ from mmseg_m2f.core.config import DecoderConfig
 from mmseg_m2f.core.decoder import MaskedAttentionDecoder, attention_mask
 from mmseg_m2f.core.layers import sine_encoding
 from mmseg_m2f.core.structures import PixelFeatures, mask_logits
+from tests.core.builders import (
+    assert_checkpointing_is_exact_and_keeps_less,
+    assert_images_do_not_meet,
+)
 from tests.core.test_layers import assert_uniform
-from tests.core.watching import gradients_and_saved_bytes
 
 SIZES = ((2, 3), (4, 6), (7, 11))  # coarsest first; the finest is odd
 
 
 def make_decoder(num_layers=4, num_levels=3, **settings):
-    config = DecoderConfig(
-        num_classes=5, channels=16, num_queries=7, num_layers=num_layers, num_heads=2,
-        num_levels=num_levels, ffn_dim=24, **settings
-    )  # fmt: skip
+    sizes = {'num_classes': 5, 'channels': 16, 'num_queries': 7, 'num_heads': 2, 'ffn_dim': 24}
+    config = DecoderConfig(**sizes, num_layers=num_layers, num_levels=num_levels, **settings)
     return MaskedAttentionDecoder(config)
 
 
@@ -28,6 +29,10 @@ def make_features(batch=2, num_levels=3, dtype=torch.float32):
         torch.randn(batch, 16, 14, 21, dtype=dtype),
         tuple(torch.randn(batch, 16, *size, dtype=dtype) for size in SIZES[:num_levels]),
     )
+
+
+def resized(maps, size):
+    return F.interpolate(maps, size, mode='bilinear', align_corners=False)
 
 
 def slow_decode(decoder, features):
@@ -51,13 +56,11 @@ def slow_decode(decoder, features):
         predictions.append([heads(x, mask_features)])
         for index, layer in enumerate(decoder.layers):
             memory = features.memory[index % 3][i]
-            height, width = memory.shape[-2:]
-            small = F.interpolate(
-                predictions[-1][-1][1][None], (height, width), mode='bilinear', align_corners=False
-            )
+            size = memory.shape[-2:]
+            small = resized(predictions[-1][-1][1][None], size)
             blocked = (small[0].sigmoid() < 0.5).flatten(1)
             blocked[blocked.all(1)] = False
-            position = sine_encoding((height, width), 16, device=memory.device, dtype=memory.dtype)
+            position = sine_encoding(size, 16, device=memory.device, dtype=memory.dtype)
             value = memory.flatten(1).T + decoder.level_embed.weight[index % 3]
             key, query = value + position.flatten(1).T, x + decoder.query_embed.weight
             x = layer.cross_norm(x + attend(layer.cross_attn, query, key, value, blocked))
@@ -78,32 +81,25 @@ def test_every_prediction_equals_the_slow_implementation():
     predictions = decoder(features)
     for i, expected in enumerate(slow_decode(decoder, features)):
         assert len(expected) == len(predictions) == 6
-        for prediction, (class_logits, masks) in zip(predictions, expected, strict=True):
-            got = mask_logits(prediction.mask_embed[i], features.mask_features[i])
-            torch.testing.assert_close(
-                prediction.class_logits[i], class_logits, rtol=1e-9, atol=1e-9
-            )
-            torch.testing.assert_close(got, masks, rtol=1e-9, atol=1e-9)
+        for (class_logits, embed), wanted in zip(predictions, expected, strict=True):
+            got = class_logits[i], mask_logits(embed[i], features.mask_features[i])
+            torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
 
 
-def one_query_mask(logits):
-    """The attention mask of a single query whose mask logits are given."""
-    return attention_mask(torch.ones(1, 1, 1), torch.tensor(logits).view(1, 1, 1, -1)).flatten()
-
-
-def test_negative_logits_block_zero_and_nan_stay_open():
-    assert one_query_mask([-1.0, 2.0, -0.1, 0.5]).tolist() == [False, True, False, True]
-    assert one_query_mask([-1.0, 0.0, -0.0, math.nan]).tolist() == [False, True, True, True]
-
-
-def test_a_query_with_an_empty_mask_attends_everywhere():
-    assert one_query_mask([-1.0, -2.0, -3.0]).all()
-    embed = torch.tensor([[[1.0], [-1.0]]])  # the second query's mask is empty
-    mask = attention_mask(embed, torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 1, 3))
-    assert mask.shape == (1, 1, 2, 3)
-    assert mask.all()
-    mask = attention_mask(embed, torch.tensor([1.0, 2.0, -3.0]).view(1, 1, 1, 3))
-    assert mask[0, 0].int().tolist() == [[1, 1, 0], [0, 0, 1]]
+@pytest.mark.parametrize(
+    ('logits', 'may_attend'),
+    [
+        ([-1.0, 2.0, -0.1, 0.5], [False, True, False, True]),
+        ([-1.0, 0.0, -0.0, math.nan], [False, True, True, True]),
+        ([-1.0, -2.0, -3.0, -4.0], [True, True, True, True]),  # an empty mask
+    ],
+)
+def test_negative_logits_block_but_not_all_of_them(logits, may_attend):
+    # The second query's mask is not empty: it decides nothing for the first.
+    embed, features = torch.tensor([[[1.0], [-1.0]]]), torch.tensor(logits).view(1, 1, 1, -1)
+    mask = attention_mask(embed, features)
+    assert mask.shape == (1, 1, 2, 4)
+    assert mask[0, 0, 0].tolist() == may_attend
 
 
 @pytest.mark.parametrize(
@@ -114,13 +110,10 @@ def test_pooling_features_commutes_with_resizing_mask_logits(dtype, flips):
     half. Of 240 000 bits none may differ in float64; in float32 only bits whose logit is within
     rounding (1e-5 of logits of size 5.6) of zero may."""
     embed, features = torch.randn(2, 100, 32, dtype=dtype), torch.randn(2, 32, 64, 80, dtype=dtype)
-    size = (30, 40)
-    pooled = F.interpolate(features, size, mode='bilinear', align_corners=False)
-    full = mask_logits(embed, features)
-    resized = F.interpolate(full, size, mode='bilinear', align_corners=False).flatten(2)
-    differs = attention_mask(embed, pooled)[:, 0] != (resized.sigmoid() >= 0.5)
+    logits = resized(mask_logits(embed, features), (30, 40)).flatten(2)
+    differs = attention_mask(embed, resized(features, (30, 40)))[:, 0] != (logits.sigmoid() >= 0.5)
     assert differs.sum() <= flips
-    assert (resized[differs].abs() < 1e-5).all()
+    assert (logits[differs].abs() < 1e-5).all()
 
 
 def test_the_mask_is_computed_in_float32_under_autocast():
@@ -132,15 +125,14 @@ def test_the_mask_is_computed_in_float32_under_autocast():
     assert torch.equal(half, attention_mask(embed.bfloat16().float(), pooled))
 
 
+@torch.no_grad()
 def test_the_paper_has_ten_predictions_of_a_hundred_queries():
     decoder = MaskedAttentionDecoder(DecoderConfig(num_classes=3))
     memory = tuple(torch.randn(1, 256, size, size) for size in (1, 2, 4))
-    with torch.no_grad():
-        predictions = decoder(PixelFeatures(torch.randn(1, 256, 8, 8), memory))
-    assert len(predictions) == 10
-    for prediction in predictions:
-        assert prediction.class_logits.shape == (1, 100, 4)
-        assert prediction.mask_embed.shape == (1, 100, 256)
+    predictions = decoder(PixelFeatures(torch.randn(1, 256, 8, 8), memory))
+    assert [(p.class_logits.shape, p.mask_embed.shape) for p in predictions] == 10 * [
+        ((1, 100, 4), (1, 100, 256))
+    ]
 
 
 @torch.no_grad()
@@ -148,8 +140,7 @@ def test_predict_gives_the_last_prediction_bit_for_bit_and_no_other():
     decoder, features, calls = make_decoder(), make_features(), []
     last = decoder(features)[-1]
     decoder.class_embed.register_forward_hook(lambda *_: calls.append(1))
-    alone = decoder.predict(features)
-    assert all(map(torch.equal, alone, last))
+    assert all(map(torch.equal, decoder.predict(features), last))
     assert len(calls) == 1
 
 
@@ -165,16 +156,13 @@ def test_levels_are_visited_in_turn_coarsest_first(num_levels):
 
 
 @torch.no_grad()
-def test_a_batch_equals_its_images_one_by_one():
+def test_images_of_a_batch_do_not_meet():
     decoder, features = make_decoder().double(), make_features(batch=3, dtype=torch.float64)
-    together = decoder(features)
-    for i in range(3):
-        one = slice(i, i + 1)
-        memory = tuple(x[one] for x in features.memory)
-        alone = decoder(PixelFeatures(features.mask_features[one], memory))
-        for single, batched in zip(alone, together, strict=True):
-            for got, expected in zip(single, batched, strict=True):
-                torch.testing.assert_close(got[0], expected[i], rtol=1e-11, atol=1e-11)
+
+    def run(mask_features, *memory):
+        return [x for p in decoder(PixelFeatures(mask_features, memory)) for x in p]
+
+    assert_images_do_not_meet(run, features.mask_features, *features.memory)
 
 
 def test_no_gradient_flows_through_attention_masks():
@@ -185,33 +173,19 @@ def test_no_gradient_flows_through_attention_masks():
     assert all(parameter.grad is None for parameter in decoder.mask_embed.parameters())
 
 
-def test_tables_are_embeddings_and_nothing_else_is():
-    # The optimiser exempts exactly these from weight decay by their type.
-    decoder = make_decoder()
+def test_parameter_names_and_which_are_embeddings():
+    decoder = make_decoder(num_layers=1)
+    norms = ['cross_norm', 'self_norm', 'ffn_norm']
+    linear = ['cross_attn.out_proj', 'self_attn.out_proj', 'ffn.linear1', 'ffn.linear2']
+    heads = ['norm', 'class_embed', 'mask_embed.0', 'mask_embed.1', 'mask_embed.2']
+    parts = [*heads, *(f'layers.0.{name}' for name in norms + linear)]
+    names = {f'{part}.{kind}' for part in parts for kind in ('weight', 'bias')}
+    for attention in ('cross_attn', 'self_attn'):
+        names |= {f'layers.0.{attention}.in_proj_{kind}' for kind in ('weight', 'bias')}
+    # The optimizer exempts exactly these from weight decay by their type.
     tables = {name for name, module in decoder.named_modules() if isinstance(module, nn.Embedding)}
     assert tables == {'query_feat', 'query_embed', 'level_embed'}
-
-
-def test_parameter_names():
-    layer = {
-        f'layers.0.{name}'
-        for attention in ('cross_attn', 'self_attn')
-        for name in (
-            f'{attention}.in_proj_weight', f'{attention}.in_proj_bias',
-            f'{attention}.out_proj.weight', f'{attention}.out_proj.bias',
-        )
-    } | {
-        f'layers.0.{name}.{kind}'
-        for name in ('cross_norm', 'self_norm', 'ffn.linear1', 'ffn.linear2', 'ffn_norm')
-        for kind in ('weight', 'bias')
-    }  # fmt: skip
-    heads = {
-        f'{name}.{kind}'
-        for name in ('norm', 'class_embed', 'mask_embed.0', 'mask_embed.1', 'mask_embed.2')
-        for kind in ('weight', 'bias')
-    }
-    tables = {'query_feat.weight', 'query_embed.weight', 'level_embed.weight'}
-    assert set(make_decoder(num_layers=1).state_dict()) == layer | heads | tables
+    assert set(decoder.state_dict()) == names | {f'{table}.weight' for table in tables}
 
 
 def test_initial_law():
@@ -231,13 +205,6 @@ def test_a_wrong_number_of_levels_is_refused():
 def test_checkpointing_changes_no_bit_and_keeps_less():
     features = make_features()
     plain, frugal = (make_decoder(checkpointing=on) for on in (False, True))
-    frugal.load_state_dict(plain.state_dict())
-    (grads, saved), (frugal_grads, frugal_saved) = (
-        gradients_and_saved_bytes(
-            lambda decoder=decoder: decoder.predict(features).mask_embed.square().sum(),
-            list(decoder.layers.parameters()),
-        )
-        for decoder in (plain, frugal)
+    assert_checkpointing_is_exact_and_keeps_less(
+        plain, frugal, lambda decoder: decoder.predict(features).mask_embed.square().sum()
     )
-    assert all(map(torch.equal, grads, frugal_grads))
-    assert frugal_saved < 0.5 * saved

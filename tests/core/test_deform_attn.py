@@ -11,7 +11,7 @@ from tests.core.test_layers import assert_uniform
 CPU = torch.device('cpu')
 SHAPES = [(2, 3), (4, 5)]
 NUM_TOKENS = 6 + 20
-SAMPLED = [(1, NUM_TOKENS, 2, 4), (1, 5, 2, 2, 3, 2), (1, 5, 2, 2, 3)]  # value, offsets, logits
+TAN_60 = math.tan(math.pi / 3)
 
 
 def test_pixel_centers_by_hand():
@@ -23,25 +23,21 @@ def test_pixel_centers_by_hand():
     ]  # fmt: skip
 
 
-def test_offsets_start_on_a_square_around_the_query():
-    attention = MSDeformAttn(32, num_heads=8, num_levels=3, num_points=4)
-    bias = attention.sampling_offsets.bias.view(8, 3, 4, 2)
-    # The eight directions of the compass, counted from +x towards +y, on the unit square.
-    compass = [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)]
-    for head, direction in enumerate(compass):
-        for level in range(3):
-            for point in range(4):
-                expected = (point + 1) * torch.tensor(direction, dtype=torch.float32)
-                torch.testing.assert_close(
-                    bias[head, level, point].detach(), expected, rtol=0, atol=1e-5
-                )
-
-
-def test_directions_of_other_head_counts_reach_the_unit_square():
-    attention = MSDeformAttn(12, num_heads=3, num_levels=1, num_points=1)
-    bias = attention.sampling_offsets.bias.view(3, 2).detach()
-    tangent = 1 / math.tan(math.pi / 3)
-    expected = torch.tensor([[1.0, 0.0], [-tangent, 1.0], [-tangent, -1.0]])
+@pytest.mark.parametrize(
+    'directions',
+    [
+        # Eight directions of the compass, or three, counted from +x towards +y.
+        [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)],
+        [(1, 0), (-1 / TAN_60, 1), (-1 / TAN_60, -1)],
+    ],
+    ids=len,
+)
+def test_offsets_start_on_a_square_around_the_query(directions):
+    heads = len(directions)
+    attention = MSDeformAttn(4 * heads, num_heads=heads, num_levels=3, num_points=4)
+    bias = attention.sampling_offsets.bias.view(heads, 3, 4, 2).detach()
+    steps = torch.arange(1.0, 5)[:, None]  # point by point a pixel farther
+    expected = (torch.tensor(directions)[:, None, None] * steps).expand(-1, 3, -1, -1)
     torch.testing.assert_close(bias, expected, rtol=0, atol=1e-5)
 
 
@@ -81,16 +77,11 @@ def naive(attention, query, value, reference_points, shapes):
     return attention.output_proj(out.flatten(2))
 
 
-def random_attention():
+@torch.no_grad()
+def test_attention_equals_the_naive_loop():
     attention = MSDeformAttn(8, num_heads=2, num_levels=2, num_points=2).double()
     for parameter in attention.parameters():
         nn.init.normal_(parameter, std=0.7)
-    return attention
-
-
-@torch.no_grad()
-def test_attention_equals_the_naive_loop():
-    attention = random_attention()
     query, value = torch.randn(2, 2, NUM_TOKENS, 8, dtype=torch.float64)
     centers = pixel_centers(SHAPES, device=CPU, dtype=torch.float64)
     got = attention(query, value, centers, SHAPES)
@@ -98,28 +89,17 @@ def test_attention_equals_the_naive_loop():
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
-@torch.no_grad()
-def test_images_of_a_batch_do_not_meet():
-    attention = random_attention()
-    query, value = torch.randn(2, 3, NUM_TOKENS, 8, dtype=torch.float64)
-    centers = pixel_centers(SHAPES, device=CPU, dtype=torch.float64)
-    together = attention(query, value, centers, SHAPES)
-    for i in range(3):
-        alone = attention(query[i : i + 1], value[i : i + 1], centers, SHAPES)
-        torch.testing.assert_close(together[i], alone[0], rtol=1e-12, atol=1e-12)
-
-
 def test_locations_and_weights_stay_in_float32_under_autocast():
     """The operator may get half types from the linear layers; it must not compute in them."""
-    value, offsets, logits = (torch.randn(shape).bfloat16() for shape in SAMPLED)
+    sizes = (1, NUM_TOKENS, 2, 4), (1, 5, 2, 2, 3, 2), (1, 5, 2, 2, 3)  # value, offsets, logits
+    value, offsets, logits = (torch.randn(size).bfloat16() for size in sizes)
     centers = pixel_centers(SHAPES, device=CPU, dtype=torch.float32)[:5]
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        args = (value, SHAPES, centers, offsets, logits)
-        locations, weights = locations_and_weights(*args)
-    assert locations.dtype == weights.dtype == torch.float32
+        got = locations_and_weights(value, SHAPES, centers, offsets, logits)
     exact = locations_and_weights(value.double(), SHAPES, centers, offsets, logits)
-    torch.testing.assert_close(locations.double(), exact[0], rtol=0, atol=1e-6)
-    torch.testing.assert_close(weights.double(), exact[1], rtol=0, atol=1e-6)
+    for one, other in zip(got, exact, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-6)
 
 
 def test_an_unknown_back_end_is_refused():

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mmseg_m2f.core.deform_attn import MSDeformAttn
 from mmseg_m2f.core.layers import (
     Attention,
     ConvNorm,
     FeedForward,
-    init_c2_xavier,
     init_xavier_normal,
     resize_bilinear,
     sine_encoding,
@@ -47,38 +47,22 @@ def test_sine_encoding_of_half_types_is_rounded_only_at_the_end(dtype):
     assert torch.equal(sine_encoding((37, 53), 64, device=CPU, dtype=dtype), exact.to(dtype))
 
 
-def attention_pair(channels=32, num_heads=4):
-    """Ours and PyTorch's with the same weights, random biases included."""
-    ours = Attention(channels, num_heads).double()
-    theirs = nn.MultiheadAttention(channels, num_heads, batch_first=True).double()
+@pytest.mark.parametrize('masked', [False, True])
+def test_attention_equals_multihead_attention_with_the_mask_inverted(masked):
+    ours = Attention(32, 4).double()
+    theirs = nn.MultiheadAttention(32, 4, batch_first=True).double()
     for parameter in ours.parameters():
         nn.init.normal_(parameter, std=0.3)
     theirs.load_state_dict(ours.state_dict(), strict=True)
-    return ours, theirs
-
-
-@pytest.mark.parametrize('masked', [False, True])
-def test_attention_equals_multihead_attention_with_the_mask_inverted(masked):
-    ours, theirs = attention_pair()
     query, key, value = (torch.randn(2, n, 32, dtype=torch.float64) for n in (5, 9, 9))
-    may_attend = (torch.rand(2, 1, 5, 9) < 0.5) if masked else None
-    blocked = None
+    may_attend = blocked = None
     if masked:
+        may_attend = torch.rand(2, 1, 5, 9) < 0.5
         may_attend[..., 0] = True  # PyTorch gives NaN for a row that may attend nowhere
         blocked = ~may_attend.expand(-1, 4, -1, -1).flatten(0, 1)
     expected, _ = theirs(query, key, value, attn_mask=blocked, need_weights=False)
     got = ours(query, key, value, may_attend)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
-
-
-def test_blocked_keys_have_no_influence():
-    ours, _ = attention_pair()
-    query, key, value = (torch.randn(1, n, 32, dtype=torch.float64) for n in (3, 6, 6))
-    may_attend = torch.ones(1, 1, 3, 6, dtype=torch.bool)
-    may_attend[..., 4:] = False
-    before = ours(query, key, value, may_attend)
-    key[:, 4:], value[:, 4:] = 100, -100
-    assert torch.equal(ours(query, key, value, may_attend), before)
 
 
 def assert_uniform(weight, bound):
@@ -91,21 +75,34 @@ def assert_uniform(weight, bound):
     assert ((weight / weight.std()) ** 4).mean() == pytest.approx(1.8, rel=0.05)
 
 
-def test_attention_starts_xavier_uniform_with_the_fused_fan_out():
-    attention = Attention(64, 4)
+def test_attention_and_feed_forward_start_xavier_uniform():
+    attention, ffn = Attention(64, 4), FeedForward(64, 192)
+    # Query, key and value are one matrix: its fan-out counts.
     assert_uniform(attention.in_proj_weight, math.sqrt(6 / (64 + 3 * 64)))
     assert_uniform(attention.out_proj.weight, math.sqrt(6 / (64 + 64)))
     assert not attention.in_proj_bias.any()
     assert not attention.out_proj.bias.any()
-
-
-def test_feed_forward_starts_xavier_uniform_with_pytorchs_biases():
-    ffn = FeedForward(64, 192)
-    assert_uniform(ffn.linear1.weight, math.sqrt(6 / (64 + 192)))
-    assert_uniform(ffn.linear2.weight, math.sqrt(6 / (64 + 192)))
     for linear, fan_in in ((ffn.linear1, 64), (ffn.linear2, 192)):
-        assert linear.bias.any()
+        assert_uniform(linear.weight, math.sqrt(6 / (64 + 192)))
+        assert linear.bias.any()  # PyTorch's default
         assert linear.bias.abs().max() <= 1 / math.sqrt(fan_in)
+
+
+def test_xavier_normal_changes_the_law_of_the_matrices_and_nothing_else():
+    parts = {'a': Attention(64, 4), 'f': FeedForward(64, 128), 'd': MSDeformAttn(32, 4)}
+    model = nn.ModuleDict({**parts, 'c': nn.Conv2d(64, 64, 1), 'n': nn.Linear(64, 8)})
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    init_xavier_normal(model)
+    changed = {n for n, value in model.named_parameters() if not torch.equal(value, before[n])}
+    matrices = {'a.in_proj_weight': 4 * 64, 'a.out_proj.weight': 2 * 64}
+    matrices |= {'f.linear1.weight': 192, 'f.linear2.weight': 192}
+    assert changed == set(matrices)
+    for name, fans in matrices.items():
+        value, bound = model.get_parameter(name), math.sqrt(6 / fans)
+        assert before[name].abs().max() <= bound < value.abs().max()
+        assert value.std().item() == pytest.approx(math.sqrt(2 / fans), rel=0.05)
+        # The fourth moment of a normal law is 3 variances squared, that of a uniform one 1.8.
+        assert (value**4).mean().item() == pytest.approx(3 * (2 / fans) ** 2, rel=0.15)
 
 
 def test_feed_forward_by_hand():
@@ -119,46 +116,6 @@ def test_feed_forward_by_hand():
     assert ffn(x).tolist() == [[[80.0]], [[255.0]]]
 
 
-def test_c2_xavier_is_uniform_by_fan_in_with_zero_bias():
-    conv = nn.Conv2d(32, 16, 3)
-    init_c2_xavier(conv)
-    assert_uniform(conv.weight, math.sqrt(3 / (32 * 9)))
-    assert not conv.bias.any()
-    init_c2_xavier(nn.Conv2d(4, 4, 1, bias=False))
-
-
-def test_xavier_normal_changes_the_law_of_the_matrices_and_nothing_else():
-    part = nn.ModuleDict(
-        {
-            'a': Attention(64, 4),
-            'f': FeedForward(64, 128),
-            'c': nn.Conv2d(64, 64, 1),
-            'n': nn.Linear(64, 8),
-        }
-    )
-    before = {name: value.clone() for name, value in part.named_parameters()}
-    init_xavier_normal(part)
-    changed = {n for n, value in part.named_parameters() if not torch.equal(value, before[n])}
-    matrices = {'a.in_proj_weight': 4 * 64, 'a.out_proj.weight': 2 * 64}
-    matrices |= {'f.linear1.weight': 192, 'f.linear2.weight': 192}
-    assert changed == set(matrices)
-    for name, fans in matrices.items():
-        value, bound = part.get_parameter(name), math.sqrt(6 / fans)
-        assert before[name].abs().max() <= bound < value.abs().max()
-        assert value.std().item() == pytest.approx(math.sqrt(2 / fans), rel=0.05)
-        # The fourth moment of a normal law is 3 variances squared, that of a uniform one 1.8.
-        assert (value**4).mean().item() == pytest.approx(3 * (2 / fans) ** 2, rel=0.15)
-
-
-def test_xavier_normal_leaves_deformable_attention_alone():
-    from mmseg_m2f.core.deform_attn import MSDeformAttn
-
-    part = nn.Sequential(MSDeformAttn(32, 4))
-    before = [value.clone() for value in part.parameters()]
-    init_xavier_normal(part)
-    assert all(map(torch.equal, before, part.parameters()))
-
-
 @pytest.mark.parametrize('kernel_size', [1, 3])
 @pytest.mark.parametrize('activate', [False, True])
 def test_conv_norm_is_convolution_then_group_norm_then_relu(kernel_size, activate):
@@ -169,11 +126,6 @@ def test_conv_norm_is_convolution_then_group_norm_then_relu(kernel_size, activat
     normal = (raw - raw.mean(-1, keepdim=True)) / (raw.var(-1, False, keepdim=True) + 1e-5).sqrt()
     expected = normal.view(2, 8, 5, 7) * block.norm.weight[:, None, None]
     torch.testing.assert_close(block(x), expected.relu() if activate else expected)
-
-
-def test_conv_norm_has_a_bias_only_on_request():
-    assert ConvNorm(3, 8, norm_groups=2).conv.bias is None
-    assert ConvNorm(3, 8, norm_groups=2, bias=True).conv.bias is not None
 
 
 def test_resize_bilinear_interpolates_between_pixel_centers():

@@ -2,12 +2,10 @@ import math
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from mmseg_m2f.core import chunks
 from mmseg_m2f.core.losses import ClassLoss, PointDiceLoss, PointMaskLoss
-
-ONE = torch.tensor(1.0)
+from tests.core.builders import pairwise_losses
 
 
 def test_class_loss_by_hand():
@@ -22,18 +20,25 @@ def test_class_loss_by_hand():
 
 
 def test_class_weight_may_include_no_object_or_leave_it_out():
-    assert ClassLoss(3).class_weight.tolist() == pytest.approx([1, 1, 1, 0.1])
     assert ClassLoss(2, class_weight=[2.0, 3.0]).class_weight.tolist() == pytest.approx([2, 3, 0.1])
     assert ClassLoss(2, class_weight=[2.0, 3.0, 4.0]).class_weight.tolist() == [2, 3, 4]
     assert not ClassLoss(2).state_dict()  # weights are settings, not part of a checkpoint
 
 
-@pytest.mark.parametrize('length', [0, 1, 2, 5])
-def test_class_weight_of_another_length_is_refused(length):
-    with pytest.raises(
-        ValueError, match=rf'num_classes \(3\) entries, or one more for no-object, got {length}'
-    ):
-        ClassLoss(3, class_weight=[1.0] * length)
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'class_weight': []}, r'num_classes \(2\) entries, .*, got 0'),
+        ({'class_weight': [1.0]}, r'num_classes \(2\) entries, or one more for no-object, got 1'),
+        ({'class_weight': [1.0] * 4}, r'num_classes \(2\) entries, .*, got 4'),
+        # With these the mean may be undefined.
+        ({'no_object_weight': 0.0}, 'must not be negative and that of no-object not 0'),
+        ({'class_weight': [1.0, -1.0]}, 'must not be negative and that of no-object not 0'),
+    ],
+)
+def test_wrong_class_weights_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ClassLoss(2, **settings)
 
 
 def test_mask_losses_by_hand():
@@ -47,33 +52,16 @@ def test_mask_losses_by_hand():
     assert PointDiceLoss(2.0)(logits, targets, num_masks).item() == pytest.approx(2 * dice / 3)
 
 
-def test_mask_losses_of_soft_targets():
-    logits, targets = torch.randn(3, 20).double(), torch.rand(3, 20).double()
-    one = ONE.double()
-    bce = F.binary_cross_entropy_with_logits(logits, targets) * 3
-    torch.testing.assert_close(PointMaskLoss(1.0)(logits, targets, one), bce)
-    ratio = [
-        (2 * (s * t).sum() + 1) / (s.sum() + t.sum() + 1)
-        for s, t in zip(logits.sigmoid(), targets, strict=True)
-    ]
-    torch.testing.assert_close(PointDiceLoss(1.0)(logits, targets, one), 3 - sum(ratio))
-
-
-@pytest.mark.parametrize('weights', [{'no_object_weight': 0.0}, {'class_weight': [1.0, -1.0]}])
-def test_weights_whose_mean_may_be_undefined_are_refused(weights):
-    with pytest.raises(ValueError, match='must not be negative and that of no-object not 0'):
-        ClassLoss(2, **weights)
-
-
-@pytest.mark.parametrize('loss', [PointMaskLoss(), PointDiceLoss()], ids=['mask', 'dice'])
-@pytest.mark.parametrize('rows', [1, 3, 7])
-def test_chunks_of_masks_have_the_losses_of_all_together(loss, rows, monkeypatch):
+@pytest.mark.parametrize('loss', [PointMaskLoss(1.0), PointDiceLoss(1.0)], ids=['mask', 'dice'])
+@pytest.mark.parametrize('rows', [1, 3, 7, 100])
+def test_any_chunks_of_masks_have_the_losses_of_each_alone(loss, rows, monkeypatch):
     logits = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
     targets = torch.rand(2, 5, 8, dtype=torch.float64)
-    together = loss(logits, targets, ONE)
+    kind = ('PointMaskLoss', 'PointDiceLoss').index(type(loss).__name__)
+    alone = [pairwise_losses(*pair)[kind].trace() for pair in zip(logits, targets, strict=True)]
     monkeypatch.setattr(chunks, 'CHUNK_BYTES', rows * 8 * 8)
-    in_chunks = loss(logits, targets, ONE)
-    torch.testing.assert_close(in_chunks, together, rtol=0, atol=1e-12)
+    in_chunks, alone = loss(logits, targets, torch.tensor(2.0)), torch.stack(alone) / 2
+    torch.testing.assert_close(in_chunks, alone, rtol=0, atol=1e-12)
     weight = torch.tensor([1.0, -2.0], dtype=torch.float64)
-    one, other = (torch.autograd.grad(x @ weight, logits)[0] for x in (in_chunks, together))
+    one, other = (torch.autograd.grad(x @ weight, logits)[0] for x in (in_chunks, alone))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
