@@ -9,21 +9,10 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
-
-
-class CityscapesScores(NamedTuple):
-    """AP and AP50 in [0, 1]: means over the classes that occur, and per class name.
-
-    A class that does not occur has NaN.
-    """
-
-    ap: float
-    ap50: float
-    per_class: dict[str, tuple[float, float]]
 
 
 def truth_file(gt_dir: str | Path, img_path: str | Path) -> Path:
@@ -80,29 +69,34 @@ def write_instances(
 def match_image(truth: Path, predicted: Path) -> dict[str, Any]:
     """Compute the overlaps of the instances of one image, for `cityscapes_scores`."""
     evaluator = import_evaluator()
-    settings = _settings(evaluator, predicted.parent)
     with warnings.catch_warnings():
         # The package calls a function that NumPy 2 renamed.
         warnings.simplefilter('ignore', DeprecationWarning)
         instances = evaluator.instances2dict([str(truth)], False)
-        return evaluator.matchGtWithPreds([str(predicted)], [str(truth)], instances, settings)
+        return evaluator.matchGtWithPreds(
+            [str(predicted)], [str(truth)], instances, _settings(evaluator, predicted.parent)
+        )
 
 
-def cityscapes_scores(matches: Mapping[str, Any]) -> CityscapesScores:
-    """Compute the scores from the joined results of `match_image`."""
+def cityscapes_scores(
+    matches: Mapping[str, Any],
+) -> tuple[tuple[float, float], dict[str, tuple[float, float]]]:
+    """Compute AP and AP50 in [0, 1] from the joined results of `match_image`.
+
+    Return the means over the classes that occur, and both per class name: NaN if it does not occur.
+    """
     evaluator = import_evaluator()
     settings = _settings(evaluator, Path())
-    per_threshold = evaluator.evaluateMatches(matches, settings)
     with warnings.catch_warnings():
         # The mean over no class is NaN; it becomes 0 below.
         warnings.simplefilter('ignore', RuntimeWarning)
-        averages = evaluator.computeAverages(per_threshold, settings)
+        averages = evaluator.computeAverages(evaluator.evaluateMatches(matches, settings), settings)
     per_class = {
         name: (float(of_class['ap']), float(of_class['ap50%']))
         for name, of_class in averages['classes'].items()
     }
     ap, ap50 = np.nan_to_num([averages['allAp'], averages['allAp50%']]).tolist()
-    return CityscapesScores(ap, ap50, per_class)
+    return (ap, ap50), per_class
 
 
 def import_evaluator() -> Any:

@@ -1,20 +1,99 @@
-"""Read JSON in COCO's formats, and say what is wrong with it. Each message names the file."""
+"""Read JSON in COCO's formats. Each error message names the file and the wrong entry."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from mmseg_m2f.evaluation.rle import import_coco_mask
 
 Json = dict[str, Any]
 
 
+class CocoFile:
+    """Read the ground truth from a file in COCO's instance format.
+
+    Its attributes are ``sizes``, ``(height, width)`` by image id; ``categories``, the names by
+    category id in the order of the file; and ``instances``, a list by image id. An annotation
+    without an area (no mask, or polygons of fewer than three points) is no instance.
+
+    Args:
+        content: the text of the file.
+        path: the file, for messages.
+
+    Raises:
+        ValueError: images, categories or annotations are missing or not well-formed.
+    """
+
+    def __init__(self, content: str | bytes, path: str) -> None:
+        file = parse_coco(content, path, ('id', 'height', 'width'))
+        annotations = entries_of(path, file, 'annotations')
+        check_keys(path, 'annotation', annotations, ('category_id', 'image_id'))
+        self.path = path
+        self.categories = {category['id']: category['name'] for category in file['categories']}
+        self.sizes = {image['id']: (image['height'], image['width']) for image in file['images']}
+        self.instances: dict[int | str, list[Json]] = {image_id: [] for image_id in self.sizes}
+        for annotation in annotations:
+            shape = valid_shape(path, annotation)
+            if shape is not None and annotation['image_id'] in self.sizes:
+                self._add(annotation, shape)
+
+    def _add(self, annotation: Json, shape: list[list[float]] | Json) -> None:
+        """Keep an annotation as an instance, with COCO's defaults filled in."""
+        image_id, area = annotation['image_id'], annotation.get('area')
+        size = self.sizes[image_id]
+        if isinstance(shape, dict) and tuple(shape['size']) != size:
+            raise ValueError(
+                f'{self.path}: a mask of image {image_id!r} is of size {tuple(shape["size"])} '
+                f'(height, width), the image of {size}'
+            )
+        self.instances[image_id].append(
+            {
+                'category_id': annotation['category_id'],
+                'segmentation': shape,
+                'area': _area(shape, size) if area is None else area,
+                'iscrowd': int(annotation.get('iscrowd') or 0),
+            }
+        )
+
+    def true_instances(
+        self, image_id: int | str, size: tuple[int, int], category_ids: Sequence[int]
+    ) -> list[Json]:
+        """Return the instances of an image in these categories.
+
+        Raises:
+            ValueError: the file does not list the image, or states another size.
+        """
+        if image_id not in self.sizes:
+            raise ValueError(
+                f'{self.path} has no image with the id {image_id!r}: ann_file of the metric must '
+                'belong to the data set of the test'
+            )
+        if self.sizes[image_id] != size:
+            raise ValueError(
+                f'the predictions for image {image_id!r} are {size} pixels (height, width), '
+                f'{self.path} says {self.sizes[image_id]}'
+            )
+        counted = set(category_ids)
+        return [i for i in self.instances[image_id] if i['category_id'] in counted]
+
+
+def _area(shape: list[list[float]] | Json, size: tuple[int, int]) -> float:
+    coco_mask = import_coco_mask()
+    if isinstance(shape, list):  # polygons
+        shape = coco_mask.merge(coco_mask.frPyObjects(shape, *size))
+    elif isinstance(shape['counts'], list):
+        shape = coco_mask.frPyObjects(shape, *size)
+    return float(coco_mask.area(shape))
+
+
 def parse_coco(content: str | bytes, path: str, image_keys: Sequence[str]) -> Json:
-    """Parse the text of an annotation file, and check its ``images`` and ``categories``.
+    """Parse an annotation file, and check its ``images`` and ``categories``.
 
     Each image must have the ``image_keys``.
 
     Raises:
-        ValueError: the text is no JSON, lacks one of the two lists, or an entry is not
-            well-formed.
+        ValueError: the text is no JSON, lacks one of the lists, or has a wrong entry.
     """
     try:
         parsed = json.loads(content)
@@ -24,13 +103,13 @@ def parse_coco(content: str | bytes, path: str, image_keys: Sequence[str]) -> Js
     check_keys(path, 'image', images, image_keys)
     check_keys(path, 'category', categories, ('id', 'name'))
     for image in images:
-        if not isinstance(image.get('file_name', ''), str) or not _is_id(image['id'], (int, str)):
+        if not isinstance(image.get('file_name', ''), str) or type(image['id']) not in (int, str):
             raise ValueError(
                 f'{path}: the image {image!r:.200} needs an id (a number or a text), and file_name '
                 'must be a text'
             )
     for category in categories:
-        if not _is_id(category['id'], (int,)):
+        if type(category['id']) is not int:
             raise ValueError(
                 f'{path}: the id of the category {category["name"]!r} is {category["id"]!r}; '
                 'category ids must be whole numbers'
@@ -38,10 +117,6 @@ def parse_coco(content: str | bytes, path: str, image_keys: Sequence[str]) -> Js
     check_unique(path, 'image', (image['id'] for image in images))
     check_unique(path, 'category', (category['id'] for category in categories))
     return parsed
-
-
-def _is_id(value: Any, kinds: tuple[type, ...]) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def entries_of(path: str, content: Any, key: str) -> list[Json]:
@@ -64,11 +139,9 @@ def check_keys(path: str, kind: str, entries: Iterable[Json], keys: Sequence[str
 
 def check_unique(path: str, kind: str, ids: Iterable[Any]) -> None:
     """Raise ``ValueError`` if an id comes twice."""
-    seen: set[Any] = set()
-    for entry_id in ids:
-        if entry_id in seen:
-            raise ValueError(f'{path} lists the {kind} {entry_id!r} twice')
-        seen.add(entry_id)
+    repeated = [entry_id for entry_id, number in Counter(ids).items() if number > 1]
+    if repeated:
+        raise ValueError(f'{path} lists the {kind} {repeated[0]!r} twice')
 
 
 def valid_shape(path: str, annotation: Json) -> list[list[float]] | Json | None:
@@ -77,14 +150,13 @@ def valid_shape(path: str, annotation: Json) -> list[list[float]] | Json | None:
     Raises:
         ValueError: the annotation's ``segmentation`` is neither of COCO's two kinds.
     """
-    shape = annotation.get('segmentation')
+    shape = annotation.get('segmentation') or []
     if isinstance(shape, dict):
         return shape if {'size', 'counts'} <= set(shape) else None
-    if not isinstance(shape or [], list) or any(not isinstance(p, list) for p in shape or []):
+    if not isinstance(shape, list) or not all(isinstance(polygon, list) for polygon in shape):
         raise ValueError(
             f'{path}: the segmentation {shape!r:.80} of annotation {annotation.get("id")!r} (image '
             f'{annotation["image_id"]!r}) must be a list of polygons [[x, y, x, y, ...], ...] or a '
             'run-length encoding'
         )
-    polygons = [p for p in shape or [] if len(p) >= 6 and len(p) % 2 == 0]
-    return polygons or None
+    return [p for p in shape if len(p) >= 6 and len(p) % 2 == 0] or None

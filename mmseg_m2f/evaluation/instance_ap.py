@@ -1,85 +1,66 @@
 """Average precision of instance masks, exactly as COCO computes it.
 
 faster-coco-eval or pycocotools does the computation, with the same numbers. Boundary AP (Cheng et
-al., CVPR 2021) needs faster-coco-eval.
+al., CVPR 2021) needs faster-coco-eval. Instances are in COCO's terms: ``category_id``,
+``segmentation`` (polygons or run lengths), and either ``score``, or ``area`` and ``iscrowd``.
 """
 
 import contextlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from mmseg_m2f.evaluation.panoptic_map import AnnotatedSegments
 from mmseg_m2f.evaluation.rle import encode_masks
 
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+Instances = list[dict[str, Any]]
+
 # COCO's area ranges, in its order. Their limits are 32**2 and 96**2 pixels.
 AREAS = ('all', 's', 'm', 'l')
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInstances:
-    """Predicted and true instances of one image, in COCO's terms.
-
-    Args:
-        image_id: number or name of the image.
-        size: ``(height, width)`` of the image file.
-        predicted: instances with ``category_id``, ``segmentation`` (run lengths) and ``score``.
-        true: instances with ``category_id``, ``segmentation``, ``area`` and ``iscrowd``. A
-            ``bbox`` is not needed.
-    """
+    """The predicted and true instances of an image file of ``size (height, width)``."""
 
     image_id: int | str
     size: tuple[int, int]
-    predicted: list[dict[str, Any]]
-    true: list[dict[str, Any]]
-
-
-class InstanceScores(NamedTuple):
-    """APs over all classes by name, and ``per_class (K, 3)``: AP, AP50 and AP75 in [0, 1].
-
-    An AP is -1 (undefined) if there is no true instance of the class, or of the area. If nothing
-    is predicted at all, or nothing is true at all, every average is 0.
-    """
-
-    average: dict[str, float]
-    per_class: np.ndarray
+    predicted: Instances
+    true: Instances
 
 
 def predicted_instances(
     masks: np.ndarray, labels: np.ndarray, scores: np.ndarray, category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Convert instances to COCO's result format, without the image id.
+) -> Instances:
+    """Convert ``masks (N, H, W)`` bool, class indices and scores ``(N,)`` to COCO's instances.
 
     They get no box, because COCO's evaluation would take the area of the instance from the box.
     """
     return [
         {'category_id': int(category_ids[label]), 'segmentation': rle, 'score': float(score)}
-        for rle, label, score in zip(
-            encode_masks(masks), labels.tolist(), scores.tolist(), strict=True
-        )
+        for rle, label, score in zip(encode_masks(masks), labels, scores, strict=True)
     ]
 
 
 def true_instances(
     truth: AnnotatedSegments, is_thing: np.ndarray, category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Convert the things of a panoptic ground truth to COCO instances."""
-    chosen = np.flatnonzero(is_thing[truth.labels])
+) -> Instances:
+    """Convert the things of a panoptic ground truth that have a pixel to COCO's instances."""
+    areas = np.bincount(truth.segment_map.ravel(), minlength=1 + len(truth.labels))[1:]
+    chosen = np.flatnonzero(is_thing[truth.labels] & (areas > 0))
     masks = truth.segment_map == 1 + chosen[:, None, None]
-    instances: list[dict[str, Any]] = [
+    return [
         {
             'category_id': int(category_ids[truth.labels[index]]),
             'segmentation': rle,
-            'area': float(masks[row].sum()),
+            'area': float(areas[index]),
             'iscrowd': int(truth.is_crowd[index]),
         }
-        for row, (index, rle) in enumerate(zip(chosen, encode_masks(masks), strict=True))
+        for index, rle in zip(chosen, encode_masks(masks), strict=True)
     ]
-    return [instance for instance in instances if instance['area'] > 0]
 
 
 def has_faster_coco_eval() -> bool:
@@ -97,8 +78,12 @@ def instance_scores(
     max_dets: int = 100,
     iou_type: str = 'segm',
     faster: bool = False,
-) -> InstanceScores:
+) -> tuple[dict[str, float], np.ndarray]:
     """Compute COCO's AP of all images together.
+
+    Return the averages over all classes by name, and ``(K, 3)`` AP, AP50 and AP75 per class, in
+    [0, 1]. The AP of an area without a true instance is -1, as in COCO, that of a class NaN. If
+    nothing is predicted at all, or nothing is true at all, every average is 0.
 
     Args:
         images: all images of the test, also those without instances.
@@ -107,36 +92,25 @@ def instance_scores(
         iou_type: ``segm``, or ``boundary`` (needs faster-coco-eval).
         faster: use faster-coco-eval, else pycocotools.
     """
-    true_ids = {
-        instance['category_id']
-        for image in images
-        for instance in image.true
-        if not instance['iscrowd']
-    }
+    true_ids = {i['category_id'] for image in images for i in image.true if not i['iscrowd']}
     if not true_ids or not any(image.predicted for image in images):
-        zeros = np.zeros((len(IOU_THRESHOLDS), 1, len(category_ids), len(AREAS)))
         is_there = np.isin(category_ids, list(true_ids))[:, None]
-        return InstanceScores(_averages(zeros), np.where(is_there, np.zeros(3), -1.0))
-    order = np.argsort(category_ids, kind='stable')
+        return _averages(np.zeros((10, 1, 1, 4))), np.where(is_there, np.zeros(3), np.nan)
     precision = _precision(images, category_ids, max_dets, iou_type, faster)
     per_class = np.empty((len(category_ids), 3))
-    # COCO sorts the classes by id.
-    for row, index in enumerate(order):
-        of_class = precision[:, :, row, 0]
-        per_class[index] = [_mean(of_class), _mean(of_class[:1]), _mean(of_class[5:6])]
-    return InstanceScores(_averages(precision), per_class)
+    for row, index in enumerate(np.argsort(category_ids)):  # COCO sorts the classes by id
+        of_class = _averages(precision[:, :, [row]])
+        per_class[index] = of_class['mAP'], of_class['mAP_50'], of_class['mAP_75']
+    per_class[per_class < 0] = np.nan
+    return _averages(precision), per_class
 
 
 def _averages(precision: np.ndarray) -> dict[str, float]:
     every_area = precision[..., 0]
     parts = {'mAP': every_area, 'mAP_50': every_area[:1], 'mAP_75': every_area[5:6]}
     parts |= {f'mAP_{area}': precision[..., index] for index, area in enumerate(AREAS[1:], 1)}
-    return {name: _mean(part) for name, part in parts.items()}
-
-
-def _mean(precision: np.ndarray) -> float:
-    defined = precision[precision > -1]
-    return float(np.mean(defined)) if len(defined) else -1.0
+    defined = {name: part[part > -1] for name, part in parts.items()}
+    return {name: float(part.mean()) if len(part) else -1.0 for name, part in defined.items()}
 
 
 def _precision(
@@ -177,10 +151,10 @@ def _precision(
     return np.asarray(evaluation.eval['precision'])[..., -1]
 
 
-def _numbered(per_image: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Copy the instances and number them from 1.
+def _numbered(per_image: Iterable[Instances]) -> Instances:
+    """Copy the instances, which the libraries write into, and number them from 1.
 
-    The libraries write into their input, and use 0 for "no match".
+    An id of 0 would mean "no match" to them.
     """
     pairs = [(i, instance) for i, instances in enumerate(per_image) for instance in instances]
     return [

@@ -42,8 +42,6 @@ def decode_panoptic(sem_seg: np.ndarray, num_classes: int) -> Segments:
         ValueError: the map holds a class that the data set does not have.
     """
     values = np.asarray(sem_seg)
-    if values.min(initial=0) < 0:
-        raise ValueError(f'a panoptic map must not be negative, got {values.min()}')
     present = np.flatnonzero(np.bincount(values.ravel()))
     present = present[present != num_classes]
     labels = present % INSTANCE_OFFSET
@@ -60,36 +58,29 @@ def read_segments(
 ) -> AnnotatedSegments:
     """Read the segments of a panoptic PNG. Pixels whose id is not listed are void.
 
-    Args:
-        file: the PNG.
-        segments_info: per segment ``id``, ``label`` (the class index), ``is_crowd``, and ``area``.
-        stated_areas: return the areas of ``segments_info``.
+    Each entry of ``segments_info`` has ``id``, ``label`` (the class index), ``is_crowd`` and, for
+    ``stated_areas``, ``area``.
 
     Raises:
         ValueError: the PNG has no colors, or a stated area is too small or no number.
     """
-    ids = np.array([info['id'] for info in segments_info], np.int64)
-    labels = np.array([info['label'] for info in segments_info], np.int64)
-    is_crowd = np.array([info['is_crowd'] for info in segments_info], bool)
+    ids, labels, is_crowd = (
+        np.array([info[key] for info in segments_info], dtype)
+        for key, dtype in (('id', np.int64), ('label', np.int64), ('is_crowd', bool))
+    )
     segment_map = renumbered(read_ids(file), ids)
-    areas = _stated_areas(segment_map, segments_info) if stated_areas else None
-    return AnnotatedSegments(segment_map, labels, is_crowd, areas)
-
-
-def _stated_areas(
-    segment_map: np.ndarray, segments_info: Sequence[Mapping[str, Any]]
-) -> np.ndarray:
-    counted = np.bincount(segment_map.ravel(), minlength=1 + len(segments_info))[1:].tolist()
+    if not stated_areas:
+        return AnnotatedSegments(segment_map, labels, is_crowd)
+    counted = np.bincount(segment_map.ravel(), minlength=1 + len(ids))[1:].tolist()
     for info, pixels in zip(segments_info, counted, strict=True):
         area = info.get('area')
-        is_number = isinstance(area, int | float) and area == area // 1
-        if not is_number or area < pixels:
+        if not isinstance(area, int | float) or area != area // 1 or area < pixels:
             raise ValueError(
                 f'the annotation states the area {area!r} of segment {info["id"]}, which has '
-                f'{pixels} pixels here. It must be a number of pixels, at least these; without '
-                'stated_areas=True the pixels are counted'
+                f'{pixels} pixels here; stated_areas=True needs a number of at least these'
             )
-    return np.array([info['area'] for info in segments_info], np.int64)
+    areas = np.array([info['area'] for info in segments_info], np.int64)
+    return AnnotatedSegments(segment_map, labels, is_crowd, areas)
 
 
 def renumbered(values: np.ndarray, listed: np.ndarray) -> np.ndarray:
@@ -102,28 +93,20 @@ def renumbered(values: np.ndarray, listed: np.ndarray) -> np.ndarray:
 
 
 def read_ids(file: File) -> np.ndarray:
-    """Read the segment ids ``(H, W)`` int32 of a panoptic PNG.
+    """Read the segment ids ``(H, W)`` int32 of a panoptic PNG: id = R + 256 G + 65536 B.
 
     Raises:
         ValueError: the PNG has no colors, so its values are no ids.
     """
     with Image.open(file) as image:
         if image.mode not in ('RGB', 'RGBA', 'P'):
-            raise ValueError(
-                f'a panoptic PNG must be an RGB image (id = R + 256 G + 65536 B), got mode '
-                f'{image.mode}'
-            )
+            raise ValueError(f'a panoptic PNG must be an RGB image, got mode {image.mode}')
         # With a fourth byte, a pixel can be read as one 32-bit integer.
         pixels = np.asarray(image.convert('RGB').convert('RGBX'))
     return pixels.view('<i4')[..., 0] & 0xFFFFFF
 
 
-def write_ids(file: File, segment_map: np.ndarray) -> None:
-    """Write ids ``(H, W)`` below 256**3 as a panoptic PNG."""
-    Image.fromarray(id2rgb(segment_map)).save(file, format='PNG')
-
-
 def id2rgb(segment_map: np.ndarray) -> np.ndarray:
-    """Convert ids ``(H, W)`` to colors ``(H, W, 3)`` uint8: id = R + 256 G + 65536 B."""
-    ids = np.asarray(segment_map)
-    return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
+    """Convert ids ``(H, W)`` below 256**3 to the colors ``(H, W, 3)`` uint8 of a panoptic PNG."""
+    colors = [segment_map >> shift & 255 for shift in (0, 8, 16)]
+    return np.stack(colors, axis=-1).astype(np.uint8)

@@ -6,27 +6,9 @@ match twice. Per class, with the matched pairs (TP) and the unmatched segments (
     PQ = sum of IoU / (TP + FP/2 + FN/2) = SQ * RQ,  SQ = sum of IoU / TP,  RQ = PQ / SQ
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from mmseg_m2f.evaluation.panoptic_map import AnnotatedSegments, Segments
-
-
-class PanopticQuality(NamedTuple):
-    """The three qualities in [0, 1] of each class ``(K,)``, the counts, and whether it occurs.
-
-    A class occurs if it has a true or a predicted segment. Other classes have quality 0 and are
-    left out of averages.
-    """
-
-    pq: np.ndarray
-    sq: np.ndarray
-    rq: np.ndarray
-    tp: np.ndarray
-    fp: np.ndarray
-    fn: np.ndarray
-    occurs: np.ndarray
 
 
 def image_statistics(truth: AnnotatedSegments, predicted: Segments, num_classes: int) -> np.ndarray:
@@ -59,19 +41,10 @@ def image_statistics(truth: AnnotatedSegments, predicted: Segments, num_classes:
     missed = ~matched.any(1) & ~truth.is_crowd & (truth_areas > 0)
     wrong = ~matched.any(0) & (2 * ignored <= predicted_areas) & (predicted_areas > 0)
 
-    true_index, _ = np.nonzero(matched)
-
-    def per_class(labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        return np.bincount(labels, weights, minlength=num_classes)
-
-    return np.stack(
-        [
-            per_class(truth.labels[true_index], overlaps[matched] / union[matched]),
-            per_class(truth.labels[true_index]),
-            per_class(predicted.labels[wrong]),
-            per_class(truth.labels[missed]),
-        ]
-    )
+    matched_labels = truth.labels[np.nonzero(matched)[0]]
+    iou = np.bincount(matched_labels, overlaps[matched] / union[matched], num_classes)
+    counted = matched_labels, predicted.labels[wrong], truth.labels[missed]
+    return np.stack([iou, *(np.bincount(labels, minlength=num_classes) for labels in counted)])
 
 
 def _overlaps(truth: AnnotatedSegments, predicted: Segments) -> np.ndarray:
@@ -86,30 +59,14 @@ def _overlaps(truth: AnnotatedSegments, predicted: Segments) -> np.ndarray:
     return np.bincount(pairs.ravel(), minlength=shape[0] * shape[1]).reshape(shape)
 
 
-def panoptic_quality(statistics: np.ndarray) -> PanopticQuality:
-    """Compute the qualities of all classes from the sum of `image_statistics`."""
+def panoptic_quality(statistics: np.ndarray) -> np.ndarray:
+    """Compute PQ, SQ and RQ ``(3, K)`` in [0, 1] from the sum of `image_statistics`.
+
+    They are NaN for a class without a true or a predicted segment.
+    """
     iou, tp, fp, fn = statistics
     weighted = tp + fp / 2 + fn / 2
-    occurs = weighted > 0
-
-    def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-        return np.divide(numerator, denominator, np.zeros(len(tp)), where=denominator > 0)
-
-    return PanopticQuality(
-        pq=ratio(iou, weighted),
-        sq=ratio(iou, tp),
-        rq=ratio(tp, weighted),
-        tp=tp.astype(int),
-        fp=fp.astype(int),
-        fn=fn.astype(int),
-        occurs=occurs,
-    )
-
-
-def averages(quality: PanopticQuality, chosen: np.ndarray) -> tuple[float, float, float]:
-    """Average PQ, SQ and RQ over the ``chosen (K,)`` classes that occur; 0 if none does."""
-    counted = quality.occurs & chosen
-    if not counted.any():
-        return 0.0, 0.0, 0.0
-    pq, sq, rq = (float(per_class[counted].mean()) for per_class in quality[:3])
-    return pq, sq, rq
+    with np.errstate(invalid='ignore'):  # 0 / 0 is NaN
+        pq, rq = iou / weighted, tp / weighted
+    sq = np.where(weighted > 0, iou / np.maximum(tp, 1), np.nan)
+    return np.stack([pq, sq, rq])

@@ -13,12 +13,8 @@ def encode_masks(masks: np.ndarray) -> list[Rle]:
 
     This is fastest if the pixels of a column are side by side in memory: runs go down the columns.
     """
-    coco_mask = import_coco_mask()
-    columns = np.asfortranarray(masks.transpose(1, 2, 0), np.uint8)
-    return [
-        {'size': [int(side) for side in rle['size']], 'counts': rle['counts'].decode('ascii')}
-        for rle in coco_mask.encode(columns)
-    ]
+    codes = import_coco_mask().encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8))
+    return [{'size': list(code['size']), 'counts': code['counts'].decode()} for code in codes]
 
 
 def decode_masks(codes: Sequence[Rle], size: Sequence[int]) -> np.ndarray:

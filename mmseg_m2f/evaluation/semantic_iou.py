@@ -1,29 +1,15 @@
 """Mean IoU of label maps, as mmseg's ``IoUMetric`` defines it."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 NO_CLASS = -1
 
 
-class SemanticQuality(NamedTuple):
-    """IoU and accuracy in [0, 1] per class ``(K,)``, NaN where undefined, and of all pixels."""
-
-    iou: np.ndarray
-    accuracy: np.ndarray
-    pixel_accuracy: float
-
-
 def class_areas(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Count pixels of each class in one image: ``(3, K)`` common, true and predicted ones.
 
-    The results of several images are added. Pixels whose true label is `NO_CLASS` are left out.
-
-    Args:
-        truth: ``(H, W)`` true class indices, or `NO_CLASS`.
-        predicted: ``(H, W)`` predicted class indices.
-        num_classes: K.
+    The results of several images are added. ``truth`` and ``predicted (H, W)`` are class indices;
+    pixels whose true label is `NO_CLASS` are left out.
 
     Raises:
         ValueError: the maps differ in size, or one holds a label that is no class.
@@ -36,10 +22,10 @@ def class_areas(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> n
     is_labeled = truth != NO_CLASS
     truth, predicted = truth[is_labeled].astype(np.int64), predicted[is_labeled].astype(np.int64)
     for name, labels in (('ground truth', truth), ('prediction', predicted)):
-        if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
-            wrong = np.unique(labels[(labels < 0) | (labels >= num_classes)])
+        wrong = labels[(labels < 0) | (labels >= num_classes)]
+        if len(wrong):
             raise ValueError(
-                f'the {name} holds labels {wrong[:8].tolist()}, the classes are 0 to '
+                f'the {name} holds labels {np.unique(wrong)[:8].tolist()}, the classes are 0 to '
                 f'{num_classes - 1}'
             )
     common = truth[truth == predicted]
@@ -48,19 +34,12 @@ def class_areas(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> n
     )
 
 
-def semantic_quality(areas: np.ndarray) -> SemanticQuality:
-    """Compute the qualities from the sum of `class_areas`."""
+def semantic_quality(areas: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Compute IoU and accuracy per class ``(K,)``, and of all pixels, from summed `class_areas`.
+
+    All are in [0, 1], NaN for a class that does not occur.
+    """
     common, true, predicted = areas
-
-    def ratio(denominator: np.ndarray) -> np.ndarray:
-        undefined = np.full(len(common), np.nan)
-        return np.divide(common, denominator, undefined, where=denominator > 0)
-
-    pixel_accuracy = common.sum() / true.sum() if true.any() else 0.0
-    return SemanticQuality(ratio(true + predicted - common), ratio(true), float(pixel_accuracy))
-
-
-def mean_of_defined(per_class: np.ndarray) -> float:
-    """Average the classes that are not NaN; 0 if all are."""
-    defined = per_class[~np.isnan(per_class)]
-    return float(defined.mean()) if len(defined) else 0.0
+    with np.errstate(invalid='ignore'):  # 0 / 0 is NaN
+        iou, accuracy = common / (true + predicted - common), common / true
+    return iou, accuracy, float(common.sum() / max(true.sum(), 1))

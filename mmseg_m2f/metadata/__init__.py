@@ -27,13 +27,9 @@ NAMES = tuple(_FILES)
 class DatasetMetadata:
     """The classes of a data set, in the order of the official models' class rows.
 
-    Args:
-        name: the name that `load_metadata` knows it by.
-        classes: the names, all different.
-        palette: colors ``(red, green, blue)``.
-        thing_ids: indices of the classes that are things, ascending.
-        category_ids: per class the category id in the JSON files.
-        ignore_index: the label in label maps of pixels without a class.
+    ``palette`` are colors ``(red, green, blue)``, ``thing_ids`` the indices of the classes that are
+    things, ``category_ids`` those of the classes in the JSON files. ``ignore_index`` is the label
+    of pixels without a class in label maps.
     """
 
     name: str
@@ -46,11 +42,7 @@ class DatasetMetadata:
 
 @functools.cache
 def load_metadata(name: str) -> DatasetMetadata:
-    """Return the metadata of this name.
-
-    Raises:
-        ValueError: the name is not in ``NAMES``.
-    """
+    """Return the metadata of this name; ``ValueError`` if it is not in ``NAMES``."""
     if name not in _FILES:
         raise ValueError(f'metadata={name!r} is not known; known are {", ".join(NAMES)}')
     path = Path(__file__).with_name(f'{_FILES[name]}.json')

@@ -1,4 +1,4 @@
-"""Panoptic quality straight from its definition, with loops over masks."""
+"""Panoptic quality straight from its definition, mask by mask, and scenes to compute it for."""
 
 from typing import NamedTuple
 
@@ -12,31 +12,21 @@ class Segment(NamedTuple):
 
 
 def slow_counts(truth: list[Segment], predicted: list[Segment], label: int):
-    """Return the sum of IoU, TP, FP and FN of one class in one image.
-
-    ``truth`` and ``predicted`` are all segments of the image. Pixels of no true segment are void.
-    """
-    size = [segment.mask.shape for segment in truth + predicted][:1]
-    void, crowd = np.ones(size[0], bool), np.zeros(size[0], bool)
-    for true in truth:
-        void &= ~true.mask
-        if true.is_crowd and true.label == label:
-            crowd |= true.mask
-    wanted = [true.mask for true in truth if true.label == label and not true.is_crowd]
-    guesses = [guess.mask for guess in predicted if guess.label == label]
-    iou_sum, missed, left = 0.0, len(wanted), list(range(len(guesses)))
-    for true in wanted:
-        for index, guess in enumerate(guesses):
-            visible = guess & ~void
-            iou = (true & visible).sum() / (true | visible).sum()
-            if iou > 0.5:
-                iou_sum, missed = iou_sum + iou, missed - 1
-                left.remove(index)
-    fp = 0
-    for index in left:
-        excused = (guesses[index] & (void | crowd)).sum() / guesses[index].sum()
-        fp += not excused > 0.5
-    return iou_sum, len(wanted) - missed, fp, missed
+    """Return the sum of IoU, TP, FP and FN of one class; pixels of no true segment are void."""
+    nothing = np.zeros_like((truth + predicted)[0].mask)
+    known = sum((true.mask for true in truth), nothing)
+    same = [true for true in truth if true.label == label]
+    excuse = sum((true.mask for true in same if true.is_crowd), ~known)
+    missed = [true.mask for true in same if not true.is_crowd]
+    iou_sum = num_matches = num_wrong = 0
+    for guess in (guess.mask for guess in predicted if guess.label == label):
+        ious = [(true & guess).sum() / (true | guess & known).sum() for true in missed]
+        if max(ious, default=0) > 0.5:
+            iou_sum, num_matches = iou_sum + max(ious), num_matches + 1
+            missed.pop(np.argmax(ious))
+        else:
+            num_wrong += (guess & excuse).sum() / guess.sum() <= 0.5
+    return iou_sum, num_matches, num_wrong, len(missed)
 
 
 def slow_quality(scenes, classes) -> tuple[float, float, float]:
@@ -44,11 +34,10 @@ def slow_quality(scenes, classes) -> tuple[float, float, float]:
     qualities = []
     for label in classes:
         iou_sum, tp, fp, fn = np.sum([slow_counts(*scene, label) for scene in scenes], axis=0)
-        if tp + fp + fn == 0:
-            continue
-        recognition = tp / (tp + fp / 2 + fn / 2)
-        segmentation = iou_sum / tp if tp else 0.0
-        qualities.append((segmentation * recognition, segmentation, recognition))
+        if tp + fp + fn > 0:
+            recognition = tp / (tp + fp / 2 + fn / 2)
+            segmentation = iou_sum / tp if tp else 0.0
+            qualities.append((segmentation * recognition, segmentation, recognition))
     return tuple(100 * np.mean(qualities, axis=0)) if qualities else (0.0, 0.0, 0.0)
 
 
@@ -61,9 +50,7 @@ def random_scene(random: np.random.Generator, num_classes: int, size: tuple[int,
     changed = np.where(random.random(len(labels)) < 0.2, random.permutation(labels), labels)
     kept = random.random(len(labels)) < 0.9
     predicted = rectangles(size, moved[kept], changed[kept])
-    crowds = random.random(len(truth)) < 0.2
-    truth = [segment._replace(is_crowd=bool(c)) for segment, c in zip(truth, crowds, strict=True)]
-    return truth, predicted
+    return [s._replace(is_crowd=random.random() < 0.2) for s in truth], predicted
 
 
 def rectangles(size, corners, labels) -> list[Segment]:

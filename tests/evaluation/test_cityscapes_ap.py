@@ -5,16 +5,10 @@ import pytest
 from PIL import Image
 
 from mmseg_m2f.evaluation import cityscapes_ap
-from mmseg_m2f.evaluation.cityscapes_ap import (
-    cityscapes_scores,
-    match_image,
-    truth_file,
-    write_instances,
-)
 
 ROAD, CAR, PERSON, BICYCLE = 7, 26, 24, 33
 SIZE = (40, 80)
-
+NAME = 'ulm_000001_000019'
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec('cityscapesscripts') is None, reason='needs cityscapesScripts'
@@ -32,83 +26,66 @@ CARS = [box(0, 10), box(20, 20)]
 PERSONS = [box(60, 10)]
 
 
-def truth(folder, name='ulm_000001_000019'):
-    instance_ids = np.full(SIZE, ROAD, np.uint16)
-    for index, mask in enumerate(CARS):
-        instance_ids[mask] = 1000 * CAR + index
-    for index, mask in enumerate(PERSONS):
-        instance_ids[mask] = 1000 * PERSON + index
-    path = folder / 'gtFine/val/ulm' / f'{name}_gtFine_instanceIds.png'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(instance_ids).save(path)
-    return truth_file(folder / 'gtFine/val', f'leftImg8bit/val/ulm/{name}_leftImg8bit.png')
-
-
 def scores(folder, masks, label_ids, confidences):
+    instance_ids = np.full(SIZE, ROAD, np.uint16)
+    for mask, instance_id in zip(CARS + PERSONS, (26000, 26001, 24000), strict=True):
+        instance_ids[mask] = instance_id
+    path = folder / 'gtFine/val/ulm' / f'{NAME}_gtFine_instanceIds.png'
+    path.parent.mkdir(parents=True)
+    Image.fromarray(instance_ids).save(path)
+    image = f'leftImg8bit/val/ulm/{NAME}_leftImg8bit.png'
+    truth = cityscapes_ap.truth_file(folder / 'gtFine/val', image)
     masks = np.array(masks).reshape(-1, *SIZE)
-    name = 'ulm_000001_000019'
-    predicted = write_instances(folder / 'out', name, masks, np.array(label_ids), confidences)
-    return cityscapes_scores(match_image(truth(folder), predicted))
+    out, label_ids = folder / 'out', np.array(label_ids)
+    predicted = cityscapes_ap.write_instances(out, image, masks, label_ids, confidences)
+    return cityscapes_ap.cityscapes_scores(cityscapes_ap.match_image(truth, predicted))
 
 
 @needs_package
 def test_perfect_is_1_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     settings = dict(vars(cityscapes_ap.import_evaluator().args))
-    result = scores(tmp_path, CARS + PERSONS, [CAR, CAR, PERSON], [0.9, 0.8, 0.1])
-    assert (result.ap, result.ap50) == (1, 1)
-    assert result.per_class['car'] == (1, 1)
-    assert np.isnan(result.per_class['bicycle']).all()
+    average, per_class = scores(tmp_path, CARS + PERSONS, [CAR, CAR, PERSON], [0.9, 0.8, 0.1])
+    assert average == per_class['car'] == (1, 1)
+    assert np.isnan(per_class['bicycle']).all()
     assert capsys.readouterr().out == ''
     assert {path.name for path in tmp_path.iterdir()} == {'gtFine', 'out'}
+    # The benchmark's format: mask file, label id, score.
+    lines = [
+        line.split(' ') for line in (tmp_path / f'out/{NAME}_pred.txt').read_text().splitlines()
+    ]
+    assert [line[1:] for line in lines] == [['26', '0.9'], ['26', '0.8'], ['24', '0.1']]
+    for (name, *_), mask in zip(lines, CARS + PERSONS, strict=True):
+        with Image.open(tmp_path / 'out' / name) as image:
+            np.testing.assert_array_equal(image, mask)
     assert vars(cityscapes_ap.import_evaluator().args) == settings
     assert settings['instLabels'] == []
 
 
 @needs_package
 @pytest.mark.parametrize(
-    ('masks', 'label_ids', 'ap', 'ap50'),
+    ('masks', 'label_ids', 'expected'),
     [
         # No person found: the mean of 1 and 0.
-        (CARS, [CAR, CAR], 0.5, 0.5),
+        (CARS, [CAR, CAR], (0.5, 0.5)),
         # One car of two, precise: 1/2 for cars, 1 for persons.
-        ([CARS[0], *PERSONS], [CAR, PERSON], 0.75, 0.75),
+        ([CARS[0], *PERSONS], [CAR, PERSON], (0.75, 0.75)),
         # 7 of a person's 10 columns: found at the thresholds 0.5 to 0.65, four of ten.
-        ([*CARS, box(60, 7)], [CAR, CAR, PERSON], 0.7, 1),
+        ([*CARS, box(60, 7)], [CAR, CAR, PERSON], (0.7, 1)),
         # The right masks under the wrong classes. There is no true bicycle, so it does not count.
-        ([*CARS, *PERSONS], [PERSON, BICYCLE, CAR], 0, 0),
-        ([], [], 0, 0),
+        ([*CARS, *PERSONS], [PERSON, BICYCLE, CAR], (0, 0)),
+        ([], [], (0, 0)),
         # An empty mask is no instance.
-        ([np.zeros(SIZE, bool)], [CAR], 0, 0),
+        ([np.zeros(SIZE, bool)], [CAR], (0, 0)),
     ],
 )
-def test_known_scores(tmp_path, masks, label_ids, ap, ap50):
-    result = scores(tmp_path, masks, label_ids, np.full(len(masks), 0.5))
-    assert (result.ap, result.ap50) == pytest.approx((ap, ap50))
+def test_known_scores(tmp_path, masks, label_ids, expected):
+    average, _ = scores(tmp_path, masks, label_ids, np.full(len(masks), 0.5))
+    assert average == pytest.approx(expected)
 
 
-def test_files_of_the_benchmark(tmp_path):
-    path = write_instances(
-        tmp_path,
-        'ulm_000001_000019',
-        np.array([CARS[0], PERSONS[0]]),
-        np.array([CAR, PERSON]),
-        [0.25, 1],
-    )
-    lines = [line.split(' ') for line in path.read_text().splitlines()]
-    assert [(label, float(score)) for _, label, score in lines] == [('26', 0.25), ('24', 1)]
-    with Image.open(tmp_path / lines[0][0]) as image:
-        np.testing.assert_array_equal(np.asarray(image.convert('L')) > 0, CARS[0])
-    assert path.name.startswith('ulm_000001_000019')
-
-
-@pytest.mark.parametrize(
-    ('img_path', 'error', 'message'),
-    [
-        ('ulm/ulm_000001_000019_leftImg8bit.png', FileNotFoundError, r'gt_dir must be a folder of'),
-        ('photo.png', ValueError, r'photo\.png is not named as in Cityscapes'),
-    ],
-)
-def test_images_without_truth(tmp_path, img_path, error, message):
-    with pytest.raises(error, match=message):
-        truth_file(tmp_path, img_path)
+def test_images_without_truth(tmp_path):
+    with pytest.raises(FileNotFoundError, match='gt_dir must be a folder of'):
+        cityscapes_ap.truth_file(tmp_path, f'ulm/{NAME}_leftImg8bit.png')
+    with pytest.raises(ValueError, match=r'photo\.png is not named as in Cityscapes'):
+        cityscapes_ap.truth_file(tmp_path, 'photo.png')

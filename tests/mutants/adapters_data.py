@@ -150,9 +150,9 @@ MUTANTS = (
     Mutant(
         name='mmdets_categories_follow_the_names',
         breaks='A data set that only names its classes has them in the order of the file.',
-        file='mmseg_m2f/adapters/metrics/sample_fields.py',
-        old='    return category_ids\n',
-        new='    return sorted(category_ids, key=lambda i: list(classes).index(categories[i]))\n',
+        file='mmseg_m2f/adapters/metrics/instance.py',
+        old='[i for i, name in categories.items() if name in classes]',
+        new='[i for name in classes for i in categories if categories[i] == name]',
         tests=('tests/adapters/metrics/test_metrics.py',),
     ),
     Mutant(
@@ -166,18 +166,18 @@ MUTANTS = (
     Mutant(
         name='shifted_labels_stay_shifted',
         breaks='A saved label map has the labels of the data set.',
-        file='mmseg_m2f/adapters/results/label_maps.py',
+        file='mmseg_m2f/adapters/results/submissions.py',
         old='label_map = label_map + 1',
         new='label_map = label_map + 0',
-        tests=('tests/adapters/results/test_overlays.py',),
+        tests=('tests/adapters/results/test_submissions.py',),
     ),
     Mutant(
         name='instances_below_the_threshold_are_drawn',
         breaks='Only instances with a score of score_thr or more are drawn.',
-        file='mmseg_m2f/adapters/results/overlays.py',
-        old='scores >= score_thr]',
-        new='scores <= score_thr]',
-        tests=('tests/adapters/results/test_overlays.py',),
+        file='mmseg_m2f/adapters/results/drawing.py',
+        old='scores[best_first] >= score_thr]',
+        new='scores[best_first] <= score_thr]',
+        tests=('tests/adapters/results/test_drawing.py',),
     ),
     Mutant(
         name='the_last_mask_lies_on_top',

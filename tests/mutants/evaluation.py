@@ -31,8 +31,8 @@ MUTANTS = (
         name='rq_and_sq_are_exchanged',
         breaks='SQ is the mean IoU of the matched pairs.',
         file='mmseg_m2f/evaluation/panoptic_quality.py',
-        old='sq=ratio(iou, tp),\n        rq=ratio(tp, weighted),',
-        new='sq=ratio(tp, weighted),\n        rq=ratio(iou, tp),',
+        old='np.stack([pq, sq, rq])',
+        new='np.stack([pq, rq, sq])',
         tests=('tests/evaluation/test_panoptic_quality.py',),
     ),
     Mutant(
@@ -46,7 +46,7 @@ MUTANTS = (
     Mutant(
         name='absent_classes_lower_the_mean_iou',
         breaks='A class that occurs nowhere is left out of the mean IoU.',
-        file='mmseg_m2f/evaluation/semantic_iou.py',
+        file='mmseg_m2f/evaluation/summary.py',
         old='defined = per_class[~np.isnan(per_class)]',
         new='defined = np.nan_to_num(per_class)',
         tests=('tests/evaluation/test_semantic_iou.py',),
@@ -87,8 +87,8 @@ MUTANTS = (
         name='classes_are_listed_by_their_ids',
         breaks='AP per class stands in the order of the classes, whatever their ids.',
         file='mmseg_m2f/evaluation/instance_ap.py',
-        old='per_class[index] = [',
-        new='per_class[row] = [',
+        old='per_class[index] = of_class',
+        new='per_class[row] = of_class',
         tests=('tests/evaluation/test_instance_ap.py',),
     ),
     Mutant(
@@ -102,17 +102,17 @@ MUTANTS = (
     Mutant(
         name='a_missing_area_is_zero',
         breaks='An annotation without an area has the area of its mask.',
-        file='mmseg_m2f/evaluation/coco_file.py',
-        old="_area(instance, size) if instance.get('area') is None else instance['area']",
-        new="instance.get('area') or 0",
+        file='mmseg_m2f/evaluation/coco_json.py',
+        old='_area(shape, size) if area is None else area',
+        new='area or 0',
         tests=('tests/evaluation/test_instance_ap.py',),
     ),
     Mutant(
         name='an_image_may_be_listed_twice',
         breaks='An annotation file that lists an id twice is refused.',
         file='mmseg_m2f/evaluation/coco_json.py',
-        old='if entry_id in seen:',
-        new='if entry_id is seen:',
+        old='if number > 1]',
+        new='if number > 2]',
         tests=('tests/adapters/data/test_coco_datasets.py',),
     ),
     Mutant(

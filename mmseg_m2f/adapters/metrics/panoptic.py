@@ -1,27 +1,15 @@
 """Panoptic quality (PQ)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
 
-from mmseg_m2f.adapters.metrics.sample_fields import (
-    Sample,
-    is_thing,
-    log,
-    panoptic_of,
-    segment_files,
-    source_of,
-    true_segments_of,
-)
-from mmseg_m2f.evaluation.panoptic_quality import (
-    PanopticQuality,
-    averages,
-    image_statistics,
-    panoptic_quality,
-)
-from mmseg_m2f.evaluation.tables import text_table
+from mmseg_m2f.adapters.errors import errors_name
+from mmseg_m2f.adapters.metrics import sample_fields as fields
+from mmseg_m2f.evaluation.panoptic_quality import image_statistics, panoptic_quality
+from mmseg_m2f.evaluation.summary import mean_of_defined, text_table
 from mmseg_m2f.registry import METRICS
 
 
@@ -40,61 +28,44 @@ class PanopticMetric(BaseMetric):
     """
 
     default_prefix = 'coco_panoptic'
-    # The output that test_cfg must switch on.
-    needs = 'panoptic_on'
+    needs = 'panoptic_on'  # in test_cfg
+    truth_files = staticmethod(fields.segment_files)
 
     def __init__(self, stated_areas: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
         self.stated_areas = stated_areas
 
-    def truth_files(self, record: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """List the files to be read for a record, each with a hint for when it is missing."""
-        return segment_files(record)
-
-    def process(self, data_batch: Any, data_samples: Sequence[Sample]) -> None:
-        """Match the segments of each image.
-
-        Raises:
-            ValueError: the data set does not say which classes are things, or prediction and
-                ground truth do not belong to the same image.
-        """
-        self._things()
-        num_classes = len(self.dataset_meta['classes'])
+    def process(self, data_batch: Any, data_samples: Sequence[fields.Sample]) -> None:
+        """Match the segments of each image."""
+        num_classes = len(self._things())
         for sample in data_samples:
-            truth = true_segments_of(sample, self.stated_areas)
-            predicted = panoptic_of(sample, num_classes)
-            try:
+            truth = fields.true_segments_of(sample, self.stated_areas)
+            predicted = fields.panoptic_of(sample, num_classes)
+            with errors_name('prediction', fields.source_of(sample)):
                 self.results.append(image_statistics(truth, predicted, num_classes))
-            except ValueError as error:
-                raise ValueError(f'{source_of(sample)}: {error}') from None
 
     def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
         """Compute the qualities of all images together."""
         classes, things = self.dataset_meta['classes'], self._things()
-        quality = panoptic_quality(sum(results, np.zeros((4, len(classes)))))
-        groups = {'': np.ones_like(things), '_th': things, '_st': ~things}
+        statistics = sum(results, np.zeros((4, len(classes))))
+        quality = panoptic_quality(statistics)
         metrics = {}
-        for suffix, group in groups.items():
-            if group.any() and not quality.occurs[group].any():
-                log(f'PQ{suffix} is 0: none of its classes occurs, true or predicted')
-            for name, value in zip(('PQ', 'SQ', 'RQ'), averages(quality, group), strict=True):
-                metrics[name + suffix] = 100 * value
-        log(f'panoptic quality per class:\n{_table(classes, things, quality)}')
+        for suffix, group in {'': things | True, '_th': things, '_st': ~things}.items():
+            if group.any() and np.isnan(quality[:, group]).all():
+                fields.log(f'PQ{suffix} is 0: none of its classes occurs, true or predicted')
+            for name, per_class in zip(('PQ', 'SQ', 'RQ'), quality, strict=True):
+                metrics[name + suffix] = 100 * mean_of_defined(per_class[group])
+        kinds = np.where(things, 'thing', 'stuff').tolist()
+        rows = zip(classes, kinds, *(100 * quality), *statistics[1:].astype(int), strict=True)
+        table = text_table(('class', 'kind', 'PQ', 'SQ', 'RQ', 'TP', 'FP', 'FN'), rows)
+        fields.log(f'panoptic quality per class:\n{table}')
         return metrics
 
     def _things(self) -> np.ndarray:
-        things = is_thing(self.dataset_meta)
+        things = fields.is_thing(self.dataset_meta)
         if things is None:
             raise ValueError(
                 'PanopticMetric needs thing_ids in the metainfo of the data set: the indices of '
                 'the classes that are things'
             )
         return things
-
-
-def _table(classes: Sequence[str], things: np.ndarray, quality: PanopticQuality) -> str:
-    percent = [100 * np.where(quality.occurs, values, np.nan) for values in quality[:3]]
-    kinds = np.where(things, 'thing', 'stuff').tolist()
-    counts = quality.tp, quality.fp, quality.fn
-    rows = zip(classes, kinds, *percent, *counts, strict=True)
-    return text_table(('class', 'kind', 'PQ', 'SQ', 'RQ', 'TP', 'FP', 'FN'), rows)

@@ -1,31 +1,37 @@
-"""The visualizer of our MMDetection configs. Importing this module imports mmdet."""
+"""The visualizer of our MMDetection configs."""
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import numpy as np
-from mmdet.visualization import DetLocalVisualizer
-from mmdet.visualization.palette import get_palette
+
+from mmseg_m2f.registry import VISUALIZERS
 
 
-class Mask2FormerVisualizer(DetLocalVisualizer):
-    """Draw with mmdet's visualizer, and also draw two inputs at which it stops.
+@VISUALIZERS.register_module(name='Mask2FormerVisualizer')
+def build_visualizer(**settings: Any) -> Any:
+    """Build mmdet's ``DetLocalVisualizer``, which also draws two inputs at which mmdet's stops.
 
-    These are a panoptic map without any segment, and a semantic map whose palette is only a name
-    (such as ``'random'``) or missing. Arguments are those of ``DetLocalVisualizer``.
+    They are a panoptic map without a segment, and a semantic map without colors (``'random'``).
     """
+    return _visualizer_class().get_instance(**settings)
 
-    def _draw_panoptic_seg(
-        self, image: np.ndarray, panoptic_seg: Any, classes: Sequence[str], palette: Any
-    ) -> np.ndarray:
-        is_void = np.asarray(panoptic_seg.sem_seg) == len(classes)
-        if is_void.all():
-            return image
-        return super()._draw_panoptic_seg(image, panoptic_seg, classes, palette)
 
-    def _draw_sem_seg(
-        self, image: np.ndarray, sem_seg: Any, classes: Sequence[str], palette: Any
-    ) -> np.ndarray:
-        if palette is None or isinstance(palette, str):
-            palette = get_palette(palette, len(classes))
-        return super()._draw_sem_seg(image, sem_seg, classes, palette)
+@functools.cache
+def _visualizer_class() -> Any:
+    # Semantic models need no mmdet.
+    from mmdet.visualization import DetLocalVisualizer
+    from mmdet.visualization.palette import get_palette
+
+    class Mask2FormerVisualizer(DetLocalVisualizer):
+        def _draw_panoptic_seg(self, image: Any, seg: Any, classes: Any, palette: Any) -> Any:
+            if (np.asarray(seg.sem_seg) == len(classes)).all():  # only void
+                return image
+            return super()._draw_panoptic_seg(image, seg, classes, palette)
+
+        def _draw_sem_seg(self, image: Any, seg: Any, classes: Any, palette: Any) -> Any:
+            if palette is None or isinstance(palette, str):
+                palette = get_palette(palette, len(classes))
+            return super()._draw_sem_seg(image, seg, classes, palette)
+
+    return Mask2FormerVisualizer

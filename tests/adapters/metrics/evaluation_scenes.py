@@ -1,14 +1,19 @@
-"""Images of the small COCO set, with predictions made from their ground truth."""
+"""Images of the small COCO set, with predictions made from their ground truth.
+
+As a script for torchrun: the processes share the images as MMEngine's sampler does, and evaluate.
+"""
 
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from torch import distributed
 
-from mmseg_m2f.adapters.results.submissions import SaveResultsHook
+from mmseg_m2f.adapters.results import SaveResultsHook
 from mmseg_m2f.evaluation.panoptic_map import read_segments
 from mmseg_m2f.registry import DATASETS, METRICS
 
@@ -16,29 +21,21 @@ COCO = Path(__file__).parents[3] / 'data/tiny/coco'
 ANN_FILE = COCO / 'annotations/panoptic_val.json'
 INSTANCES = COCO / 'annotations/instances_val.json'
 FIELDS = {'pred_instances': InstanceData, 'pred_panoptic_seg': PixelData, 'pred_sem_seg': PixelData}
+METRIC_TYPES = ('PanopticMetric', 'InstanceMetric', 'SemanticMetric')
 
 
 def panoptic_dataset(ann_file=ANN_FILE, **settings):
     """Build the data set of the 14 images as the test loop does."""
-    prefixes = {'img': 'img/val', 'seg': 'panoptic/val'}
-    return DATASETS.build(
-        {
-            'type': 'mmseg_m2f.PanopticDataset',
-            'ann_file': str(ann_file),
-            'data_prefix': {key: str(COCO / folder) for key, folder in prefixes.items()},
-            'test_mode': True,
-            **settings,
-        }
-    )
+    prefixes = {'img': str(COCO / 'img/val'), 'seg': str(COCO / 'panoptic/val')}
+    built = {'ann_file': str(ann_file), 'data_prefix': prefixes, 'test_mode': True, **settings}
+    return DATASETS.build({'type': 'mmseg_m2f.PanopticDataset', **built})
 
 
 def true_segments(record) -> tuple[list[np.ndarray], list[int]]:
     """Return masks and labels of the segments that are no crowd."""
-    segment_map, labels, is_crowd, _ = read_segments(
-        record['seg_map_path'], record['segments_info']
-    )
-    chosen = np.flatnonzero(~is_crowd)
-    return [segment_map == 1 + i for i in chosen], labels[chosen].tolist()
+    truth = read_segments(record['seg_map_path'], record['segments_info'])
+    chosen = np.flatnonzero(~truth.is_crowd)
+    return [truth.segment_map == 1 + i for i in chosen], truth.labels[chosen].tolist()
 
 
 def sample_of(record, meta, masks, labels, scores=None) -> dict:
@@ -66,16 +63,6 @@ def sample_of(record, meta, masks, labels, scores=None) -> dict:
     }
 
 
-def guess(random, masks, labels, num_classes):
-    """Move the segments, drop a few, change the class of a few; the scores have ties."""
-    kept = [i for i in range(len(labels)) if random.random() < 0.85]
-    moved = [np.roll(masks[i], random.integers(-3, 4, 2), (0, 1)) for i in kept]
-    changed = [
-        int(random.integers(num_classes)) if random.random() < 0.1 else labels[i] for i in kept
-    ]
-    return moved, changed, random.integers(1, 10, len(kept)) / 10
-
-
 def perfect_samples(dataset) -> list[dict]:
     return [sample_of(record, dataset.metainfo, *true_segments(record)) for record in dataset]
 
@@ -85,12 +72,19 @@ def empty_samples(dataset) -> list[dict]:
 
 
 def guessed_samples(dataset) -> list[dict]:
-    random = np.random.default_rng(0)
-    num_classes = len(dataset.metainfo['classes'])
-    return [
-        sample_of(record, dataset.metainfo, *guess(random, *true_segments(record), num_classes))
-        for record in dataset
-    ]
+    """Move the segments, drop a few, change the class of a few; the scores have ties."""
+    random, num_classes = np.random.default_rng(0), len(dataset.metainfo['classes'])
+    samples = []
+    for record in dataset:
+        masks, labels = true_segments(record)
+        kept = [i for i in range(len(labels)) if random.random() < 0.85]
+        moved = [np.roll(masks[i], random.integers(-3, 4, 2), (0, 1)) for i in kept]
+        changed = [
+            int(random.integers(num_classes)) if random.random() < 0.1 else labels[i] for i in kept
+        ]
+        scores = random.integers(1, 10, len(kept)) / 10
+        samples.append(sample_of(record, dataset.metainfo, moved, changed, scores))
+    return samples
 
 
 def evaluate(metric: str, samples: list[dict], meta, **settings) -> dict[str, float]:
@@ -115,9 +109,8 @@ class Runner:
 def element(sample: dict) -> BaseDataElement:
     """Turn a sample into what a model returns."""
     built = BaseDataElement(metainfo={k: v for k, v in sample.items() if k not in FIELDS})
-    for name, kind in FIELDS.items():
-        if name in sample:
-            setattr(built, name, kind(**sample[name]))
+    for name in FIELDS.keys() & sample.keys():
+        setattr(built, name, FIELDS[name](**sample[name]))
     return built
 
 
@@ -139,7 +132,7 @@ def evaluate_all(out: Path, rank: int = 0, world_size: int = 1) -> dict[str, flo
     share = (samples + samples)[rank : -(-len(samples) // world_size) * world_size : world_size]
     save(out, dataset, share)
     metrics = {}
-    for name in ('PanopticMetric', 'InstanceMetric', 'SemanticMetric'):
+    for name in METRIC_TYPES:
         metric = METRICS.build({'type': f'mmseg_m2f.{name}'})
         metric.dataset_meta = dataset.metainfo
         metric.process({}, share)
@@ -150,15 +143,23 @@ def evaluate_all(out: Path, rank: int = 0, world_size: int = 1) -> dict[str, flo
 def with_other_ids(folder: Path) -> Path:
     """Write the panoptic file with its categories in another order and ids from 0 with gaps."""
     content = json.loads(ANN_FILE.read_text())
-    random = np.random.default_rng(3)
-    ids = [category['id'] for category in content['categories']]
-    new = dict(zip(ids, (7 * random.permutation(len(ids))).tolist(), strict=True))
-    for category in content['categories']:
+    random, categories = np.random.default_rng(3), content['categories']
+    ids = (7 * random.permutation(len(categories))).tolist()
+    new = {category['id']: i for category, i in zip(categories, ids, strict=True)}
+    for category in categories:
         category['id'] = new[category['id']]
     for annotation in content['annotations']:
         for segment in annotation['segments_info']:
             segment['category_id'] = new[segment['category_id']]
-    content['categories'] = [content['categories'][i] for i in random.permutation(len(ids))]
+    content['categories'] = [categories[i] for i in random.permutation(len(categories))]
     path = folder / 'panoptic.json'
     path.write_text(json.dumps(content))
     return path
+
+
+if __name__ == '__main__':
+    distributed.init_process_group('gloo')
+    rank, folder = distributed.get_rank(), Path(sys.argv[1])
+    metrics = evaluate_all(folder, rank, distributed.get_world_size())
+    (folder / f'metrics_{rank}.json').write_text(json.dumps(metrics))
+    distributed.destroy_process_group()

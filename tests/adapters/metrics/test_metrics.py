@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mmseg_m2f.adapters.metrics import instance, sample_fields
 from mmseg_m2f.adapters.metrics.sample_fields import instances_of
-from mmseg_m2f.evaluation.instance_ap import has_faster_coco_eval
+from mmseg_m2f.evaluation import instance_ap
 from mmseg_m2f.evaluation.panoptic_map import decode_panoptic, read_segments
 from mmseg_m2f.metadata import load_metadata
 from mmseg_m2f.registry import METRICS
 from tests.adapters.metrics.evaluation_scenes import (
     INSTANCES,
+    METRIC_TYPES,
     empty_samples,
     evaluate,
     guessed_samples,
@@ -42,34 +43,41 @@ def few():
 
 
 @pytest.fixture
-def logged(monkeypatch) -> list[str]:
-    lines = []
-    monkeypatch.setattr(sample_fields, 'print_log', lambda message, *_: lines.append(message))
-    return lines
+def meta(few):
+    return few.metainfo
+
+
+@pytest.fixture
+def guessed(few):
+    return guessed_samples(few)
+
+
+@pytest.fixture
+def perfect(few):
+    return perfect_samples(few)
 
 
 def test_perfect_predictions(dataset):
     samples, meta = perfect_samples(dataset), dataset.metainfo
     assert evaluate('PanopticMetric', samples, meta) == dict.fromkeys(PANOPTIC_KEYS, 100.0)
-    perfect = pytest.approx(1)
-    for source in ({}, {'ann_file': str(INSTANCES)}):
-        result = evaluate('InstanceMetric', samples, meta, **source)
-        assert {key: result[key] for key in INSTANCE_KEYS} == dict.fromkeys(INSTANCE_KEYS, perfect)
+    result = evaluate('InstanceMetric', samples, meta)
+    result.pop('coco/boundary_mAP', None)
+    assert result == dict.fromkeys(INSTANCE_KEYS, pytest.approx(1))
     # Crowds have a class in the ground truth, but not in these predictions.
     without_crowds = [s for s in samples if not any(i['is_crowd'] for i in s['segments_info'])]
     result = evaluate('SemanticMetric', without_crowds, meta)
     assert result == dict.fromkeys(('aAcc', 'mIoU', 'mAcc'), 100.0)
 
 
-def test_no_prediction_is_0_everywhere_and_every_class_is_logged(few, logged):
-    samples, meta = empty_samples(few), few.metainfo
+def test_no_prediction_is_0_everywhere_and_every_class_is_logged(few, meta, said):
+    samples = empty_samples(few)
     for sample in samples:
         sample['pred_sem_seg'] = {'sem_seg': torch.full_like(sample['pred_sem_seg']['sem_seg'], 1)}
     for metric in ('PanopticMetric', 'InstanceMetric'):
         assert set(evaluate(metric, samples, meta).values()) == {0.0}
     # A label map cannot be empty: all bicycle.
     assert 0 <= evaluate('SemanticMetric', samples, meta)['mIoU'] < 1
-    tables = [line for line in logged if 'per class' in line]
+    tables = [line for line in said if 'per class' in line]
     assert [len(table.splitlines()) for table in tables] == [3 + 133, 3 + 80, 3 + 133]
     assert 'person' in tables[0]
 
@@ -78,17 +86,17 @@ def test_panoptic_quality_equals_the_definition_on_real_images(dataset):
     samples, meta = guessed_samples(dataset), dataset.metainfo
     scenes = []
     for sample in samples:
-        truth, labels, crowds, _ = read_segments(sample['seg_map_path'], sample['segments_info'])
-        true = [
-            Segment(truth == 1 + i, label, bool(crowds[i]))
-            for i, label in enumerate(labels.tolist())
-        ]
-        encoded = sample['pred_panoptic_seg']['sem_seg'][0].numpy()
-        segment_map, labels = decode_panoptic(encoded, 133)
-        predicted = [
-            Segment(segment_map == 1 + i, label) for i, label in enumerate(labels.tolist())
-        ]
-        scenes.append((true, predicted))
+        true = read_segments(sample['seg_map_path'], sample['segments_info'])
+        guess = decode_panoptic(sample['pred_panoptic_seg']['sem_seg'][0].numpy(), 133)
+        scenes.append(
+            [
+                [Segment(segments.segment_map == n, *row) for n, row in enumerate(rows, 1)]
+                for segments, rows in (
+                    (true, zip(true.labels.tolist(), true.is_crowd, strict=True)),
+                    (guess, zip(guess.labels.tolist(), strict=True)),
+                )
+            ]
+        )
     assert any(segment.is_crowd for true, _ in scenes for segment in true)
     result = evaluate('PanopticMetric', samples, meta)
     occurring = {segment.label for scene in scenes for side in scene for segment in side}
@@ -99,113 +107,112 @@ def test_panoptic_quality_equals_the_definition_on_real_images(dataset):
         assert 20 < numbers[0] < 95
 
 
-def test_permuted_and_sparse_category_ids_change_nothing(few, tmp_path):
+def test_permuted_and_sparse_category_ids_change_nothing(guessed, meta, tmp_path):
     other = panoptic_dataset(with_other_ids(tmp_path), indices=5)
-    assert other.metainfo['classes'] != few.metainfo['classes']
+    assert other.metainfo['classes'] != meta['classes']
     assert 0 in other.metainfo['category_ids']
-    samples = guessed_samples(few)
-    index = [other.metainfo['classes'].index(name) for name in few.metainfo['classes']]
-    table = torch.tensor(index)
+    table = torch.tensor([other.metainfo['classes'].index(name) for name in meta['classes']])
     renamed = []
-    for sample, record in zip(samples, other, strict=True):
+    for sample, record in zip(guessed, other, strict=True):
         encoded, instances = sample['pred_panoptic_seg']['sem_seg'], sample['pred_instances']
         label = encoded % 1000
         changed = torch.where(encoded == 133, encoded, encoded - label + table[label % 133])
-        label_map = table[sample['pred_sem_seg']['sem_seg']]
-        renamed.append(
-            {
-                **record,
-                'pred_panoptic_seg': {'sem_seg': changed},
-                'pred_sem_seg': {'sem_seg': label_map},
-                'pred_instances': {**instances, 'labels': table[instances['labels']]},
-            }
-        )
-    for metric in ('PanopticMetric', 'InstanceMetric', 'SemanticMetric'):
-        expected = evaluate(metric, samples, few.metainfo)
-        assert evaluate(metric, renamed, other.metainfo) == pytest.approx(expected, abs=1e-9)
+        predictions = {
+            'pred_panoptic_seg': {'sem_seg': changed},
+            'pred_sem_seg': {'sem_seg': table[sample['pred_sem_seg']['sem_seg']]},
+            'pred_instances': {**instances, 'labels': table[instances['labels']]},
+        }
+        renamed.append({**record, **predictions})
+    for metric in METRIC_TYPES:
+        expected = pytest.approx(evaluate(metric, guessed, meta), abs=1e-9)
+        assert evaluate(metric, renamed, other.metainfo) == expected
 
 
-def test_both_sources_of_true_instances_agree(dataset):
+def test_instances_have_two_sources_and_two_libraries(dataset, said, monkeypatch):
     """The instance file of the tiny set was made from the panoptic one."""
     samples, meta = guessed_samples(dataset), dataset.metainfo
-    from_segments = evaluate('InstanceMetric', samples, meta)
-    assert 0.2 < from_segments['coco/segm_mAP'] < 0.95
-    assert evaluate('InstanceMetric', samples, meta, ann_file=str(INSTANCES)) == from_segments
-
-
-def test_boundary_ap_needs_faster_coco_eval_and_says_so(few, logged, monkeypatch):
-    monkeypatch.setattr(instance, 'has_faster_coco_eval', lambda: False)
-    samples, meta = guessed_samples(few), few.metainfo
+    with_boundaries = evaluate('InstanceMetric', samples, meta)
+    assert 0.2 < with_boundaries['coco/segm_mAP'] < 0.95
+    assert evaluate('InstanceMetric', samples, meta, ann_file=str(INSTANCES)) == with_boundaries
+    default = evaluate('InstanceMetric', samples, meta, boundary=False)
+    assert default == {key: with_boundaries[key] for key in INSTANCE_KEYS}
+    assert not any('pip install faster-coco-eval' in line for line in said)
+    monkeypatch.setattr(instance_ap, 'has_faster_coco_eval', lambda: False)
     slow = evaluate('InstanceMetric', samples, meta)
+    assert slow == pytest.approx(default, abs=1e-9)
     assert list(slow) == INSTANCE_KEYS
-    assert len([line for line in logged if 'pip install faster-coco-eval' in line]) == 1
-    assert any('by pycocotools' in line for line in logged)
+    assert len([line for line in said if 'pip install faster-coco-eval' in line]) == 1
+    assert any('by pycocotools' in line for line in said)
 
 
-def test_faster_coco_eval_says_the_same_and_adds_boundaries(dataset, logged, monkeypatch):
+def square_sample(folder: Path) -> dict:
+    ids, mask = np.zeros((60, 80, 3), np.uint8), torch.zeros(1, 60, 80, dtype=torch.bool)
+    ids[10:50, 10:50, 0], mask[0, 10:50, 10:42] = 1, True
+    Image.fromarray(ids).save(folder / 'ids.png')
+    return {
+        'img_id': 1,
+        'seg_map_path': str(folder / 'ids.png'),
+        'segments_info': [{'id': 1, 'label': 0, 'is_crowd': False}],
+        'pred_instances': {'masks': mask, 'labels': torch.tensor([0]), 'scores': torch.ones(1)},
+    }
+
+
+def test_boundary_ap(tmp_path):
+    """tests/evaluation/test_instance_ap.py works out the numbers: IoU 0.8 and 200 / 376."""
     pytest.importorskip('faster_coco_eval')
-    samples, meta = guessed_samples(dataset), dataset.metainfo
-    fast = evaluate('InstanceMetric', samples, meta)
-    assert 0 < fast.pop('coco/boundary_mAP') <= fast['coco/segm_mAP']
-    assert any('by faster-coco-eval' in line for line in logged)
-    assert fast == evaluate('InstanceMetric', samples, meta, boundary=False)
-    monkeypatch.setattr(instance, 'has_faster_coco_eval', lambda: False)
-    slow = evaluate('InstanceMetric', samples, meta, boundary=False)
-    assert fast == pytest.approx(slow, abs=1e-9)
+    result = evaluate('InstanceMetric', [square_sample(tmp_path)], {'classes': ['square']})
+    found = result['coco/segm_mAP'], result['coco/boundary_mAP']
+    assert found == pytest.approx((0.7, 0.1))
 
 
-def test_numpy_serves_as_well_as_tensors(few):
-    samples, meta = guessed_samples(few), few.metainfo
+def test_numpy_serves_as_well_as_tensors(guessed, meta):
     as_arrays = [
         {
             key: {name: np.asarray(v) for name, v in value.items()} if 'pred' in key else value
             for key, value in sample.items()
         }
-        for sample in samples
+        for sample in guessed
     ]
-    for metric in ('PanopticMetric', 'InstanceMetric', 'SemanticMetric'):
-        assert evaluate(metric, as_arrays, meta) == evaluate(metric, samples, meta)
+    for metric in METRIC_TYPES:
+        assert evaluate(metric, as_arrays, meta) == evaluate(metric, guessed, meta)
 
 
-def test_classes_without_ids_are_numbered_as_mmdet_numbers_them(few):
+def test_classes_without_ids_are_numbered_as_mmdet_numbers_them(guessed, meta):
     """mmdet numbers them in the order of the file, whatever the order of the names."""
-    samples = guessed_samples(few)
-    things = few.metainfo['classes'][:80]
-    for meta in ({'classes': things}, {'classes': things[::-1]}):
-        result = evaluate('InstanceMetric', samples, meta, ann_file=str(INSTANCES))
-        assert result == evaluate('InstanceMetric', samples, few.metainfo)
-    meta = {'classes': [*things[:-1], 'unicorn']}
+    things, expected = meta['classes'][:80], evaluate('InstanceMetric', guessed, meta)
+    source = {'ann_file': str(INSTANCES)}
+    for classes in (things, things[::-1]):
+        assert evaluate('InstanceMetric', guessed, {'classes': classes}, **source) == expected
     with pytest.raises(ValueError, match=r"without category: \['unicorn'\]"):
-        evaluate('InstanceMetric', samples, meta, ann_file=str(INSTANCES))
+        evaluate('InstanceMetric', guessed, {'classes': [*things[:-1], 'unicorn']}, **source)
 
 
-def test_stuff_is_no_instance(few, logged):
-    samples = guessed_samples(few)
-    expected = evaluate('InstanceMetric', samples, few.metainfo)
-    for sample in samples:
+def test_stuff_is_no_instance(guessed, meta, said):
+    expected = evaluate('InstanceMetric', guessed, meta)
+    for sample in guessed:
         instances = sample['pred_instances']
-        instances['labels'] = torch.cat([instances['labels'], torch.tensor([100])])
-        instances['scores'] = torch.cat([instances['scores'], torch.ones(1)])
         everywhere = torch.ones_like(sample['pred_sem_seg']['sem_seg'], dtype=torch.bool)
-        instances['masks'] = torch.cat([instances['masks'], everywhere])
-    assert evaluate('InstanceMetric', samples, few.metainfo) == expected
-    before, after = (line for line in logged if line.startswith('segm AP of'))
+        stuff = {'labels': torch.tensor([100]), 'scores': torch.ones(1), 'masks': everywhere}
+        for key, value in stuff.items():
+            instances[key] = torch.cat([instances[key], value])
+    assert evaluate('InstanceMetric', guessed, meta) == expected
+    before, after = (line for line in said if line.startswith('AP of'))
     assert before == after
 
 
 def test_an_empty_list_of_run_lengths_has_the_size_of_the_file():
     instances = {'masks': [], 'labels': torch.zeros(0, dtype=torch.int64), 'scores': torch.zeros(0)}
     sample = {'ori_shape': (4, 5), 'img_shape': (8, 10), 'pred_instances': instances}
-    assert instances_of(sample).masks.shape == (0, 4, 5)
+    assert instances_of(sample)[0].shape == (0, 4, 5)
 
 
-def test_a_group_without_segments_says_why_it_is_0(few, logged):
-    [sample] = perfect_samples(few)[:1]
+def test_a_group_without_segments_says_why_it_is_0(perfect, meta, said):
+    sample = perfect[0]
     sample['segments_info'] = [s for s in sample['segments_info'] if s['label'] < 80]
     sample['pred_panoptic_seg']['sem_seg'][sample['pred_panoptic_seg']['sem_seg'] < 133] = 133
-    result = evaluate('PanopticMetric', [sample], few.metainfo)
+    result = evaluate('PanopticMetric', [sample], meta)
     assert (result['coco_panoptic/PQ'], result['coco_panoptic/PQ_st']) == (100, 0)
-    assert [line for line in logged if line.startswith('PQ_st is 0')]
+    assert [line for line in said if line.startswith('PQ_st is 0')]
 
 
 @pytest.mark.parametrize(
@@ -217,72 +224,56 @@ def test_a_group_without_segments_says_why_it_is_0(few, logged):
         ('PanopticMetric', 'segments_info', r"no \['segments_info'\].*meta_keys"),
     ],
 )
-def test_what_is_missing_is_named(few, metric, dropped, message):
-    [sample] = perfect_samples(few)[:1]
-    del sample[dropped]
+def test_missing_fields_are_named(perfect, meta, metric, dropped, message):
+    del perfect[0][dropped]
     with pytest.raises(ValueError, match=rf'000000000885\.jpg: .*{message}'):
-        evaluate(metric, [sample], few.metainfo)
+        evaluate(metric, perfect[:1], meta)
 
 
-def test_areas_of_the_file_count_only_if_wanted(few):
-    samples = perfect_samples(few)
-    expected = evaluate('PanopticMetric', samples, few.metainfo)
-    stated = {'stated_areas': True}
-    assert evaluate('PanopticMetric', samples, few.metainfo, **stated) == expected
-    for sample in samples:
-        sample['segments_info'] = [{**s, 'area': 0} for s in sample['segments_info']]
-    assert evaluate('PanopticMetric', samples, few.metainfo) == expected
+def test_areas_of_the_file_count_only_if_wanted(perfect, meta):
+    expected, stated = evaluate('PanopticMetric', perfect, meta), {'stated_areas': True}
+    assert evaluate('PanopticMetric', perfect, meta, **stated) == expected
+    small, large = (
+        [{**s, 'segments_info': [{**i, 'area': area} for i in s['segments_info']]} for s in perfect]
+        for area in (0, 10**6)
+    )
+    assert evaluate('PanopticMetric', small, meta) == expected
     with pytest.raises(ValueError, match=r'000000000885\.png: .*states the area 0 of segment'):
-        evaluate('PanopticMetric', samples, few.metainfo, **stated)
-    for sample in samples:
-        sample['segments_info'] = [{**s, 'area': 10**6} for s in sample['segments_info']]
-    assert evaluate('PanopticMetric', samples, few.metainfo, **stated)['coco_panoptic/PQ'] == 0
+        evaluate('PanopticMetric', small, meta, **stated)
+    assert evaluate('PanopticMetric', large, meta, **stated)['coco_panoptic/PQ'] == 0
 
 
-@pytest.mark.parametrize('metric', ['PanopticMetric', 'InstanceMetric', 'SemanticMetric'])
-def test_a_broken_png_is_named(few, tmp_path, metric):
-    [sample] = perfect_samples(few)[:1]
-    broken = tmp_path / 'broken.png'
-    broken.write_bytes(b'no image')
+@pytest.mark.parametrize('metric', METRIC_TYPES)
+def test_files_that_do_not_fit_are_named(perfect, meta, tmp_path, metric):
+    sample = perfect[0]
+    cropped = {**sample, 'pred_instances': dict(sample['pred_instances'])}
+    for field, key in (('panoptic_seg', 'sem_seg'), ('sem_seg', 'sem_seg'), ('instances', 'masks')):
+        field = f'pred_{field}'
+        cropped[field] = {**sample[field], key: sample[field][key][:, 1:]}
+    with pytest.raises(ValueError, match=r'\(341, 512\).*truth \(342, 512\)'):
+        evaluate(metric, [cropped], meta)
+    (tmp_path / 'broken.png').write_bytes(b'no image')
     Image.new('L', (2, 2)).save(tmp_path / 'grey.png')
-    for name, error, message in (
-        ('broken.png', OSError, r'cannot read the panoptic PNG .*broken\.png: '),
-        ('grey.png', ValueError, r'grey\.png: .* must be an RGB image'),
-    ):
-        sample['seg_map_path'] = str(tmp_path / name)
-        with pytest.raises(error, match=message):
-            evaluate(metric, [sample], few.metainfo)
-    sample['label_map_path'] = str(broken)
-    if metric == 'SemanticMetric':
-        with pytest.raises(OSError, match=r'cannot read the label map .*broken\.png'):
-            evaluate(metric, [sample], few.metainfo)
+    broken, grey = str(tmp_path / 'broken.png'), str(tmp_path / 'grey.png')
+    with pytest.raises(OSError, match=r'cannot read the panoptic PNG .*broken\.png: '):
+        evaluate(metric, [{**sample, 'seg_map_path': broken}], meta)
+    with pytest.raises(ValueError, match=r'grey\.png: .* must be an RGB image'):
+        evaluate(metric, [{**sample, 'seg_map_path': grey}], meta)
+    with pytest.raises(OSError, match=r'cannot read the label map .*broken\.png'):
+        evaluate('SemanticMetric', [{**sample, 'label_map_path': broken}], meta)
 
 
-def test_things_must_be_known_for_panoptic_quality(few):
-    samples = perfect_samples(few)[:1]
-    classes = few.metainfo['classes']
-    metric = METRICS.build({'type': 'mmseg_m2f.PanopticMetric'})
-    metric.dataset_meta = {'classes': classes}
+def test_things_must_be_known_for_panoptic_quality(perfect, meta):
+    classes = meta['classes']
     with pytest.raises(ValueError, match='PanopticMetric needs thing_ids'):
-        metric.process({}, samples)
+        evaluate('PanopticMetric', perfect[:1], {'classes': classes})
     # mmdet's data sets name them.
     meta = {'classes': classes, 'thing_classes': classes[:80]}
-    assert evaluate('PanopticMetric', samples, meta)['coco_panoptic/PQ_th'] == 100
+    assert evaluate('PanopticMetric', perfect[:1], meta)['coco_panoptic/PQ_th'] == 100
 
 
-def test_sizes_must_agree(few):
-    [sample] = perfect_samples(few)[:1]
-    for field in ('pred_panoptic_seg', 'pred_sem_seg'):
-        sample[field] = {'sem_seg': sample[field]['sem_seg'][:, 1:]}
-    sample['pred_instances']['masks'] = sample['pred_instances']['masks'][:, 1:]
-    for metric in ('PanopticMetric', 'InstanceMetric', 'SemanticMetric'):
-        with pytest.raises(ValueError, match=r'\(341, 512\).*truth \(342, 512\)'):
-            evaluate(metric, [sample], few.metainfo)
-
-
-def test_the_annotation_file_of_ap_is_checked_with_the_first_images(few, tmp_path):
-    [sample] = perfect_samples(few)[:1]
-    file = json.loads(INSTANCES.read_text())
+def test_the_annotation_file_of_ap_is_checked_with_the_first_images(perfect, meta, tmp_path):
+    sample, file = perfect[0], json.loads(INSTANCES.read_text())
     missing = file['categories'].pop(0)
     (tmp_path / 'foreign.json').write_text(json.dumps(file))
     (tmp_path / 'broken.json').write_text('{')
@@ -297,21 +288,16 @@ def test_the_annotation_file_of_ap_is_checked_with_the_first_images(few, tmp_pat
         (INSTANCES, {**sample, 'img_id': 'other'}, ValueError, "no image with the id 'other'"),
         (INSTANCES, smaller, ValueError, r'\(341, 512\) pixels .* says \(342, 512\)'),
     ):
-        path = str(tmp_path / ann_file)
-        metric = METRICS.build({'type': 'mmseg_m2f.InstanceMetric', 'ann_file': path})
-        metric.dataset_meta = few.metainfo
         with pytest.raises(error, match=message):
-            metric.process({}, [given])
+            evaluate('InstanceMetric', [given], meta, ann_file=str(tmp_path / ann_file))
 
 
 def label_map_sample(folder: Path, values, predicted) -> dict:
     path = folder / 'labels.png'
     Image.fromarray(np.array(values, np.uint8)).save(path)
-    return {
-        'img_path': 'photo.jpg',
-        'label_map_path': str(path),
-        'pred_sem_seg': {'sem_seg': torch.tensor([predicted])},
-    }
+    sem_seg = torch.tensor([predicted])
+    files = {'img_path': 'photo.jpg', 'label_map_path': str(path)}
+    return {**files, 'pred_sem_seg': {'sem_seg': sem_seg}}
 
 
 @pytest.mark.parametrize(
@@ -330,75 +316,69 @@ def test_label_maps_and_what_they_ignore(tmp_path, values, meta, settings):
     assert result == pytest.approx({'aAcc': 200 / 3, 'mIoU': 50, 'mAcc': 75})
 
 
-def test_a_label_that_is_no_class_names_the_file_and_the_settings(tmp_path):
+def test_a_label_that_is_no_class_names_the_file_and_one_class_warns(tmp_path, warned):
     sample = label_map_sample(tmp_path, [[0, 7]], [[0, 0]])
     message = r'photo\.jpg: .*labels \[7\].*ignore_index=255, reduce_zero_label=False'
     with pytest.raises(ValueError, match=message):
         evaluate('SemanticMetric', [sample], {'classes': ['a', 'b']})
+    assert not warned
+    sample = label_map_sample(tmp_path, [[0, 255]], [[0, 0]])
+    evaluate('SemanticMetric', [sample] * 9, {'classes': ['a']})
+    assert len([line for line in warned if 'only one class' in line]) == 1
 
 
 def test_crowds_have_their_class_in_label_maps(dataset):
     record = next(r for r in dataset if any(s['is_crowd'] for s in r['segments_info']))
-    [crowd] = [s for s in record['segments_info'] if s['is_crowd']][:1]
-    segment_map, labels, *_ = read_segments(record['seg_map_path'], record['segments_info'])
-    label_map = torch.from_numpy(np.append(0, labels)[segment_map])
+    truth = read_segments(record['seg_map_path'], record['segments_info'])
+    label_map = torch.from_numpy(np.append(0, truth.labels)[truth.segment_map])
     sample = {**record, 'pred_sem_seg': {'sem_seg': label_map[None]}}
     assert evaluate('SemanticMetric', [sample], dataset.metainfo)['aAcc'] == 100
-    label_map[label_map == crowd['label']] = 132
+    label_map[label_map == truth.labels[truth.is_crowd][0]] = 132
     assert evaluate('SemanticMetric', [sample], dataset.metainfo)['aAcc'] < 100
 
 
-def test_one_class_warns_once(tmp_path, logged):
-    sample = label_map_sample(tmp_path, [[0, 255]], [[0, 0]])
-    evaluate('SemanticMetric', [sample] * 9, {'classes': ['a']})
-    assert len([line for line in logged if 'only one class' in line]) == 1
-
-
-CITY = 'leftImg8bit/val/ulm/ulm_000001_000019_leftImg8bit.png'
-
-
-def cityscapes_sample(folder: Path) -> dict:
+def test_cityscapes(tmp_path, said):
     """A car and a person of 200 pixels each; the predicted person is 7/10 of it."""
-    instance_ids = np.full((40, 80), 7, np.uint16)
+    pytest.importorskip('cityscapesscripts')
+    instance_ids, masks = np.full((40, 80), 7, np.uint16), torch.zeros(2, 40, 80, dtype=torch.bool)
     instance_ids[10:30, :10], instance_ids[10:30, 60:70] = 26000, 24000
-    path = folder / 'gtFine/val/ulm/ulm_000001_000019_gtFine_instanceIds.png'
-    path.parent.mkdir(parents=True)
-    Image.fromarray(instance_ids).save(path)
-    masks = torch.zeros(2, 40, 80, dtype=torch.bool)
     masks[0, 10:30, :10], masks[1, 10:30, 60:67] = True, True
+    name, gt_dir, out = 'ulm_000001_000019', tmp_path / 'gtFine/val', tmp_path / 'out'
+    (gt_dir / 'ulm').mkdir(parents=True)
+    Image.fromarray(instance_ids).save(gt_dir / f'ulm/{name}_gtFine_instanceIds.png')
     # Things of the panoptic order: person 11, car 13.
     instances = {'masks': masks, 'labels': torch.tensor([13, 11]), 'scores': torch.ones(2)}
-    return {'img_path': CITY, 'img_id': 1, 'pred_instances': instances}
+    sample = {'img_path': f'ulm/{name}_leftImg8bit.png', 'img_id': 1, 'pred_instances': instances}
 
+    def scores(meta, gt_dir=gt_dir, **settings):
+        settings['gt_dir'] = str(gt_dir)
+        return evaluate('CityscapesInstanceMetric', [sample], meta, **settings)
 
-def test_cityscapes(tmp_path, logged):
-    pytest.importorskip('cityscapesscripts')
     known = load_metadata('cityscapes')
-    sample, gt_dir = cityscapes_sample(tmp_path), str(tmp_path / 'gtFine/val')
     expected = pytest.approx({'cityscapes/AP': 0.7, 'cityscapes/AP50': 1.0})
-    for meta in (
-        {'classes': known.classes, 'category_ids': known.category_ids},
-        {'classes': known.classes},
-    ):
-        assert evaluate('CityscapesInstanceMetric', [sample], meta, gt_dir=gt_dir) == expected
-    assert 'per class' in logged[0]
-    out = tmp_path / 'out'
-    evaluate('CityscapesInstanceMetric', [sample], meta, gt_dir=gt_dir, out_dir=str(out))
-    assert (out / 'ulm_000001_000019_pred.txt').is_file()
+    assert scores({'classes': known.classes, 'category_ids': known.category_ids}) == expected
+    assert scores({'classes': known.classes}, out_dir=str(out)) == expected
+    assert (out / f'{name}_pred.txt').is_file()
+    assert any('Cityscapes AP per class' in line for line in said)
     with pytest.raises(ValueError, match=r"Cityscapes does not have: \['cow'\]"):
-        evaluate('CityscapesInstanceMetric', [sample], {'classes': ['cow']}, gt_dir=gt_dir)
+        scores({'classes': ['cow']})
     with pytest.raises(FileNotFoundError, match='gt_dir must be'):
-        evaluate('CityscapesInstanceMetric', [sample], meta, gt_dir='nowhere')
+        scores({'classes': known.classes}, gt_dir='nowhere')
 
 
 def test_packages_are_needed_by_their_metrics_only_and_missed_at_once(monkeypatch):
-    missing = ('pycocotools', 'faster_coco_eval', 'cityscapesscripts.evaluation')
-    for name in missing:
+    for name in ('pycocotools', 'faster_coco_eval', 'cityscapesscripts.evaluation'):
         monkeypatch.setitem(sys.modules, name, None)
-    assert not has_faster_coco_eval()
+    assert not instance_ap.has_faster_coco_eval()
     for kind in ('PanopticMetric', 'SemanticMetric'):
         METRICS.build({'type': f'mmseg_m2f.{kind}'})
     with pytest.raises(ImportError, match='pip install pycocotools'):
         METRICS.build({'type': 'mmseg_m2f.InstanceMetric'})
     with pytest.raises(ImportError, match='pip install cityscapesscripts'):
         METRICS.build({'type': 'mmseg_m2f.CityscapesInstanceMetric', 'gt_dir': '.'})
+
+
+def test_the_adapters_import_without_pycocotools():
+    """Semantic models work without: it is imported where it is used."""
+    code = "import sys; sys.modules['pycocotools'] = None; import mmseg_m2f.adapters"
+    subprocess.run([sys.executable, '-c', code], check=True)

@@ -268,7 +268,7 @@ def test_instances_as_run_lengths_are_those_of_the_bitmaps():
     both = (instances_of({'pred_instances': x, 'ori_shape': size}) for x in (bitmaps, codes))
     assert all(np.array_equal(*values) for values in zip(*both, strict=True))
     nothing = instances_of({'pred_instances': codes[:0], 'ori_shape': size})
-    assert nothing.masks.shape == (0, *size)
+    assert nothing[0].shape == (0, *size)
 
 
 def test_errors_and_warnings_of_the_losses_name_the_image(said):
