@@ -3,13 +3,13 @@
 No model is built here: the processes it would start are replaced.
 """
 
-import csv
 import json
 import math
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,41 +18,43 @@ from tools.benchmark.cases import CASES, MAIN, SHORT
 from tools.benchmark.measure import ROOT, Agreement, measure
 
 CASE, OTHER = 'deform-attn-forward-512', 'deform-attn-both-512'
-EQUAL = Agreement(0.0, 1e-3, 0.25)
+NAMES = ['ours', 'reference', 'mmcv']
 
 
 class Started(list):
     """(case, implementation) of each measuring process; `agreement` is what comparisons find."""
 
-    agreement = EQUAL
+    agreement = Agreement(0.0, 1e-3, 0.25)
+    stop_at = ''
+
+    def start(self, _: Any, options: list[str]) -> dict:
+        kind, case, *names = options
+        if kind == '--compare':
+            agreements = dict.fromkeys(names, self.agreement)
+            result = {'torch': '2', 'instruction_set': 'AVX2', 'agreements': agreements}
+            return json.loads(json.dumps(result))
+        if names == [self.stop_at]:
+            raise KeyboardInterrupt
+        self.append((case, names[0]))
+        number = float(len(self))
+        return {'seconds': number, 'peak_mib': 10 * number, 'above_model_mib': number}
 
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Started:
     order = Started()
-
-    def start(_: run.Comparison, options: list[str]) -> dict:
-        if options[0] == '--compare':
-            agreements = dict.fromkeys(options[2:], order.agreement)
-            result = {'torch': '2', 'instruction_set': 'AVX2', 'agreements': agreements}
-            return json.loads(json.dumps(result))
-        order.append((options[1], options[2]))
-        number = float(len(order))
-        return {'seconds': number, 'peak_mib': 10 * number, 'above_model_mib': number}
-
-    monkeypatch.setattr(run.Comparison, '_start', start)
+    monkeypatch.setattr(run, 'start', order.start)
     monkeypatch.setattr(run, '_commit', lambda: '123456789')
     return order
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / 'deform_attn.csv').open() as file:
-        return list(csv.DictReader(file))
+    return tables.read_csv(folder / 'deform_attn.csv')
 
 
 def test_processes_run_by_turns(started: Started, tmp_path: Path) -> None:
     run.main(['--cases', CASE, '--processes', '2', '--threads', '3', '--out', str(tmp_path)])
-    names = ['ours', 'reference', 'mmcv', 'mmcv', 'reference', 'ours']
+    names = [*NAMES, *NAMES[::-1]]
     assert started == [(CASE, name) for name in names]
     found = rows(tmp_path)
     assert list(found[0]) == list(run.Row._fields)
@@ -64,13 +66,19 @@ def test_processes_run_by_turns(started: Started, tmp_path: Path) -> None:
 
 
 def test_resume_runs_what_is_missing(started: Started, tmp_path: Path) -> None:
-    options = ['--cases', CASE, OTHER, '--out', str(tmp_path)]
+    """After an interrupt, and when more processes are asked for."""
+    options = ['--cases', CASE, OTHER, '--out', str(tmp_path), '--resume']
+    started.stop_at = 'mmcv'
+    with pytest.raises(KeyboardInterrupt):
+        run.main([*options, '--processes', '1'])
+    assert [row['implementation'] for row in rows(tmp_path)] == NAMES[:2]
+    started.stop_at = ''
     run.main([*options, '--processes', '1'])
-    assert len(started) == 6
-    run.main([*options, '--processes', '2', '--resume'])
-    assert started[6:] == [(c, n) for c in (CASE, OTHER) for n in ('mmcv', 'reference', 'ours')]
+    assert started[2:] == [(CASE, 'mmcv'), *((OTHER, name) for name in NAMES)]
+    run.main([*options, '--processes', '2'])
+    assert started[6:] == [(case, name) for case in (CASE, OTHER) for name in NAMES[::-1]]
     before = rows(tmp_path)
-    run.main([*options, '--processes', '2', '--resume'])
+    run.main([*options, '--processes', '2'])
     assert rows(tmp_path) == before
     assert len(started) == 12
 
@@ -103,22 +111,6 @@ def test_no_number_where_outputs_disagree(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_run_leaves_what_it_measured(
-    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replaced = run.Comparison._start
-
-    def interrupted(self: run.Comparison, options: list[str]) -> dict:
-        if options[:3] == ['--measure', CASE, 'mmcv']:
-            raise KeyboardInterrupt
-        return replaced(self, options)
-
-    monkeypatch.setattr(run.Comparison, '_start', interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run.main(['--cases', CASE, '--out', str(tmp_path)])
-    assert [row['implementation'] for row in rows(tmp_path)] == ['ours', 'reference']
-
-
 def test_a_process_that_fails_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(run.sys, 'executable', 'false')
     with pytest.raises(SystemExit, match=f'--compare {CASE} ours reference mmcv failed'):
@@ -140,10 +132,8 @@ print(sample.above_model_mib, sample.peak_mib, sample.seconds, 'torch' in sys.mo
 
 def test_a_process_measures_its_steps() -> None:
     """80 MiB for a step, of which the caller keeps 30. The program itself imports no torch."""
-    done = subprocess.run(
-        [sys.executable, '-c', MEASURED], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
-    )
-    above, peak, seconds, has_torch = done.stdout.split()
+    done = subprocess.check_output([sys.executable, '-c', MEASURED], cwd=ROOT, text=True)
+    above, peak, seconds, has_torch = done.split()
     assert 40 < float(above) < 60
     assert 80 < float(peak) < 100_000  # MiB; it starts at that of the parent
     assert float(seconds) < 1e-2  # a thousandth of the step
@@ -164,26 +154,21 @@ def test_every_case_has_its_module_and_the_main_ones_all_implementations() -> No
     assert set(SHORT) < set(CASES)
 
 
-def write(folder: Path, case: str, **seconds: list[float]) -> None:
-    """Write rows whose memory is 100 times the seconds."""
+def test_tables_by_hand(tmp_path: Path) -> None:
+    """The memory of a row is 100 times its seconds, above the model 10 times."""
+    measured = {'ours': [1.0, 2.0, 9.0], 'ours-cpu': [1.0], 'mmseg': [8.0, 8.0]}
+    columns = ('seconds', 'peak_mib', 'above_model_mib')
     found = [
         {
-            'case': case,
-            'implementation': name.replace('_', '-'),
-            'seconds': value,
-            'peak_mib': 100 * value,
-            'above_model_mib': 10 * value,
+            'case': 'training-r50-512',
+            'implementation': name,
+            **dict(zip(columns, (value, 100 * value, 10 * value), strict=True)),
             'largest_difference': 0.002,
         }
-        for name, values in seconds.items()
-        for value in values
+        for name, seconds in measured.items()
+        for value in seconds
     ]
-    run.write_csv(folder / f'{CASES[case].kind}.csv', list(found[0]), found)
-
-
-def test_tables_by_hand(tmp_path: Path) -> None:
-    seconds = {'ours': [1.0, 2.0, 9.0], 'ours_cpu': [1.0], 'mmseg': [8.0, 8.0]}
-    write(tmp_path, 'training-r50-512', **seconds)
+    tables.write_csv(tmp_path / 'training.csv', list(found[0]), found)
     title = 'training step, R50, two images of 512 x 512'
     assert tables.table('main', tmp_path).splitlines()[-1] == (
         f'| {title} | MMSegmentation 8.00 s | 2.00 s, **4.0x** | 1.00 s, **8.0x** '
@@ -195,16 +180,13 @@ def test_tables_by_hand(tmp_path: Path) -> None:
     assert tables.table('inference', tmp_path) == tables.NOT_MEASURED
 
 
-def test_documents_have_the_numbers_of_the_csv_files() -> None:
+def test_documents_have_the_numbers_of_csv_files_of_known_states() -> None:
     """`python -m tools.benchmark.tables` writes them."""
     for path in tables.DOCUMENTS:
         text = path.read_text()
         assert tables.MARK.search(text), path
         assert tables.renewed(text, tables.FOLDER) == text, path
-
-
-def test_the_csv_files_are_of_states_that_can_be_had_again() -> None:
     for path in tables.FOLDER.glob('*.csv'):
-        for row in tables.read(path):
+        for row in tables.read_csv(path):
             assert re.fullmatch(r'[0-9a-f]{9,}', row['commit']), path
             assert row['case'] in CASES, path

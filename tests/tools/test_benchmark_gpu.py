@@ -1,8 +1,6 @@
 """The GPU benchmark without a GPU: its dry run, and what it says of what is missing."""
 
-import csv
 import math
-import os
 import subprocess
 import sys
 import warnings
@@ -14,39 +12,22 @@ import torch
 pytest.importorskip('mmseg')
 pytest.importorskip('mmdet')
 
+from tests.tools import conftest
 from tools.benchmark import gpu
 from tools.benchmark.measure import ROOT
+from tools.benchmark.tables import read_csv
 
-SCRIPT = ROOT / 'tools/benchmark/gpu.sh'
 CPU = torch.device('cpu')
 
 
-def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        'PYTHON': sys.executable,
-        'OMP_NUM_THREADS': '1',
-        'CUDA_VISIBLE_DEVICES': '',
-        **variables,
-    }
-    return subprocess.run(
-        [SCRIPT, *arguments],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-
-
-def rows(folder: Path, section: str) -> list[dict[str, str]]:
-    with (folder / f'gpu-{section}.csv').open() as file:
-        return list(csv.DictReader(file))
+def run(*arguments: str | Path, **variables: str) -> 'subprocess.CompletedProcess[str]':
+    script = ROOT / 'tools/benchmark/gpu.sh'
+    variables = {'PYTHON': sys.executable, 'CUDA_VISIBLE_DEVICES': '', **variables}
+    return conftest.run(script, *arguments, cwd=ROOT, **variables)
 
 
 def check_ops(folder: Path) -> None:
-    found = rows(folder, 'ops')
+    found = read_csv(folder / 'gpu-ops.csv')
     # mmcv's form for a CPU takes float32 alone.
     assert {(row['case'], row['implementation']) for row in found} == {
         *((f'64x64b1_{t}_{p}', 'reference') for t in gpu.DTYPES for p in ('forward', 'backward')),
@@ -59,12 +40,10 @@ def check_ops(folder: Path) -> None:
 def test_dry_run_of_the_operator(tmp_path: Path) -> None:
     result = run('--dry-run', '--only', 'ops', tmp_path / 'out')
     assert result.returncode == 0, result.stdout[-3000:]
-    lines = (tmp_path / 'out/gpu.log').read_text().splitlines()
-    assert lines[-1].startswith('gpu: OK after ')
-    assert '64x64b1_fp16 mmcv: left out: RuntimeError: expected scalar type' in '\n'.join(lines)
-    assert [line.split('] ')[1] for line in lines if line.startswith('=== ')] == [
-        'ops, until 120 s'
-    ]
+    log = (tmp_path / 'out/gpu.log').read_text()
+    assert log.splitlines()[-1].startswith('gpu: OK after ')
+    assert '64x64b1_fp16 mmcv: left out: RuntimeError: expected scalar type' in log
+    assert log.count('=== ') == log.count('ops, until 120 s') == 1
     check_ops(tmp_path / 'out')
 
 
@@ -77,23 +56,23 @@ def test_dry_run_of_everything(tmp_path: Path) -> None:
     assert (tmp_path / 'train/iter_2.pth').exists()
     check_ops(tmp_path)
     names = ['mmseg', 'mmseg-amp', 'ours', 'ours-amp', 'ours-amp-mixed']
+    rows = read_csv(tmp_path / 'gpu-models.csv')
     for kind in ('inference', 'training'):
-        found = [row for row in rows(tmp_path, 'models') if row['case'].startswith(kind)]
+        found = [row for row in rows if row['case'].startswith(kind)]
         assert [row['implementation'] for row in found] == names
         differences = [float(row['difference']) for row in found]
         assert 0 < differences[2] < differences[1]
-    waterfall = [row['implementation'] for row in rows(tmp_path, 'waterfall')]
+    waterfall = [row['implementation'] for row in read_csv(tmp_path / 'gpu-waterfall.csv')]
     assert waterfall == [*names[:2], *names[3:], 'ours-amp-mixed-last']
 
 
 def test_a_section_that_fails_is_reported_and_the_others_run(tmp_path: Path) -> None:
-    (tmp_path / 'python').write_text(
+    python = tmp_path / 'python'
+    python.write_text(
         '#!/bin/sh\ncase "$*" in *"gpu ops"*) exit 3 ;; *"gpu models"*) echo "$@" ;; esac\n'
     )
-    (tmp_path / 'python').chmod(0o755)
-    result = run(
-        '--dry-run', '--only', 'models,ops', tmp_path / 'out', PYTHON=str(tmp_path / 'python')
-    )
+    python.chmod(0o755)
+    result = run('--dry-run', '--only', 'models,ops', tmp_path / 'out', PYTHON=str(python))
     assert result.returncode == 1
     lines = result.stdout.splitlines()
     assert 'gpu: FAILED: ops (status 3)' in lines
@@ -102,19 +81,19 @@ def test_a_section_that_fails_is_reported_and_the_others_run(tmp_path: Path) -> 
     assert lines[-1].endswith(': ops')
 
 
-def test_without_a_gpu_the_real_run_fails_at_once(tmp_path: Path) -> None:
-    result = run(tmp_path)
-    assert result.returncode == 1
-    assert 'gpu: FAILED: torch sees no GPU here' in result.stdout
-
-
 @pytest.mark.parametrize(
-    'arguments', [(), ('--only',), ('--only', 'speed', 'out'), ('--fast', 'x'), ('--dry-run',)]
+    ('arguments', 'status', 'message'),
+    [
+        (('out',), 1, 'gpu: FAILED: torch sees no GPU here'),
+        *((given, 2, 'usage: ') for given in ((), ('--only', 'speed', 'out'), ('--fast', 'out'))),
+    ],
 )
-def test_usage(arguments: tuple[str, ...]) -> None:
-    result = run(*arguments)
-    assert result.returncode == 2
-    assert result.stdout.startswith('usage: ')
+def test_without_a_gpu_and_by_mistake(
+    arguments: tuple[str, ...], status: int, message: str, tmp_path: Path
+) -> None:
+    result = run(*(tmp_path / given if given == 'out' else given for given in arguments))
+    assert result.returncode == status
+    assert message in result.stdout
 
 
 def test_a_failure_of_ours_fails_the_section_and_one_of_a_peer_does_not(tmp_path, capsys) -> None:
@@ -122,7 +101,9 @@ def test_a_failure_of_ours_fails_the_section_and_one_of_a_peer_does_not(tmp_path
         raise RuntimeError('no such kernel\nwith details')
 
     table = gpu.Table('ops', tmp_path, CPU)
-    table.time('case', {'ours': gpu.Subject(lambda: None, 0.5)})
+    with pytest.raises(SystemExit, match='nothing was measured'):
+        table.finish()
+    table.time('case', 'ours', lambda: None, 0.5)
     assert table.attempt('case', 'mmseg', broken) is None
     table.finish()
     assert table.attempt('case', 'ours', broken) is None
@@ -133,20 +114,15 @@ def test_a_failure_of_ours_fails_the_section_and_one_of_a_peer_does_not(tmp_path
     assert 'case ours: FAILED: RuntimeError: no such kernel\n' in output
 
 
-def test_a_section_that_measures_nothing_fails(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match='nothing was measured'):
-        gpu.Table('ops', tmp_path, CPU).finish()
-
-
-def test_an_operator_that_is_wrong_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operator_that_is_wrong_fails() -> None:
     drawn = gpu.deform_attn.draw((64, 64), 1)
     right = gpu.deform_attn.operator('reference')
     expected = gpu.deform_attn.run(right, drawn.to(torch.float64))
-    assert gpu._checked_operator('reference', drawn, expected) < 1e-4
+    assert gpu.check_operator('reference', drawn, expected) < 1e-4
     wrong = 1.001 * drawn.args[0].detach()
     spoiled = drawn._replace(args=(wrong.requires_grad_(), *drawn.args[1:]))
     with pytest.raises(RuntimeError, match='differs from float64'):
-        gpu._checked_operator('reference', spoiled, expected)
+        gpu.check_operator('reference', spoiled, expected)
 
 
 def test_synchronizations_are_what_torch_warns_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,8 +138,7 @@ def test_synchronizations_are_what_torch_warns_of(monkeypatch: pytest.MonkeyPatc
         for _ in range(2):
             warnings.warn('called a synchronizing CUDA operation', stacklevel=1)
 
-    found = gpu.memory_and_synchronizations(step, torch.device('cuda'))
-    assert found == (2, 2)
+    assert gpu.memory_and_synchronizations(step, torch.device('cuda')) == (2, 2)
     assert modes == ['warn', 'default']
     assert all(map(math.isnan, gpu.memory_and_synchronizations(step, CPU)))
 
@@ -188,8 +163,7 @@ def test_times_on_a_gpu_are_those_of_events(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
     monkeypatch.setattr(torch.cuda, '_sleep', lambda cycles: log.append('sleep'))
     monkeypatch.setattr(gpu, 'BUDGET', 0.045)
-    steps = {'step': lambda: log.append('step')}
-    seconds = gpu.time_by_turns(steps, torch.device('cuda'), cold=True)
-    # Of 45 ms each of three turns has 15, and a call is taken for 3: 2 of its own, 1 of idling.
-    assert seconds == {'step': [0.002] * 15}
+    seconds = gpu.times(lambda: log.append('step'), torch.device('cuda'), cold=True)
+    # A call is taken for 3 ms, 2 of its own and 1 of idling: 15 fit into 45 ms.
+    assert seconds == [0.002] * 15
     assert log == ['sleep', 'event', 'step', 'event'] * 18

@@ -5,9 +5,6 @@ configuration of our row and by the peer's. What ours make is tested in
 `tests/parity/test_pipelines.py`.
 """
 
-import copy
-import importlib
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -16,7 +13,7 @@ from mmengine.registry import init_default_scope
 from tools.benchmark.cases import IMAGES_PER_STEP, Case
 from tools.benchmark.images import DATA
 from tools.benchmark.measure import ROOT, Step
-from tools.benchmark.models import CONFIGS, MMSEG_R50
+from tools.benchmark.models import MMSEG_R50, config_file
 
 WORKERS, BATCH = 2, 2
 ROWS = {
@@ -54,13 +51,10 @@ def prepare(case: Case, implementation: str) -> Step:
 
 def pipeline(case: Case, implementation: str) -> list[dict[str, Any]]:
     """Return the steps of the configuration, with labels that begin at 0."""
-    name = f'{ROWS[case.part, implementation]}.py'
-    if implementation == 'ours':
-        path = ROOT / 'configs' / name
-    else:
-        package = importlib.import_module(implementation)
-        path = Path(str(package.__file__)).parent / CONFIGS / name
-    steps = copy.deepcopy(Config.fromfile(path).train_dataloader.dataset.pipeline)
+    name = ROWS[case.part, implementation]
+    ours = ROOT / f'configs/{name}.py'
+    path = ours if implementation == 'ours' else config_file(implementation, name)
+    steps = Config.fromfile(path).train_dataloader.dataset.pipeline
     for step in steps:
         step.pop('reduce_zero_label', None)
     return steps

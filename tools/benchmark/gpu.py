@@ -17,7 +17,6 @@ pixel decoder in half precision, as the peers have it), `last` (channels last), 
 
 import argparse
 import contextlib
-import functools
 import gc
 import math
 import os
@@ -28,7 +27,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -41,10 +40,9 @@ from tools.benchmark import deform_attn, inference, models, training
 from tools.benchmark.cases import CASES, Case
 from tools.benchmark.images import batch_of
 from tools.benchmark.measure import FOLDER, Step
-from tools.benchmark.run import write_csv
-from tools.benchmark.tables import quartiles
+from tools.benchmark.tables import quartiles, write_csv
 
-WARM_UP, ROUNDS, MOST_CALLS = 3, 3, 30
+WARM_UP, LEAST_CALLS, MOST_CALLS = 3, 9, 90
 # Seconds that the timed calls of an implementation may take, and all of it with its compilation.
 BUDGET, PATIENCE = 1.0, 60
 # Cycles that the GPU idles before a call of an operator: a millisecond, in which the host launches
@@ -75,13 +73,6 @@ class Row(NamedTuple):
     torch: str
 
 
-class Subject(NamedTuple):
-    """What is timed, and the difference of its outputs."""
-
-    step: Step
-    difference: float
-
-
 class Table:
     """Rows that are printed and written as soon as they are known."""
 
@@ -91,13 +82,13 @@ class Table:
         self.rows: list[Row] = []
         self.failures: list[str] = []
 
-    def attempt(self, case: str, name: str, work: Callable[[], Any]) -> Any:
+    def attempt(self, case: str, name: str, work: Callable[..., Any], *args: Any) -> Any:
         """Return the result of `work`, or None after saying why there is none.
 
         What fails of ours fails the section in the end; what fails of a peer is left out.
         """
         try:
-            return work()
+            return work(*args)
         except Exception as error:
             reason = f'{type(error).__name__}: {error}'.strip().splitlines()[0]
             if name.startswith('mm'):  # mmcv, mmseg, mmdet
@@ -108,23 +99,19 @@ class Table:
                 self.failures.append(f'{case} {name}')
             return None
 
-    def time(self, case: str, subjects: Mapping[str, Subject], *, cold: bool = False) -> None:
-        """Time the subjects by turns and add a row for each."""
-        seconds = time_by_turns({n: s.step for n, s in subjects.items()}, self.device, cold=cold)
-        for name, subject in subjects.items():
-            p25, median, p75 = quartiles(seconds[name])
-            peak, synchronizations = memory_and_synchronizations(subject.step, self.device)
-            figures = (median, p25, p75, peak, subject.difference, synchronizations)
-            self.rows.append(Row(case, name, *figures, self.name, torch.__version__))
-            print(f'{case} {name}: {1e3 * median:.4g} ms, {peak:.0f} MiB', flush=True)
+    def time(
+        self, case: str, name: str, step: Step, difference: float, *, cold: bool = False
+    ) -> None:
+        """Time a step that ran before, and add its row."""
+        p25, median, p75 = quartiles(times(step, self.device, cold=cold))
+        peak, synchronizations = memory_and_synchronizations(step, self.device)
+        figures = (median, p25, p75, peak, difference, synchronizations)
+        self.rows.append(Row(case, name, *figures, self.name, torch.__version__))
+        print(f'{case} {name}: {1e3 * median:.4g} ms, {peak:.0f} MiB', flush=True)
         write_csv(self.path, Row._fields, [row._asdict() for row in self.rows])
 
     def finish(self) -> None:
-        """End with an error if something of ours failed, or if there is no row.
-
-        Raises:
-            SystemExit: see above.
-        """
+        """End the program with an error if something of ours failed, or if there is no row."""
         if self.failures or not self.rows:
             sys.exit(f'failed: {", ".join(self.failures) or "nothing was measured"}')
 
@@ -146,32 +133,19 @@ def main() -> None:
     table.finish()
 
 
-def time_by_turns(
-    steps: Mapping[str, Step], device: torch.device, *, cold: bool
-) -> dict[str, list[float]]:
-    """Return the seconds of calls of each step, in turns (A B C C B A ...).
+def times(step: Step, device: torch.device, *, cold: bool) -> list[float]:
+    """Return the seconds of calls of a step; on a CPU of one call.
 
-    Args:
-        steps: each has been called before.
-        device: where they run; on a CPU each is timed once.
-        cold: time the GPU alone and with a cold cache.
+    `cold` times the GPU alone and with a cold cache.
     """
     if device.type == 'cpu':
-        return {name: [_host_seconds(step)] for name, step in steps.items()}
+        start = time.perf_counter()
+        step()
+        return [time.perf_counter() - start]
     cache = torch.empty(CACHE_BYTES if cold else 0, dtype=torch.int8, device=device)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    once = {name: statistics.median(_gpu_seconds(step, 3, cache)) for name, step in steps.items()}
-    for turn in range(ROUNDS):
-        for name in list(steps)[:: 1 if turn % 2 == 0 else -1]:
-            calls = int(BUDGET / ROUNDS / (once[name] + 1e-3))
-            seconds[name] += _gpu_seconds(steps[name], min(max(calls, 3), MOST_CALLS), cache)
-    return seconds
-
-
-def _host_seconds(step: Step) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
+    once = statistics.median(_gpu_seconds(step, 3, cache))
+    calls = int(BUDGET / (once + 1e-3))
+    return _gpu_seconds(step, min(max(calls, LEAST_CALLS), MOST_CALLS), cache)
 
 
 def _gpu_seconds(step: Step, calls: int, cache: Tensor) -> list[float]:
@@ -218,25 +192,17 @@ def run_ops(table: Table, device: torch.device) -> None:
         for dtype_name, dtype in DTYPES.items():
             case = f'{size[0]}x{size[1]}b{batch}_{dtype_name}'
             problem = drawn.to(dtype, device)
-            expected = deform_attn.run(
-                deform_attn.operator('reference'), problem.to(torch.float64, device)
-            )
-            checked = {}
+            exact = problem.to(torch.float64, device)
+            expected = deform_attn.run(deform_attn.operator('reference'), exact)
             for name in names:
-                found = table.attempt(
-                    case, name, functools.partial(_checked_operator, name, problem, expected)
-                )
-                if found is not None:
-                    checked[name] = found
-            for part in ('forward', 'backward'):
-                subjects = {
-                    name: Subject(_pass(part, deform_attn.operator(name), problem), difference)
-                    for name, difference in checked.items()
-                }
-                table.time(f'{case}_{part}', subjects, cold=True)
+                difference = table.attempt(case, name, check_operator, name, problem, expected)
+                if difference is not None:
+                    for part in ('forward', 'backward'):
+                        step = _pass(part, deform_attn.operator(name), problem)
+                        table.time(f'{case}_{part}', name, step, difference, cold=True)
 
 
-def _checked_operator(name: str, problem: deform_attn.Problem, expected: list[Tensor]) -> float:
+def check_operator(name: str, problem: deform_attn.Problem, expected: list[Tensor]) -> float:
     """Return the largest difference from float64; one that is no rounding is an error."""
     agreement = deform_attn.agreement(deform_attn.operator(name), problem, expected)
     if not agreement.holds:
@@ -251,25 +217,17 @@ def _pass(part: str, function: deform_attn.Operator, problem: deform_attn.Proble
     return lambda: torch.autograd.grad(result, problem.leaves, problem.gradient, retain_graph=True)
 
 
-def model_cases(device: torch.device) -> dict[str, Case]:
-    """Return the cases of the section `models`."""
-    if device.type == 'cpu':
-        names = ('inference-r50-512', 'training-r50-512')
-        return {
-            name.replace('r50-512', 'r18-64'): CASES[name]._replace(model='r18', size=(64, 64))
-            for name in names
-        }
-    cases = {name: case for name, case in CASES.items() if case.kind in ('inference', 'training')}
-    swin = cases['training-r50-512']._replace(model='swin-l', size=(640, 640))
-    return {**cases, 'training-swin-l-640': swin}
-
-
 def run_models(table: Table, device: torch.device) -> None:
     """Compare and time whole models."""
     names = ['ours', 'ours-amp', 'ours-amp-mixed']
+    cases = {name: case for name, case in CASES.items() if case.kind in ('inference', 'training')}
     if device.type == 'cuda':
         names += ['ours-triton', 'ours-amp-mixed-triton']
-    for label, case in model_cases(device).items():
+        swin = cases['training-r50-512']._replace(model='swin-l', size=(640, 640))
+        cases['training-swin-l-640'] = swin
+    else:
+        cases = {f'{kind}-r18-64': tiny(f'{kind}-r50-512') for kind in ('inference', 'training')}
+    for label, case in cases.items():
         peer = case.implementations[-1]
         compare_models(table, label, case, [peer, f'{peer}-amp', *names], device)
 
@@ -278,14 +236,19 @@ def run_waterfall(table: Table, device: torch.device) -> None:
     """Time the steps from the stock model to ours."""
     names = ['mmseg', 'mmseg-amp', 'ours-amp', 'ours-amp-mixed']
     if device.type == 'cpu':
-        [label, *_], [case, *_] = zip(*model_cases(device).items(), strict=True)
         names += ['ours-amp-mixed-last']
-    else:
-        label, case = 'inference-swin-l-640', CASES['inference-swin-l-640']
-        last = 'ours-amp-mixed-triton-last'
-        names += ['ours-amp-mixed-triton', last, f'{last}-compiled', f'{last}-graph']
-        names += ['mmseg-amp-compiled', 'mmseg-amp-graph']
-    compare_models(table, label, case, names, device)
+        compare_models(table, 'inference-r18-64', tiny('inference-r50-512'), names, device)
+        return
+    last = 'ours-amp-mixed-triton-last'
+    names += ['ours-amp-mixed-triton', last, f'{last}-compiled', f'{last}-graph']
+    names += ['mmseg-amp-compiled', 'mmseg-amp-graph']
+    label = 'inference-swin-l-640'
+    compare_models(table, label, CASES[label], names, device)
+
+
+def tiny(name: str) -> Case:
+    """Return the form of a case for a dry run."""
+    return CASES[name]._replace(model='r18', size=(64, 64))
 
 
 def compare_models(
@@ -293,17 +256,18 @@ def compare_models(
 ) -> None:
     """Compare the outputs of models with those of the first, and time them."""
     models.share_weights(case.model, [case.implementations[-1]], batch_of(case))
-    expected = None
+    expected: Tensor | None = None
+
+    def measure(name: str) -> Tensor:
+        step, values = prepare(case, name, device)
+        difference = 0.0 if expected is None else float((values - expected).abs().max())
+        table.time(label, name, step, difference)
+        return values
+
     for name in names:
         with patience():
-            work = functools.partial(_model, case, name, device, expected)
-            found = table.attempt(label, name, work)
-            if found is not None:
-                subject, values = found
-                expected = values if expected is None else expected
-                table.attempt(label, name, functools.partial(table.time, label, {name: subject}))
-                del subject
-        del found
+            values = table.attempt(label, name, measure, name)
+        expected = values if expected is None else expected
         gc.collect()
         if device.type == 'cuda':
             torch.cuda.empty_cache()
@@ -325,15 +289,15 @@ def patience() -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def _model(
-    case: Case, name: str, device: torch.device, expected: Tensor | None
-) -> tuple[Subject, Tensor]:
-    """Build and warm up a model; return its step and its outputs, on the CPU in float32."""
+def prepare(case: Case, name: str, device: torch.device) -> tuple[Step, Tensor]:
+    """Build and warm up a model; return its step, and its outputs on the CPU in float32."""
     layout, *added = name.split('-')
     settings = {'mixed_precision': True} if 'mixed' in added else {}
     model = models.build_shared(case.model, layout, **settings).to(device)
     if 'triton' in added:
-        use_backend(model, 'triton')
+        for module in model.modules():
+            if isinstance(module, MSDeformAttn):
+                module.backend = 'triton'
     if 'last' in added:
         model = model.to(memory_format=torch.channels_last)
     run = _inference if case.kind == 'inference' else _training
@@ -344,17 +308,7 @@ def _model(
     compile_parts(model, added)
     for _ in range(WARM_UP if device.type == 'cuda' else 1):
         step()
-    difference = 0.0 if expected is None else float((values - expected).abs().max())
-    return Subject(step, difference), values
-
-
-def use_backend(model: nn.Module, name: str) -> None:
-    """Let all deformable attention of ours be done by the back end `name`."""
-    found = [module for module in model.modules() if isinstance(module, MSDeformAttn)]
-    if not found:
-        raise ValueError(f'{type(model).__name__} has no deformable attention of ours')
-    for module in found:
-        module.backend = name
+    return step, values
 
 
 def compile_parts(model: Any, added: Sequence[str]) -> None:
@@ -399,8 +353,7 @@ def _training(
     model: Any, case: Case, device: torch.device, amp: bool
 ) -> tuple[Step, Callable[[], Tensor]]:
     batch = batch_of(case)
-    parameters = [p for p in model.train().parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05, fused=True)
+    optimizer = training.optimizer_of(model.train())
     scaler = torch.amp.GradScaler(device.type, enabled=amp and device.type == 'cuda')
 
     def losses() -> Tensor:
@@ -412,7 +365,7 @@ def _training(
         optimizer.zero_grad()
         scaler.scale(losses().sum()).backward()
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(parameters, 0.01)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.01)
         scaler.step(optimizer)
         scaler.update()
 

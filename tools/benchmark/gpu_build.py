@@ -19,13 +19,6 @@ from torch.utils import cpp_extension
 BUILT = {'ms_deform_attn_forward', 'ms_deform_attn_backward'}
 
 
-def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack the sources; return their folder, named like ``onedl_mmcv-2.3.6``."""
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter='data')
-    return next(folder.glob('*mmcv-*'))
-
-
 def left_out_names(mmcv: Path) -> list[str]:
     """List the functions that mmcv's Python code asks of its extension and that are not built."""
     names: set[str] = set()
@@ -59,25 +52,23 @@ def compile_extension(mmcv: Path, build: Path) -> Path:
     return build / '_ext.so'
 
 
-def install(sources: Path, library: Path, site: Path) -> None:
-    shutil.copytree(sources / 'mmcv', site / 'mmcv', ignore=shutil.ignore_patterns('csrc'))
-    shutil.copy(library, site / 'mmcv')
-    # mmcv reads its own version from the metadata.
-    metadata = site / f'{sources.name}.dist-info'
-    metadata.mkdir()
-    shutil.copy(sources / 'PKG-INFO', metadata / 'METADATA')
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description='Install a reduced build of mmcv.')
     parser.add_argument('archive', type=Path, help='the source distribution of onedl-mmcv')
     parser.add_argument('site', type=Path, help='the folder to install into')
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        sources = unpack(args.archive, Path(scratch))
-        build = Path(scratch) / 'build'
-        build.mkdir()
-        install(sources, compile_extension(sources / 'mmcv', build), args.site)
+    with tempfile.TemporaryDirectory() as build:
+        with tarfile.open(args.archive) as tar:
+            tar.extractall(build, filter='data')
+        [sources] = Path(build).glob('*mmcv-*')
+        library = compile_extension(sources / 'mmcv', Path(build))
+        mmcv = args.site / 'mmcv'
+        shutil.copytree(sources / 'mmcv', mmcv, ignore=shutil.ignore_patterns('csrc'))
+        shutil.copy(library, mmcv)
+        # mmcv reads its own version from the metadata.
+        metadata = args.site / f'{sources.name}.dist-info'
+        metadata.mkdir()
+        shutil.copy(sources / 'PKG-INFO', metadata / 'METADATA')
 
 
 if __name__ == '__main__':

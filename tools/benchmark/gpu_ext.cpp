@@ -11,36 +11,17 @@
 
 using at::Tensor;
 
-Tensor ms_deform_attn_forward(const Tensor &value, const Tensor &spatial_shapes,
-                              const Tensor &level_start_index, const Tensor &sampling_loc,
-                              const Tensor &attn_weight, const int im2col_step);
+using Forward = Tensor(const Tensor &, const Tensor &, const Tensor &, const Tensor &,
+                       const Tensor &, int);
+using Backward = void(const Tensor &, const Tensor &, const Tensor &, const Tensor &,
+                      const Tensor &, const Tensor &, Tensor &, Tensor &, Tensor &, int);
 
-void ms_deform_attn_backward(const Tensor &value, const Tensor &spatial_shapes,
-                             const Tensor &level_start_index, const Tensor &sampling_loc,
-                             const Tensor &attn_weight, const Tensor &grad_output,
-                             Tensor &grad_value, Tensor &grad_sampling_loc,
-                             Tensor &grad_attn_weight, const int im2col_step);
+Forward ms_deform_attn_forward;
+Backward ms_deform_attn_backward;
 
 #ifdef MMCV_WITH_CUDA
-Tensor ms_deform_attn_cuda_forward(const Tensor &value, const Tensor &spatial_shapes,
-                                   const Tensor &level_start_index, const Tensor &sampling_loc,
-                                   const Tensor &attn_weight, const int im2col_step);
-
-void ms_deform_attn_cuda_backward(const Tensor &value, const Tensor &spatial_shapes,
-                                  const Tensor &level_start_index, const Tensor &sampling_loc,
-                                  const Tensor &attn_weight, const Tensor &grad_output,
-                                  Tensor &grad_value, Tensor &grad_sampling_loc,
-                                  Tensor &grad_attn_weight, const int im2col_step);
-
-Tensor ms_deform_attn_impl_forward(const Tensor &value, const Tensor &spatial_shapes,
-                                   const Tensor &level_start_index, const Tensor &sampling_loc,
-                                   const Tensor &attn_weight, const int im2col_step);
-
-void ms_deform_attn_impl_backward(const Tensor &value, const Tensor &spatial_shapes,
-                                  const Tensor &level_start_index, const Tensor &sampling_loc,
-                                  const Tensor &attn_weight, const Tensor &grad_output,
-                                  Tensor &grad_value, Tensor &grad_sampling_loc,
-                                  Tensor &grad_attn_weight, const int im2col_step);
+Forward ms_deform_attn_cuda_forward, ms_deform_attn_impl_forward;
+Backward ms_deform_attn_cuda_backward, ms_deform_attn_impl_backward;
 
 REGISTER_DEVICE_IMPL(ms_deform_attn_impl_forward, CUDA, ms_deform_attn_cuda_forward);
 REGISTER_DEVICE_IMPL(ms_deform_attn_impl_backward, CUDA, ms_deform_attn_cuda_backward);

@@ -1,6 +1,5 @@
 """Real images and targets of `data/tiny/coco`, as the models of mmseg and mmdet take them."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,35 +30,32 @@ def semantic_batch(side: int, number: int) -> Batch:
 
     The images are not normalized yet.
     """
+    from mmcv.transforms import Compose
     from mmengine.registry import init_default_scope
-    from mmseg.registry import TRANSFORMS
 
     init_default_scope('mmseg')
-    pipeline = [
-        {'type': 'LoadImageFromFile'},
-        {'type': 'LoadAnnotations'},
-        {'type': 'Resize', 'scale': (4 * side, side), 'keep_ratio': True},
-        {'type': 'RandomCrop', 'crop_size': (side, side)},
-        {'type': 'PackSegInputs'},
-    ]
-    transforms = [TRANSFORMS.build(step) for step in pipeline]
+    transforms = Compose(
+        [
+            {'type': 'LoadImageFromFile'},
+            {'type': 'LoadAnnotations'},
+            {'type': 'Resize', 'scale': (4 * side, side), 'keep_ratio': True},
+            {'type': 'RandomCrop', 'crop_size': (side, side)},
+            {'type': 'PackSegInputs'},
+        ]
+    )
     np.random.seed(0)
-    packed = [_semantic(name, transforms) for name in NAMES[:number]]
-    return {key: [sample[key] for sample in packed] for key in ('inputs', 'data_samples')}
-
-
-def _semantic(name: str, transforms: list[Callable[[dict], dict]]) -> dict[str, Any]:
-    data: dict[str, Any] = {
-        'img_path': str(DATA / f'img/train/{name}.jpg'),
-        'seg_map_path': str(DATA / f'labelmap/train/{name}.png'),
-        'seg_fields': [],
-        'reduce_zero_label': False,
-    }
-    for transform in transforms:
-        data = transform(data)
-    # The crop counts as the whole image: no result is scaled back.
-    data['data_samples'].set_metainfo({'ori_shape': data['data_samples'].img_shape})
-    return data
+    batch: Batch = {'inputs': [], 'data_samples': []}
+    for name in NAMES[:number]:
+        files = {
+            'img_path': str(DATA / f'img/train/{name}.jpg'),
+            'seg_map_path': str(DATA / f'labelmap/train/{name}.png'),
+        }
+        packed = transforms({**files, 'seg_fields': [], 'reduce_zero_label': False})
+        # The crop counts as the whole image: no result is scaled back.
+        packed['data_samples'].set_metainfo({'ori_shape': packed['data_samples'].img_shape})
+        batch['inputs'].append(packed['inputs'])
+        batch['data_samples'].append(packed['data_samples'])
+    return batch
 
 
 def panoptic_batch(size: tuple[int, int]) -> Batch:

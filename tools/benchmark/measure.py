@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-import resource
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -69,7 +69,10 @@ def shared_folder() -> Path:
 
 def measure(step: Step, *, steps: int, warm_up: int, per_step: int) -> Sample:
     """Time `steps` calls of `step` after `warm_up` untimed ones."""
-    memory = PeakMemory()
+    earlier, resident = _resident_mib('VmHWM'), _resident_mib('VmRSS')
+    # Let Linux forget the peak so far, which is that of building the model. It may refuse.
+    with contextlib.suppress(OSError):
+        Path('/proc/self/clear_refs').write_text('5')
     result = None
     for _ in range(warm_up):
         result = step()
@@ -78,38 +81,14 @@ def measure(step: Step, *, steps: int, warm_up: int, per_step: int) -> Sample:
         start = time.perf_counter()
         result = step()
         seconds.append(time.perf_counter() - start)
-    peak, above = memory.read()
+    peak = _resident_mib('VmHWM')
     kept = result / 2**20 if isinstance(result, int) else 0.0
-    return Sample(statistics.median(seconds) / per_step, peak, above - kept)
+    above = peak - resident - kept
+    return Sample(statistics.median(seconds) / per_step, max(peak, earlier), above)
 
 
-class PeakMemory:
-    """The peak of this process, and how far it rises above what is resident now.
-
-    `ru_maxrss` alone does not tell a peak of the steps from one of building the model. Linux is
-    therefore asked to forget the peak so far; where it refuses, the rise is at most understated.
-    """
-
-    def __init__(self) -> None:
-        self._earlier = _max_rss()
-        self._resident = _status('VmRSS') or self._earlier
-        with contextlib.suppress(OSError):
-            Path('/proc/self/clear_refs').write_text('5')
-
-    def read(self) -> tuple[float, float]:
-        """Return the peak of the whole process and the rise, in MiB."""
-        peak = _status('VmHWM') or _max_rss()
-        return max(peak, self._earlier), peak - self._resident
-
-
-def _max_rss() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _status(field: str) -> float | None:
-    """Return a field of Linux's account of this process in MiB; None on other systems."""
-    path = Path('/proc/self/status')
-    if not path.exists():
-        return None
-    [kib] = [line.split()[1] for line in path.read_text().splitlines() if line.startswith(field)]
+def _resident_mib(field: str) -> float:
+    """Return the resident size of this process (`VmRSS`) or its peak (`VmHWM`)."""
+    status = Path('/proc/self/status').read_text()
+    [kib] = re.findall(rf'^{field}:\s+(\d+) kB', status, re.MULTILINE)
     return int(kib) / 1024

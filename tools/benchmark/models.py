@@ -5,12 +5,12 @@ own code after the backbone; `ours-cpu` is ours after `mmseg_m2f.cpu.speed_up`. 
 has its own backbone, too, and is built from shared weights only.
 """
 
+import importlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mmseg
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from mmseg_m2f.checkpoints import huggingface_config, to_theirs
 from tools.benchmark.measure import shared_folder
 
-CONFIGS = '.mim/configs/mask2former'
 MMSEG_R50 = 'mask2former_r50_8xb2-160k_ade20k-512x512'
 MMSEG_SWIN_L = 'mask2former_swin-l-in22k-384x384-pre_8xb2-160k_ade20k-640x640'
 MMDET_R50 = 'mask2former_r50_8xb2-lsj-50e_coco-panoptic'
@@ -75,9 +74,8 @@ def share_weights(name: str, implementations: Iterable[str], batch: dict[str, An
     """
     torch.manual_seed(0)
     ours = build(SPECS[name], 'ours')
-    head = head_of(ours)
-    redraw(head)
-    tell_queries_apart(ours, head, batch)
+    redraw(head_of(ours))
+    tell_queries_apart(ours, batch)
     state = ours.state_dict()
     _save(_file(name, 'ours'), state)
     for peer in implementations:
@@ -141,13 +139,14 @@ def redraw(head: nn.Module) -> None:
 
 
 @torch.no_grad()
-def tell_queries_apart(model: Any, head: Any, batch: dict[str, Any]) -> None:
+def tell_queries_apart(model: Any, batch: dict[str, Any]) -> None:
     """Let segments of several classes survive in an image, as a trained model would.
 
     What the mask embeddings of all queries have in common is subtracted, then what their class
     logits have in common; these are scaled until the best class is sure.
     """
     data = model.eval().data_preprocessor(batch, training=False)
+    head = head_of(model)
     features = head.pixel_decoder(model.extract_feat(data['inputs']))
     decoder = head.decoder
     embed = decoder.predict(features).mask_embed
@@ -191,36 +190,32 @@ def _build_huggingface(settings: Path) -> Any:
 
 
 def _use_our_head(config: ConfigDict, spec: Spec, pixel_decoder: dict[str, Any]) -> None:
-    settings: dict[str, Any] = {'num_classes': spec.num_classes}
+    semantic = spec.package == 'mmseg'
+    theirs = config.decode_head if semantic else config.panoptic_head
+    settings = {'num_classes': spec.num_classes, 'in_channels': theirs.in_channels}
     if pixel_decoder:
         settings['pixel_decoder'] = pixel_decoder
-    if spec.package == 'mmseg':
+    if semantic:
         config.type = 'mmseg_m2f.SemanticSegmentor'
-        in_channels = config.decode_head.in_channels
-        config.decode_head = {
-            'type': 'mmseg_m2f.Mask2FormerHead',
-            'in_channels': in_channels,
-            **settings,
-        }
+        config.decode_head = {'type': 'mmseg_m2f.Mask2FormerHead', **settings}
         return
-    head = config.panoptic_head
-    ours = {
-        'type': 'mmseg_m2f.Mask2FormerUniversalHead',
-        'in_channels': head.in_channels,
-        'thing_ids': list(range(head.num_things_classes)),
-        **settings,
-    }
-    test_cfg = {'semantic_on': False, 'object_mask_thr': 0.8, 'overlap_thr': OVERLAP_THR}
     kept = {key: config[key] for key in ('data_preprocessor', 'backbone')}
+    things = list(range(theirs.num_things_classes))
     config.clear()
-    config.update(type='mmseg_m2f.Mask2Former', panoptic_head=ours, test_cfg=test_cfg, **kept)
+    config.update(
+        type='mmseg_m2f.Mask2Former',
+        panoptic_head={
+            'type': 'mmseg_m2f.Mask2FormerUniversalHead',
+            'thing_ids': things,
+            **settings,
+        },
+        test_cfg={'semantic_on': False, 'object_mask_thr': 0.8, 'overlap_thr': OVERLAP_THR},
+        **kept,
+    )
 
 
 def _mmseg_config(spec: Spec) -> ConfigDict:
-    init_default_scope('mmseg')
-    path = Path(mmseg.__file__).parent / CONFIGS / f'{spec.config}.py'
-    model = Config.fromfile(path).model
-    model.backbone.init_cfg = None
+    model = _peer_config(spec)
     head = model.decode_head
     if model.backbone.type == 'ResNet':
         # Frozen statistics for all: every implementation gets the same backbone.
@@ -235,12 +230,21 @@ def _mmseg_config(spec: Spec) -> ConfigDict:
 
 
 def _mmdet_config(spec: Spec) -> ConfigDict:
-    import mmdet
-
-    init_default_scope('mmdet')
-    path = Path(mmdet.__file__).parent / CONFIGS / f'{spec.config}.py'
-    model = Config.fromfile(path).model
-    model.backbone.update(depth=spec.depth, init_cfg=None)
+    model = _peer_config(spec)
+    model.backbone.depth = spec.depth
     model.data_preprocessor.batch_augments = None
     model.test_cfg.iou_thr = OVERLAP_THR
     return model
+
+
+def _peer_config(spec: Spec) -> ConfigDict:
+    init_default_scope(spec.package)
+    model = Config.fromfile(config_file(spec.package, spec.config)).model
+    model.backbone.init_cfg = None
+    return model
+
+
+def config_file(package: str, name: str) -> Path:
+    """Return a Mask2Former config that a peer's package ships."""
+    module = importlib.import_module(package)
+    return Path(str(module.__file__)).parent / '.mim/configs/mask2former' / f'{name}.py'

@@ -1,4 +1,4 @@
-"""Time our models beside those of MMSegmentation, MMDetection and Hugging Face on a CPU.
+"""Time our models beside those of MMSegmentation, MMDetection and Hugging Face on a CPU, on Linux.
 
     python -m tools.benchmark.run                                    # into work_dirs/benchmarks
     python -m tools.benchmark.run --cases inference-r50-512 --processes 2
@@ -13,7 +13,6 @@ This program imports no torch: the peak memory of a process starts at that of it
 """
 
 import argparse
-import csv
 import importlib
 import json
 import math
@@ -21,7 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,25 +57,22 @@ class Row(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line.
-
-    Raises:
-        SystemExit: outputs of a case disagree, or a process failed.
-    """
+    """Run the command line."""
     args = _parse(argv)
-    if args.measure:
-        _write_result(args, _measure(*args.measure, steps=args.steps))
-    elif args.compare:
-        _write_result(args, _compare(*args.compare))
-    else:
-        if args.docs:
-            # Before the run: a document with a wrong mark shall not stop it at its end.
-            tables.main()
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ[FOLDER] = folder
-            Comparison(args).run()
-        if args.docs:
-            tables.main()
+    if args.measure or args.compare:
+        work = _measure if args.measure else _compare
+        args.result.write_text(json.dumps(work(args, *(args.measure or args.compare))))
+        return
+    if args.docs:
+        # Before the run: a document with a wrong mark shall not stop it at its end.
+        tables.main()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[FOLDER] = folder
+        for case in args.cases:
+            run_case(args, case)
+            print(tables.table(case, args.out), flush=True)
+    if args.docs:
+        tables.main()
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -84,12 +80,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description='Time our models beside their peers on a CPU.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    known = sorted(
-        {name for case in CASES.values() for name in (*case.implementations, *case.more)}
-    )
+    known = {name for case in CASES.values() for name in (*case.implementations, *case.more)}
     parser.add_argument('--cases', nargs='+', choices=CASES, default=list(CASES), metavar='CASE')
     parser.add_argument('--short', action='store_true', help=f'the cases {", ".join(SHORT)}')
-    parser.add_argument('--implementations', nargs='+', choices=known, help='default: all usual')
+    parser.add_argument(
+        '--implementations', nargs='+', choices=sorted(known), help='default: all usual'
+    )
     parser.add_argument('--processes', type=int, default=5, help='of each implementation')
     parser.add_argument('--steps', type=int, help='timed in a process; default: as the case says')
     parser.add_argument('--threads', type=int, default=os.cpu_count(), help='of a process')
@@ -106,14 +102,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _measure(case: str, implementation: str, *, steps: int | None) -> dict[str, Any]:
+def _measure(args: argparse.Namespace, case: str, implementation: str) -> dict[str, Any]:
     data = CASES[case]
     step = importlib.import_module(f'tools.benchmark.{data.kind}').prepare(data, implementation)
-    sample = measure(step, steps=steps or data.steps, warm_up=data.warm_up, per_step=data.per_step)
-    return sample._asdict()
+    steps = args.steps or data.steps
+    return measure(step, steps=steps, warm_up=data.warm_up, per_step=data.per_step)._asdict()
 
 
-def _compare(case: str, *implementations: str) -> dict[str, Any]:
+def _compare(_: argparse.Namespace, case: str, *implementations: str) -> dict[str, Any]:
     import torch
 
     data = CASES[case]
@@ -126,148 +122,93 @@ def _compare(case: str, *implementations: str) -> dict[str, Any]:
     }
 
 
-def _write_result(args: argparse.Namespace, result: dict[str, Any]) -> None:
-    args.result.write_text(json.dumps(result))
-
-
-class Comparison:
-    """The cases of one run."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.conditions: dict[str, Any] = {
-            'threads': args.threads,
-            'processor': _cpu_info('model name'),
-            'commit': _commit(),
-        }
-
-    def run(self) -> None:
-        """Run case by case and print the table of each."""
-        for case in self.args.cases:
-            names = self._implementations(case)
-            if not names:
-                continue
-            rows = self._kept_rows(case, names)
-            wanted = {(name, n) for name in names for n in range(self.args.processes)}
-            done = {(row['implementation'], int(row['number'])) for row in rows}
-            if not wanted <= done:
-                self._run_case(case, names, done)
-            print(tables.case_table(case, self.args.out), flush=True)
-
-    def _implementations(self, case: str) -> list[str]:
-        data = CASES[case]
-        if not self.args.implementations:
-            return list(data.implementations)
-        named = self.args.implementations
-        return [name for name in (*data.more, *data.implementations) if name in named]
-
-    def _path(self, case: str) -> Path:
-        return self.args.out / f'{CASES[case].kind}.csv'
-
-    def _kept_rows(self, case: str, names: Sequence[str]) -> list[dict[str, str]]:
-        """Drop the rows that are to be measured anew from the file; return what is left of them."""
-        rows = tables.read(self._path(case))
-        own = [row for row in rows if row['case'] == case and row['implementation'] in names]
-        expected = {key: str(value) for key, value in self.conditions.items()}
-        kept = [row for row in own if self.args.resume and expected.items() <= row.items()]
-        if len(kept) < len(own):
-            dropped = [row for row in own if row not in kept]
-            write_csv(self._path(case), Row._fields, [row for row in rows if row not in dropped])
-        return kept
-
-    def _run_case(self, case: str, names: Sequence[str], done: set[tuple[str, int]]) -> None:
-        compared = self._start(['--compare', case, *names])
-        agreements = {n: Agreement(*values) for n, values in compared['agreements'].items()}
-        for name, agreement in agreements.items():
-            print(f'{case} {name}: {agreement}', flush=True)
-        if not all(agreement.holds for agreement in agreements.values()):
-            sys.exit(f'{case}: outputs differ by more than rounding; nothing was timed')
-        for number in range(self.args.processes):
-            for name in names[:: 1 if number % 2 == 0 else -1]:
-                if (name, number) in done:
-                    continue
-                options = ['--measure', case, name]
-                if self.args.steps:
-                    options += ['--steps', str(self.args.steps)]
-                sample = Sample(**self._start(options))
-                print(f'{case} {name}: {sample.seconds:.4g} s', file=sys.stderr, flush=True)
-                agreement = agreements.get(name, NOT_COMPARED)
-                row = Row(
-                    case=case,
-                    implementation=name,
-                    number=number,
-                    **sample._asdict(),
-                    difference=agreement.difference,
-                    largest_difference=agreement.largest,
-                    equal_labels=agreement.labels,
-                    torch=compared['torch'],
-                    instruction_set=compared['instruction_set'],
-                    **self.conditions,
-                )
-                self._add(row)
-
-    def _add(self, row: Row) -> None:
-        """Write a row into the file of its kind."""
-        path = self._path(row.case)
-        rows = [*tables.read(path), row._asdict()]
+def run_case(args: argparse.Namespace, case: str) -> None:
+    """Run the processes of a case and write a row for each into the file of its kind."""
+    data, path = CASES[case], args.out / f'{CASES[case].kind}.csv'
+    names = list(data.implementations)
+    if args.implementations:
+        names = [n for n in (*data.more, *data.implementations) if n in args.implementations]
+    cpu, commit = _cpu_info('model name'), _commit()
+    conditions = {'threads': args.threads, 'processor': cpu, 'commit': commit}
+    rows: list[dict[str, Any]] = list(tables.read_csv(path))
+    own = [row for row in rows if row['case'] == case and row['implementation'] in names]
+    same = {key: str(value) for key, value in conditions.items()}.items()
+    kept = [row for row in own if args.resume and same <= row.items()]
+    rows = [row for row in rows if row not in own or row in kept]
+    done = {(row['implementation'], int(row['number'])) for row in kept}
+    numbers = range(args.processes)
+    turns = [(name, n) for n in numbers for name in (names if n % 2 == 0 else names[::-1])]
+    missing = [turn for turn in turns if turn not in done]
+    if not missing:
+        return
+    compared = start(args, ['--compare', case, *names])
+    conditions['torch'] = compared['torch']
+    conditions['instruction_set'] = compared['instruction_set']
+    agreements = {n: Agreement(*values) for n, values in compared['agreements'].items()}
+    for name, agreement in agreements.items():
+        print(f'{case} {name}: {agreement}', flush=True)
+    if not all(agreement.holds for agreement in agreements.values()):
+        sys.exit(f'{case}: outputs differ by more than rounding; nothing was timed')
+    for name, number in missing:
+        agreement = agreements.get(name, NOT_COMPARED)
+        rows.append(_row(args, case, name, number, agreement, conditions)._asdict())
         # The order of the cases, so that a case that ran again stands where it stood.
-        order = list(CASES)
-        rows.sort(key=lambda row: order.index(row['case']))
-        write_csv(path, Row._fields, rows)
-
-    def _start(self, options: list[str]) -> dict[str, Any]:
-        """Start this program again for one comparison or measurement."""
-        threads = str(self.args.threads)
-        environment = {**os.environ, 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads}
-        result = shared_folder() / 'result.json'
-        command = [sys.executable, '-W', 'ignore', '-m', 'tools.benchmark.run', *options]
-        done = subprocess.run(
-            [*command, '--result', str(result)],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            sys.exit(f'{" ".join(options)} failed:\n{done.stdout}{done.stderr}')
-        return json.loads(result.read_text())
+        rows.sort(key=lambda row: list(CASES).index(row['case']))
+        tables.write_csv(path, Row._fields, rows)
 
 
-def _cell(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return '' if math.isnan(value) else f'{value:.4g}'
+def _row(
+    args: argparse.Namespace,
+    case: str,
+    name: str,
+    number: int,
+    agreement: Agreement,
+    conditions: dict[str, Any],
+) -> Row:
+    """Run one process."""
+    steps = ['--steps', str(args.steps)] if args.steps else []
+    sample = Sample(**start(args, ['--measure', case, name, *steps]))
+    print(f'{case} {name}: {sample.seconds:.4g} s', file=sys.stderr, flush=True)
+    return Row(
+        case=case,
+        implementation=name,
+        number=number,
+        **sample._asdict(),
+        difference=agreement.difference,
+        largest_difference=agreement.largest,
+        equal_labels=agreement.labels,
+        **conditions,
+    )
 
 
-def write_csv(path: Path, fields: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a CSV file, numbers to four significant digits and NaN as nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', newline='') as file:
-        writer = csv.DictWriter(file, fields, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+def start(args: argparse.Namespace, options: list[str]) -> dict[str, Any]:
+    """Start this program again for one comparison or measurement, and return its result."""
+    threads = str(args.threads)
+    environment = {**os.environ, 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads}
+    result = shared_folder() / 'result.json'
+    command = [sys.executable, '-W', 'ignore', '-m', 'tools.benchmark.run', *options]
+    command += ['--result', str(result)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f'{" ".join(options)} failed:\n{done.stdout}{done.stderr}')
+    return json.loads(result.read_text())
 
 
 def _commit() -> str:
     """Return the short hash of HEAD, with `+` if files other than the tables differ from it."""
-    tables_only = [':!docs/benchmarks', ':!README.md']
     commit = _git('rev-parse', '--short=9', 'HEAD')
-    return commit + ('+' if _git('status', '--porcelain', '--', '.', *tables_only) else '')
+    changes = _git('status', '--porcelain', '--', '.', ':!docs/benchmarks', ':!README.md')
+    return f'{commit}+' if changes else commit
 
 
 def _git(*arguments: str) -> str:
-    command = ['git', *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    return subprocess.check_output(['git', *arguments], cwd=ROOT, text=True).strip()
 
 
 def _cpu_info(field: str) -> str:
-    """Return a field of /proc/cpuinfo; 'unknown' on other systems."""
-    path = Path('/proc/cpuinfo')
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = [line.partition(':')[2].strip() for line in lines if line.startswith(field)]
-    return found[0] if found else 'unknown'
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    found = (line.partition(':')[2].strip() for line in lines if line.startswith(field))
+    return next(found, 'unknown')
 
 
 def _instruction_set(capability: str) -> str:

@@ -7,10 +7,12 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`. `NAME` is a ki
 """
 
 import csv
+import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tools.benchmark.cases import CASES, MAIN
 from tools.benchmark.measure import ROOT
@@ -27,6 +29,17 @@ NAMES = {
     'mmcv': "MMCV's PyTorch form",
     'reference': 'our reference',
 }
+CASE_HEADS = (
+    'case',
+    'of',
+    'seconds (quartiles)',
+    'of the time',
+    'process, MiB',
+    'above model, MiB',
+    'of that',
+    'difference',
+)
+MAIN_HEADS = ('', 'peer', 'ours', 'with `cpu.speed_up`', 'memory of the process', 'difference')
 NOT_MEASURED = 'Not measured yet.\n'
 
 Rows = list[dict[str, str]]
@@ -44,35 +57,13 @@ def renewed(text: str, folder: Path) -> str:
 
 
 def table(name: str, folder: Path) -> str:
-    """Return the table of a kind of case, or of the main cases.
-
-    Raises:
-        ValueError: there is no such table.
-    """
+    """Return the table `main`, of a kind of case, or of one case."""
     if name == 'main':
-        return main_table(folder)
-    cases = [case for case, data in CASES.items() if data.kind == name]
+        return _join(MAIN_HEADS, [row for case in MAIN for row in main_rows(case, folder)])
+    cases = [case for case, data in CASES.items() if name in (case, data.kind)]
     if not cases:
-        known = sorted({'main', *(case.kind for case in CASES.values())})
-        raise ValueError(f'there is no table {name!r}: a document may name {", ".join(known)}')
+        raise ValueError(f'a document names a table {name!r}: it must be main or a kind of case')
     return _join(CASE_HEADS, [row for case in cases for row in case_rows(case, folder)])
-
-
-CASE_HEADS = (
-    'case',
-    'of',
-    'seconds (quartiles)',
-    'of the time',
-    'process, MiB',
-    'above model, MiB',
-    'of that',
-    'difference',
-)
-
-
-def case_table(case: str, folder: Path) -> str:
-    """Return the table of one case."""
-    return _join(CASE_HEADS, case_rows(case, folder))
 
 
 def case_rows(case: str, folder: Path) -> list[list[str]]:
@@ -86,47 +77,30 @@ def case_rows(case: str, folder: Path) -> list[list[str]]:
             continue
         own = measured[name]
         p25, seconds, p75 = quartiles([float(row['seconds']) for row in own])
-        above = median(own, 'above_model_mib')
-        ratios = ['', '']
+        peak, above = (median(own, column) for column in ('peak_mib', 'above_model_mib'))
+        shares = ['', '']
         if baseline and len(data.implementations) > 1:
-            ratios = [
-                f'{seconds / median(baseline, "seconds"):.2f}',
-                f'{above / median(baseline, "above_model_mib"):.2f}',
-            ]
-        rows.append(
-            [
-                data.title,
-                NAMES[name],
-                f'{seconds:.3g} ({p25:.3g} to {p75:.3g})',
-                ratios[0],
-                f'{median(own, "peak_mib"):,.0f}',
-                f'{above:,.0f}',
-                ratios[1],
-                own[0]['largest_difference'],
-            ]
-        )
+            columns = ('seconds', 'above_model_mib')
+            shares = [f'{median(own, key) / median(baseline, key):.2f}' for key in columns]
+        cells = [data.title, NAMES[name], f'{seconds:.3g} ({p25:.3g} to {p75:.3g})', shares[0]]
+        cells += [f'{peak:,.0f}', f'{above:,.0f}', shares[1], own[0]['largest_difference']]
+        rows.append(cells)
     return rows
 
 
-def main_table(folder: Path) -> str:
-    """Return how much faster and smaller ours are than the peer, for the main cases."""
-    heads = ('', 'peer', 'ours', 'with `cpu.speed_up`', 'memory of the process', 'difference')
-    rows = []
-    for case in MAIN:
-        peer = CASES[case].implementations[-1]
-        measured = by_implementation(case, folder)
-        if not {'ours', 'ours-cpu', peer} <= measured.keys():
-            continue
-        seconds, peak = (
-            {name: median(rows, column) for name, rows in measured.items()}
-            for column in ('seconds', 'peak_mib')
-        )
-        cells = [CASES[case].title, f'{NAMES[peer]} {seconds[peer]:.2f} s']
-        for name in ('ours', 'ours-cpu'):
-            cells.append(f'{seconds[name]:.2f} s, **{seconds[peer] / seconds[name]:.1f}x**')
-        shares = ' and '.join(f'{peak[name] / peak[peer]:.2f}' for name in ('ours', 'ours-cpu'))
-        rows.append([*cells, shares, measured['ours'][0]['largest_difference']])
-    return _join(heads, rows)
+def main_rows(case: str, folder: Path) -> list[list[str]]:
+    """Return how much faster and smaller ours are than the peer; no row if one is missing."""
+    peer = CASES[case].implementations[-1]
+    measured = by_implementation(case, folder)
+    if not {'ours', 'ours-cpu', peer} <= measured.keys():
+        return []
+    seconds = {name: median(rows, 'seconds') for name, rows in measured.items()}
+    peak = {name: median(rows, 'peak_mib') for name, rows in measured.items()}
+    cells = [CASES[case].title, f'{NAMES[peer]} {seconds[peer]:.2f} s']
+    for name in ('ours', 'ours-cpu'):
+        cells.append(f'{seconds[name]:.2f} s, **{seconds[peer] / seconds[name]:.1f}x**')
+    shares = ' and '.join(f'{peak[name] / peak[peer]:.2f}' for name in ('ours', 'ours-cpu'))
+    return [[*cells, shares, measured['ours'][0]['largest_difference']]]
 
 
 def _join(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -136,7 +110,7 @@ def _join(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
 
 
-def read(path: Path) -> Rows:
+def read_csv(path: Path) -> Rows:
     """Return the rows of a CSV file; none if there is no such file."""
     if not path.exists():
         return []
@@ -144,10 +118,25 @@ def read(path: Path) -> Rows:
         return list(csv.DictReader(file))
 
 
+def write_csv(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file, numbers to four significant digits and NaN as nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('w', newline='') as file:
+        writer = csv.DictWriter(file, fields, lineterminator='\n')
+        writer.writeheader()
+        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return '' if math.isnan(value) else f'{value:.4g}'
+
+
 def by_implementation(case: str, folder: Path) -> dict[str, Rows]:
     """Return the rows of a case, one for each process, by implementation."""
     found: dict[str, Rows] = {}
-    for row in read(folder / f'{CASES[case].kind}.csv'):
+    for row in read_csv(folder / f'{CASES[case].kind}.csv'):
         if row['case'] == case:
             found.setdefault(row['implementation'], []).append(row)
     return found

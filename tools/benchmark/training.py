@@ -12,31 +12,30 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from tools.benchmark import models
 from tools.benchmark.cases import Case
 from tools.benchmark.images import Batch, batch_of, class_masks, normalized
 from tools.benchmark.inference import SHARE
 from tools.benchmark.measure import Agreement, Step
-from tools.benchmark.models import (
-    build_shared,
-    freeze_batch_norms,
-    is_huggingface,
-    share_weights,
-)
 
 
 def prepare(case: Case, implementation: str) -> Step:
     """Build a model and return the training step of one batch."""
     model = load(case, implementation)
+    return functools.partial(train_step, model, batch_of(case), optimizer_of(model))
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    """Return the AdamW of all implementations."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05, fused=True)
-    return functools.partial(train_step, model, batch_of(case), optimizer)
+    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05, fused=True)
 
 
 def load(case: Case, implementation: str) -> Any:
     """Build a model in training mode with the shared weights."""
-    model = build_shared(case.model, implementation).train()
-    if is_huggingface(model):
-        freeze_batch_norms(model)
+    model = models.build_shared(case.model, implementation).train()
+    if models.is_huggingface(model):
+        models.freeze_batch_norms(model)
     return model
 
 
@@ -50,7 +49,7 @@ def train_step(model: Any, batch: Batch, optimizer: torch.optim.Optimizer) -> No
 
 def losses(model: Any, batch: Batch) -> dict[str, Tensor]:
     """Return the weighted losses of all predictions, by the names that mmseg gives them."""
-    if is_huggingface(model):
+    if models.is_huggingface(model):
         return _huggingface_losses(model, batch)
     found = model(**model.data_preprocessor(batch, training=True), mode='loss')
     # mmdet keeps an axis of length 1 on the mask losses.
@@ -75,11 +74,8 @@ def _huggingface_losses(model: Any, batch: Batch) -> dict[str, Tensor]:
 
 def _mmseg_name(name: str) -> str:
     """Turn `loss_mask_3` into `decode.d3.loss_mask`."""
-    for theirs, ours in (('cross_entropy', 'cls'), ('mask', 'mask'), ('dice', 'dice')):
-        if name.startswith(f'loss_{theirs}'):
-            layer = name.removeprefix(f'loss_{theirs}').removeprefix('_')
-            return f'decode.d{layer}.loss_{ours}' if layer else f'decode.loss_{ours}'
-    raise ValueError(f'not a loss of Hugging Face: {name}')
+    _, term, *layer = name.replace('cross_entropy', 'cls').split('_')
+    return '.'.join(['decode', *(f'd{index}' for index in layer), f'loss_{term}'])
 
 
 def compare(case: Case, implementations: Sequence[str]) -> dict[str, Agreement]:
@@ -89,7 +85,7 @@ def compare(case: Case, implementations: Sequence[str]) -> dict[str, Agreement]:
     larger; the limit is the one of `inference`.
     """
     batch = batch_of(case)
-    share_weights(case.model, {*implementations, case.implementations[-1]}, batch)
+    models.share_weights(case.model, {*implementations, case.implementations[-1]}, batch)
     expected, expected_norm = losses_and_norm(case, case.implementations[-1])
     value_range = float(expected.max() - expected.min())
     found = {}
@@ -109,8 +105,7 @@ def losses_and_norm(case: Case, implementation: str) -> tuple[Tensor, float]:
         found = losses(model, batch_of(case))
     values = torch.stack([found[key] for key in sorted(found)])
     values.sum().backward()
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return values.detach(), float(torch.nn.utils.get_total_norm(gradients))
+    return values.detach(), float(nn.utils.clip_grad_norm_(model.parameters(), 1.0))
 
 
 def equal_points() -> Any:
