@@ -1,15 +1,17 @@
-"""Official rows of all tasks against the official numbers, typed anew."""
+"""Rows of all tasks against the official configurations and numbers, typed anew.
 
-import numpy as np
+`tests/parity/test_schedules.py` has the schedules, `tests/parity/test_pipelines.py` the pixels.
+"""
+
 import pytest
-from mmcv.transforms import Compose
-from mmengine.registry import init_default_scope
-from PIL import Image
 
 pytest.importorskip('mmseg')
+pytest.importorskip('mmdet')
 from mmseg.registry import DATASETS
 
-from tests.configs.rows import ROWS, SEMANTIC_ROWS, load, parse
+from mmseg_m2f import core
+from tests.configs.rows import KINDS, MAIN_NUMBER, ROWS, SEMANTIC_ROWS, load, parse
+from tests.reduced import head_of
 
 OFFICIAL = [row for row in ROWS if not parse(row).is_mmseg]
 # Short sides of training by the short side of the test, as detectron2 lists them.
@@ -39,19 +41,19 @@ SWIN_WEIGHTS = {
     'swin-b-in22k': 'swin_base_patch4_window12_384_22k',
     'swin-l': 'swin_large_patch4_window12_384_22k',
 }
-every_row = pytest.mark.parametrize('row', OFFICIAL)
+every_row = pytest.mark.parametrize('row', ROWS)
+every_official_row = pytest.mark.parametrize('row', OFFICIAL)
 
 
-def short_side(row: str) -> int:
+def short_side(row):
     name, dataset, task, _ = parse(row)
     if dataset == 'ade20k':
         return 640 if task != 'semantic' or name.startswith(('swin-b', 'swin-l')) else 512
     return {'coco': 800, 'cityscapes': 1024, 'mapillary': 2048}[dataset]
 
 
-@every_row
-def test_optimiser(row):
-    """The schedule has a test beside the official formulas."""
+@every_official_row
+def test_optimizer(row):
     cfg = load(row)
     assert cfg.optim_wrapper.type == 'mmseg_m2f.AmpOptimWrapper'
     adamw = {'type': 'AdamW', 'lr': 1e-4, 'weight_decay': 0.05, 'fused': True}
@@ -61,7 +63,7 @@ def test_optimiser(row):
     assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 16
 
 
-@every_row
+@every_official_row
 def test_backbone(row):
     name, dataset, _, _ = parse(row)
     backbone = load(row).model.backbone
@@ -78,24 +80,71 @@ def test_backbone(row):
     assert f'window{backbone.window_size}_{backbone.pretrain_img_size}' in weights
 
 
-def training_steps(row: str) -> list[str]:
-    """Cityscapes alone has no padding: its images are never smaller than the crop."""
-    ours, is_semantic = 'mmseg_m2f.', parse(row).task == 'semantic'
-    load_labels = 'LoadAnnotations' if is_semantic else f'{ours}LoadSegments'
-    flip = 'RandomFlip' if is_semantic else f'{ours}RandomFlip'
-    pad = ['Pad' if is_semantic else f'{ours}PadToSize'] * (parse(row).dataset != 'cityscapes')
-    pack = 'PackSegInputs' if is_semantic else f'{ours}PackSegments'
-    steps = [f'{ours}ResizeAndCrop', f'{ours}PhotoMetricDistortion', flip, *pad]
-    if parse(row).dataset == 'coco':
-        steps = [flip, f'{ours}ResizeAndCrop']
-    return ['LoadImageFromFile', load_labels, *steps, pack]
+@every_row
+def test_the_head_holds_only_what_differs(row):
+    name, dataset, task, _ = parse(row)
+    cfg, (num_classes, _) = load(row), KINDS[parse(row).kind]
+    head = head_of(cfg)
+    own = {'num_classes': num_classes}
+    if task == 'panoptic':
+        own['thing_ids'] = head.thing_ids  # the check before a run compares them with the data
+    if task != 'semantic' and name == 'swin-l':
+        own['num_queries'] = 200
+    if dataset == 'mapillary' and task == 'semantic':
+        own['ignore_index'] = cfg.model.data_preprocessor.seg_pad_val
+        data = DATASETS.build({**cfg.val_dataloader.dataset, 'pipeline': [], 'lazy_init': True})
+        assert data.ignore_index == cfg.val_evaluator.ignore_index == head.ignore_index == 65
+    assert head == {'type': head.type, **own}
 
 
 @every_row
+def test_results_and_metrics(row):
+    cfg, (_, metrics) = load(row), KINDS[parse(row).kind]
+    assert cfg.val_evaluator == cfg.test_evaluator
+    evaluators = cfg.val_evaluator if isinstance(cfg.val_evaluator, list) else [cfg.val_evaluator]
+    assert [evaluator.type.removeprefix('mmseg_m2f.') for evaluator in evaluators] == metrics
+    checkpoints = cfg.default_hooks.checkpoint
+    assert checkpoints.save_best == MAIN_NUMBER[metrics[0]]
+    assert checkpoints.get('rule', 'greater') == 'greater'
+    _, dataset, task, _ = parse(row)
+    if task == 'semantic':
+        return
+    is_panoptic, is_mapillary = task == 'panoptic', dataset == 'mapillary'
+    assert core.PostprocessConfig(**cfg.model.test_cfg) == core.PostprocessConfig(
+        semantic_on=is_panoptic,
+        instance_on=not is_mapillary,
+        panoptic_on=is_panoptic,
+        object_mask_thr=0.0 if is_mapillary else 0.8,
+        overlap_thr=0.8,
+        score_thr=0.0,
+        max_per_image=100,
+        non_overlap=False,
+    )
+
+
+def training_steps(row):
+    """Cityscapes alone has no padding: its images are never smaller than the crop."""
+    load_labels, flip, pad, pack = 'LoadAnnotations', 'RandomFlip', 'Pad', 'PackSegInputs'
+    if parse(row).task != 'semantic':
+        names = ('LoadSegments', 'RandomFlip', 'PadToSize', 'PackSegments')
+        load_labels, flip, pad, pack = (f'mmseg_m2f.{name}' for name in names)
+    steps = ['mmseg_m2f.ResizeAndCrop', 'mmseg_m2f.PhotoMetricDistortion', flip, pad]
+    if parse(row).dataset == 'coco':
+        steps = [flip, 'mmseg_m2f.ResizeAndCrop']
+    elif parse(row).dataset == 'cityscapes':
+        steps.remove(pad)
+    return ['LoadImageFromFile', load_labels, *steps, pack]
+
+
+@every_official_row
 def test_training_images(row):
-    pipeline, side = load(row).train_dataloader.dataset.pipeline, short_side(row)
-    assert [step['type'] for step in pipeline] == training_steps(row)
-    steps = {step['type'].removeprefix('mmseg_m2f.'): step for step in pipeline}
+    dataset, side = load(row).train_dataloader.dataset, short_side(row)
+    assert [step['type'] for step in dataset.pipeline] == training_steps(row)
+    # Only instances of COCO leave out emptied ones, and images without any.
+    keeps = parse(row).kind != 'coco-instance'
+    assert dataset.pipeline[-1].get('keep_empty', True) == keeps
+    assert dataset.get('filter_empty', False) == (not keeps)
+    steps = {step['type'].removeprefix('mmseg_m2f.'): step for step in dataset.pipeline}
     assert steps['RandomFlip'].prob == 0.5
     resize, crop = steps['ResizeAndCrop'].resize, steps['ResizeAndCrop'].crop
     if side == 800:
@@ -109,16 +158,16 @@ def test_training_images(row):
     assert resize.max_size == MAX_SIZES[side]
     assert crop == {'type': 'mmseg_m2f.RandomCrop', 'crop_size': CROPS[side]}
     if 'Pad' in steps:
-        pad, ignored = steps['Pad'], 65 if side == 2048 else 255
-        assert (pad['size'], pad.pad_val) == (CROPS[side][::-1], {'img': 128, 'seg': ignored})
+        ignored = 65 if side == 2048 else 255
+        assert steps['Pad']['size'] == CROPS[side][::-1]
+        assert steps['Pad'].pad_val == {'img': 128, 'seg': ignored}
     if 'PadToSize' in steps:
-        pad = steps['PadToSize']
-        assert (pad['size'], pad.pad_value) == (CROPS[side], 128)
+        assert (steps['PadToSize']['size'], steps['PadToSize'].pad_value) == (CROPS[side], 128)
     if parse(row).task == 'semantic':
         assert load(row).model.data_preprocessor.size == CROPS[side]
 
 
-@pytest.mark.parametrize('row', ROWS)
+@every_row
 def test_test_images(row):
     cfg, side = load(row), short_side(row)
     assert cfg.val_dataloader == cfg.test_dataloader
@@ -138,31 +187,9 @@ def test_views_of_test_time_augmentation(row):
     cfg, side = load(row), short_side(row)
     # The official protocol augments the image as resized for the test.
     assert cfg.tta_pipeline[1] == cfg.test_dataloader.dataset.pipeline[1]
-    resizes, flips, *_ = cfg.tta_pipeline[2].transforms
+    resizes, flips, labels, _ = cfg.tta_pipeline[2].transforms
     limit = {512: 3584, 640: 4480, 1024: 4096}.get(side)
-    assert [step.scale for step in resizes] == [
-        (limit or size, size) for size in TTA_SHORT_SIDES[side]
-    ]
+    scales = [(limit or size, size) for size in TTA_SHORT_SIDES[side]]
+    assert [step.scale for step in resizes] == scales
     assert [step.prob for step in flips] == [0.0, 1.0]
-
-
-def test_views_of_an_image_without_ground_truth(tmp_path):
-    init_default_scope('mmseg')
-    Image.fromarray(np.zeros((300, 600, 3), np.uint8)).save(tmp_path / 'a.png')
-    pipeline = Compose(load('mask2former_r50_ade20k').tta_pipeline)
-    views = pipeline({'img_path': str(tmp_path / 'a.png')})
-    sizes = [tuple(view.shape[1:]) for view in views['inputs']]
-    # Twice as wide as high; each size as it is and mirrored.
-    assert sizes == [(side, 2 * side) for side in TTA_SHORT_SIDES[512] for _ in range(2)]
-    assert [sample.flip for sample in views['data_samples']] == [False, True] * 6
-    assert all(sample.ori_shape == (300, 600) for sample in views['data_samples'])
-
-
-@pytest.mark.parametrize('row', [row for row in OFFICIAL if row.endswith('_mapillary')])
-def test_mapillary_s_label_of_no_class_is_65_everywhere(row):
-    cfg = load(row)
-    assert cfg.model.decode_head.ignore_index == cfg.model.data_preprocessor.seg_pad_val == 65
-    assert cfg.val_evaluator.ignore_index == cfg.test_evaluator.ignore_index == 65
-    dataset = DATASETS.build({**cfg.train_dataloader.dataset.to_dict(), 'lazy_init': True})
-    assert dataset.ignore_index == 65
-    assert len(dataset.metainfo['classes']) == cfg.model.decode_head.num_classes == 65
+    assert labels == [{'type': 'mmseg_m2f.LoadAnnotationsIfAny'}]
