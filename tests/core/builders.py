@@ -38,15 +38,6 @@ def pairwise_losses(logits, targets):
     return bce, 1 - (2 * (s * t).sum(-1) + 1) / (s.sum(-1) + t.sum(-1) + 1)
 
 
-def assert_images_do_not_meet(function, *inputs):
-    """``function`` maps float64 batches to batches: each image's result is its own."""
-    together = function(*inputs)
-    for i in range(len(inputs[0])):
-        alone = function(*(x[i : i + 1] for x in inputs))
-        for one, other in zip(alone, together, strict=True):
-            torch.testing.assert_close(one[0], other[i], rtol=1e-11, atol=1e-11)
-
-
 def assert_checkpointing_is_exact_and_keeps_less(plain, frugal, loss):
     """``loss`` of a model with ``layers``, and of its twin that checkpoints them."""
     frugal.load_state_dict(plain.state_dict())

@@ -4,6 +4,7 @@ It shares no rule with the package: the stack of all masks at full size, then Nu
 scenes that look like a trained model's output go with it.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -111,6 +112,13 @@ def panoptic(scene, config):
         if not is_thing:
             stuff_id[label] = len(segments)
     return segment_map, segments
+
+
+def random_scenes():
+    """Many of 100 queries, then some of few queries and classes."""
+    yield from (random_scene(seed) for seed in range(240))
+    for num_queries, num_classes in itertools.product((1, 20), (1, 2)):
+        yield from (random_scene(seed, num_queries, num_classes) for seed in range(20))
 
 
 def random_scene(seed, num_queries=100, num_classes=None):

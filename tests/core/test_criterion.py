@@ -135,15 +135,6 @@ def test_gradients_reach_the_logits_through_the_points_only():
     assert torch.autograd.gradcheck(total, leaves, fast_mode=True)
 
 
-def test_only_matched_queries_get_mask_gradients():
-    predictions, *others, matches = matched_inputs((3,))
-    leaves = [p.mask_embed.requires_grad_() for p in predictions]
-    sum(sum(terms) for terms in make_criterion()(predictions, *others, matches)).backward()
-    for index, leaf in enumerate(leaves):
-        touched = set(leaf.grad[0].abs().sum(-1).nonzero().flatten().tolist())
-        assert touched == set(matches[0].query_idx[index].tolist())
-
-
 MATCHER = HungarianMatcher(num_points=64, sample_points=fixed_points)
 CRITERION = make_criterion(TinyModel.num_classes, num_points=32)
 

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from mmseg_m2f.core.deform_attn import MSDeformAttn, pixel_centers
-from mmseg_m2f.ops.ms_deform_attn.reference import locations_and_weights
 from tests.core.test_layers import assert_uniform
 
 CPU = torch.device('cpu')
@@ -87,19 +86,6 @@ def test_attention_equals_the_naive_loop():
     got = attention(query, value, centers, SHAPES)
     expected = naive(attention, query, value, centers, SHAPES)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
-
-
-def test_locations_and_weights_stay_in_float32_under_autocast():
-    """The operator may get half types from the linear layers; it must not compute in them."""
-    sizes = (1, NUM_TOKENS, 2, 4), (1, 5, 2, 2, 3, 2), (1, 5, 2, 2, 3)  # value, offsets, logits
-    value, offsets, logits = (torch.randn(size).bfloat16() for size in sizes)
-    centers = pixel_centers(SHAPES, device=CPU, dtype=torch.float32)[:5]
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        got = locations_and_weights(value, SHAPES, centers, offsets, logits)
-    exact = locations_and_weights(value.double(), SHAPES, centers, offsets, logits)
-    for one, other in zip(got, exact, strict=True):
-        assert one.dtype == torch.float32
-        torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-6)
 
 
 def test_an_unknown_back_end_is_refused():

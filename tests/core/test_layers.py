@@ -105,17 +105,6 @@ def test_xavier_normal_changes_the_law_of_the_matrices_and_nothing_else():
         assert (value**4).mean().item() == pytest.approx(3 * (2 / fans) ** 2, rel=0.15)
 
 
-def test_feed_forward_by_hand():
-    ffn = FeedForward(1, 2)
-    with torch.no_grad():
-        ffn.linear1.weight.copy_(torch.tensor([[2.0], [-1.0]]))
-        ffn.linear1.bias.copy_(torch.tensor([1.0, 0.5]))
-        ffn.linear2.weight.copy_(torch.tensor([[10.0, 100.0]]))
-        ffn.linear2.bias.copy_(torch.tensor([7.0]))
-    x = torch.tensor([[[3.0]], [[-2.0]]])
-    assert ffn(x).tolist() == [[[80.0]], [[255.0]]]
-
-
 @pytest.mark.parametrize('kernel_size', [1, 3])
 @pytest.mark.parametrize('activate', [False, True])
 def test_conv_norm_is_convolution_then_group_norm_then_relu(kernel_size, activate):

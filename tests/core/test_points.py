@@ -47,13 +47,6 @@ def test_sample_masks_equals_grid_sample_of_floats(size, num_rows, masks_per_chu
     torch.testing.assert_close(got, expected[:, 0, :, 0], rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize('num_rows', [0, 1])
-def test_sample_masks_of_no_mask(num_rows):
-    nothing = torch.zeros(0, dtype=torch.long)
-    got = sample_masks(torch.zeros(0, 4, 4, dtype=torch.bool), nothing, torch.rand(num_rows, 9, 2))
-    assert got.shape == (0, 9)
-
-
 def as_set(points):
     return {tuple(point) for point in points.tolist()}
 
@@ -93,10 +86,6 @@ def test_the_border_between_two_sure_pixels_is_uncertain():
     config = PointConfig(num_points=1, oversample_ratio=2.0, importance_ratio=1.0)
     sampler = PointSampler(config, border_first)
     assert sampler(torch.tensor([[[1.0, -1.0]]])).tolist() == [[[0.5, 0.5]]]
-
-
-def test_no_masks_get_no_points():
-    assert PointSampler(PointConfig(num_points=8))(torch.zeros(0, 4, 4)).shape == (0, 8, 2)
 
 
 @pytest.mark.parametrize('num_masks', [0, 1, 7])

@@ -23,45 +23,37 @@ def test_scores_by_hand():
     torch.testing.assert_close(scores, torch.tensor([[[0.25, 0.5]], [[0.125, 0.5]]]))
 
 
-@pytest.mark.parametrize('num_queries', [1, 24, 25, 60])
-@pytest.mark.parametrize('chunk', [1, 7, 25])
-def test_chunks_of_queries_do_not_change_the_scores(monkeypatch, num_queries, chunk):
-    monkeypatch.setattr(chunks, 'CHUNK_BYTES', chunk * 4 * 29 * 35)
-    class_logits = torch.randn(num_queries, 5, dtype=torch.float64)
-    mask_logits = 3 * torch.randn(num_queries, 7, 9, dtype=torch.float64)
-    got = semantic_scores(class_logits, mask_logits, slow.at(29, 35))
-    expected = slow.semantic(class_logits, slow.resized(mask_logits, (29, 35)))
-    torch.testing.assert_close(got, torch.from_numpy(expected), rtol=1e-12, atol=1e-12)
-
-
-def assert_best(labels, scores):
+def assert_best(labels, scores, atol):
     """Each pixel has the class of the highest score, or of one within rounding of it."""
     assert labels.shape == scores.shape[1:]
     chosen = scores.gather(0, labels[None])[0]
-    torch.testing.assert_close(chosen, scores.amax(0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(chosen, scores.amax(0), rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize('budget', [2**25, 24_000], ids=['whole', 'bands'])
+@pytest.mark.parametrize('budget', [2**25, 24_000, 2000])
 def test_both_orders_of_resizing_equal_the_definition(budget, monkeypatch):
     monkeypatch.setattr(chunks, 'CHUNK_BYTES', budget)
     differ = 0
-    for seed in range(120):
-        class_logits, mask_logits, geometry, _ = scene = slow.random_scene(seed)
+    for seed in range(80):
+        scene = slow.random_scene(seed)
+        class_logits, mask_logits = scene.class_logits.double(), scene.mask_logits.double()
+        scene = scene._replace(class_logits=class_logits, mask_logits=mask_logits)
+        geometry = scene.geometry
         before = semantic_scores(class_logits, mask_logits, geometry)
-        expected = torch.from_numpy(slow.semantic(class_logits, scene.full_logits)).float()
-        torch.testing.assert_close(before, expected, rtol=1e-5, atol=1e-5)
-        assert_best(semantic_labels(class_logits, mask_logits, geometry), expected)
+        expected = torch.from_numpy(slow.semantic(class_logits, scene.full_logits))
+        torch.testing.assert_close(before, expected, rtol=1e-11, atol=1e-11)
+        assert_best(semantic_labels(class_logits, mask_logits, geometry), expected, 1e-11)
 
         after = semantic_scores(class_logits, mask_logits, slow.at(*geometry.padded))
         after = to_original(after, geometry)
         padded = slow.resized(mask_logits, geometry.padded)
-        expected = torch.from_numpy(slow.semantic(class_logits, padded)).float()
+        expected = torch.from_numpy(slow.semantic(class_logits, padded))
         height, width = geometry.resized
         expected = slow.resized(expected[:, :height, :width], geometry.original)
-        torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-5)
-        assert_best(semantic_only_labels(class_logits, mask_logits, geometry), expected)
+        torch.testing.assert_close(after, expected, rtol=1e-11, atol=1e-11)
+        assert_best(semantic_only_labels(class_logits, mask_logits, geometry), expected, 1e-11)
         differ += not torch.allclose(before, after, atol=1e-3)
-    assert differ > 40
+    assert differ > 25
 
 
 GEOMETRIES = [
@@ -81,8 +73,9 @@ def test_labels_are_those_of_the_highest_scores(monkeypatch, geometry):
     with Watch() as watch:
         labels, only = semantic_labels(*scene, geometry), semantic_only_labels(*scene, geometry)
     assert not watch.waits
-    assert_best(labels, semantic_scores(*scene, geometry))
-    assert_best(only, to_original(semantic_scores(*scene, slow.at(height, width)), geometry))
+    assert_best(labels, semantic_scores(*scene, geometry), 1e-4)
+    scores = semantic_scores(*scene, slow.at(height, width))
+    assert_best(only, to_original(scores, geometry), 1e-4)
 
 
 def test_a_band_by_hand():

@@ -2,6 +2,7 @@
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # Operators whose result, or its size, the host has to wait for.
 WAITING = {
@@ -18,14 +19,6 @@ WAITING = {
 }
 
 
-def tensors(value):
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from tensors(part)
-
-
 class Watch(TorchDispatchMode):
     """Counts the waits for the device, and keeps the size of the largest tensor of floats."""
 
@@ -36,14 +29,14 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name
         by_mask = name.startswith('aten::index') and any(
-            tensor.dtype == torch.bool for tensor in tensors(args[1:2])
+            getattr(index, 'dtype', None) == torch.bool for index in tree_leaves(args[1:2])
         )
         if name in WAITING or by_mask:
             self.waits.append(name)
         result = func(*args, **(kwargs or {}))
-        for tensor in tensors(result):
-            if tensor.is_floating_point():
-                self.largest = max(self.largest, tensor.numel())
+        for part in tree_leaves(result):
+            if isinstance(part, torch.Tensor) and part.is_floating_point():
+                self.largest = max(self.largest, part.numel())
         return result
 
 
