@@ -132,7 +132,10 @@ def head_prefix(state_dict: StateDict) -> str:
     found = [head for head in HEADS if any(key.startswith(f'{head}.') for key in state_dict)]
     if len(found) != 1:
         wanted = ' or '.join(f'{head}.' for head in HEADS)
-        raise ValueError(f'{len(found)} heads where one is wanted: keys that begin with {wanted}')
+        raise ValueError(
+            f'{len(found)} heads where one is wanted: keys that begin with {wanted} (a backbone '
+            'alone can become mmseg_m2f only)'
+        )
     return found[0]
 
 

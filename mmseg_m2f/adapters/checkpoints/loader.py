@@ -7,13 +7,15 @@ inferencers, published checkpoints). `install_safe_loader` registers our readers
 of other packages the content of a file stays what it was.
 """
 
+import ast
 import io
+import logging
 import os
 import pickle
 import re
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import mmengine
@@ -21,36 +23,14 @@ import torch
 from mmengine.dist import barrier, get_dist_info
 from mmengine.fileio import get_file_backend, load
 from mmengine.logging import print_log
-from mmengine.runner import (
-    CheckpointLoader,
-    get_deprecated_model_names,
-    get_external_models,
-    get_mmcls_models,
-    get_torchvision_models,
-)
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as theirs
 
-from mmseg_m2f.adapters.checkpoints.config_text import leave_out_programs
 from mmseg_m2f.adapters.checkpoints.errors import CheckpointError, UnsafeCheckpointError
-from mmseg_m2f.adapters.checkpoints.formats import (
-    Checkpoint,
-    File,
-    read_file,
-    weights_of,
-)
+from mmseg_m2f.adapters.checkpoints.formats import Checkpoint, File, read_file, weights_of
 from mmseg_m2f.adapters.checkpoints.safe_pickle import MapLocation
 
-# What the readers raise for bytes that are no checkpoint, beside UnpicklingError.
-_DAMAGED = (
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    struct.error,
-)
+_LITERALS = (ast.Constant, ast.Dict, ast.List, ast.Tuple, ast.Set, ast.UnaryOp, ast.USub)
 
 
 def read_checkpoint(
@@ -58,44 +38,93 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Read a checkpoint without running anything from it.
 
-    Args:
-        file: A path, or an open binary file that can seek. It is what ``torch.save`` wrote, a
-            pickle of arrays or tensors such as Detectron2's ``.pkl``, ``.safetensors``, or a
-            folder of Hugging Face. The content decides, not the suffix.
-        map_location: as in ``torch.load``.
-        name: what to call the file in messages; its path by default.
+    What ``torch.save`` wrote keeps its keys; `weights_of` finds the weights. Pickles of arrays or
+    tensors, ``.safetensors`` and folders of Hugging Face give ``state_dict`` and ``meta``. The
+    content decides, not the suffix. A config dict comes back as a plain dict. Config text that is
+    more than plain values is left out.
 
-    Returns:
-        What ``torch.save`` saved, with the keys it was saved with; `weights_of` finds the weights.
-        The other kinds have no keys of their own and give ``state_dict`` and ``meta``. A config
-        dict comes back as a plain dict. Config text that is more than plain values is left out.
+    Args:
+        file: A path, or an open binary file that can seek.
+        map_location: as in ``torch.load``, for its files; the other kinds stay on the CPU.
+        name: what to call the file in messages; its path by default.
 
     Raises:
         UnsafeCheckpointError: The file names a function or class that is not on the list.
         CheckpointError: The file is damaged or no checkpoint.
-        ImportError: The file needs safetensors, which is not installed.
     """
     name = name or str(file)
     try:
         checkpoint = read_file(file, name, map_location)
     except pickle.UnpicklingError as error:
-        raise _refusal(name, str(error)) from error
-    except torch.OutOfMemoryError:
+        found = re.search(r'GLOBAL (\S+(?: with fields)?)', str(error))
+        asked = f'the name {found[1]}' if found else 'an unknown instruction'
+        raise UnsafeCheckpointError(
+            f'{name} was refused and nothing of it was run: beside tensors and plain values it '
+            f'asks for {asked}. If you trust its source, re-save it as tensors where it was made: '
+            "torch.save({'state_dict': model.state_dict()}, path)"
+        ) from error
+    except (ImportError, OSError, torch.OutOfMemoryError):
         raise
-    except _DAMAGED as error:
+    except Exception as error:  # whatever the readers raise for bytes that are no checkpoint
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f'{name} cannot be read as a checkpoint (damaged, cut short, or another kind of '
-            f'file?): {_first_line(error)}'
+            f'file?): {reason}'
         ) from error
-    leave_out_programs(checkpoint, name)
+    _leave_out_programs(checkpoint, name)
     return checkpoint
+
+
+def _leave_out_programs(checkpoint: Any, name: str) -> None:
+    """Remove config text that does more than assign plain values; a warning says so.
+
+    ``Runner.resume`` and inferencers without a config run such text.
+    """
+    if not isinstance(checkpoint, dict):
+        return
+    meta, hub = checkpoint.get('meta'), checkpoint.get('message_hub')
+    info = hub.get('runtime_info') if isinstance(hub, dict) else None
+    for holder, key in ((meta, 'config'), (meta, 'cfg'), (info, 'cfg')):
+        if not isinstance(holder, dict):
+            continue
+        if isinstance(text := holder.get(key), str) and not _is_plain_config(text):
+            del holder[key]
+            text = f'{name}: left out the config text under {key!r}, which MMEngine may run'
+            print_log(text, logger='current', level=logging.WARNING)
+
+
+def _is_plain_config(text: str) -> bool:
+    """Return True if config text only assigns plain values, so that running it does no more."""
+    try:
+        statements = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    for statement in statements:
+        match statement:
+            # A base is a file that would be run as well; a saved config has none left.
+            case ast.Assign([ast.Name(name)], value) if name != '_base_' and _is_plain(value):
+                pass
+            case _:
+                return False
+    return True
+
+
+def _is_plain(value: ast.expr) -> bool:
+    for node in ast.walk(value):
+        match node:
+            case ast.Call(ast.Name('dict'), []) | ast.Name('dict'):
+                pass
+            case _ if not isinstance(node, (*_LITERALS, ast.keyword, ast.expr_context)):
+                return False
+    return True
 
 
 def load_from_local(filename: str, map_location: MapLocation = None) -> Checkpoint:
     """Read a file or folder of this machine, given as a path or as ``file://``."""
-    path = Path(filename.removeprefix('file://')).expanduser()
-    if re.match(r'[\w+.-]+://', filename.removeprefix('file://')):
+    local = filename.removeprefix('file://')
+    if re.match(r'[\w+.-]+://', local):
         return load_from_unknown(filename, map_location)
+    path = Path(local).expanduser()
     if not path.exists():
         raise FileNotFoundError(f'there is no checkpoint file {path}')
     return read_checkpoint(path, map_location)
@@ -112,6 +141,13 @@ def load_from_http(filename: str, map_location: MapLocation = None) -> Checkpoin
     return read_checkpoint(path, map_location, name=f'{filename} ({path})')
 
 
+def _download(url: str, path: Path) -> None:
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        print_log(f'downloading {url} to {path}', logger='current')
+        torch.hub.download_url_to_file(url, str(path), progress=os.isatty(2))
+
+
 def load_named(filename: str, map_location: MapLocation = None) -> Checkpoint:
     """Read a model by its name in MMEngine's lists, such as ``torchvision://resnet50``.
 
@@ -121,18 +157,26 @@ def load_named(filename: str, map_location: MapLocation = None) -> Checkpoint:
     urls = _model_urls(scheme)
     if model not in urls:
         raise ValueError(f'{scheme}:// has no model {model!r}, known are {sorted(urls)}')
-    url = urls[model]
-    if url.startswith(('http://', 'https://')):
-        checkpoint = load_from_http(url, map_location)
-    else:
-        cache = os.getenv('XDG_CACHE_HOME', os.path.join('~', '.cache'))
-        home = os.getenv('MMENGINE_HOME', os.path.join(cache, 'mmengine'))
-        checkpoint = load_from_local(os.path.join(home, url), map_location)
+    checkpoint = CheckpointLoader.load_checkpoint(urls[model], map_location)
     if scheme != 'mmcls':
         return checkpoint
     prefix, weights = 'backbone.', weights_of(checkpoint, filename)
     kept = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     return {'state_dict': kept}
+
+
+def _model_urls(scheme: str) -> Mapping[str, str]:
+    if scheme == 'mmcls':
+        return theirs.get_mmcls_models()
+    if scheme in ('open-mmlab', 'openmmlab'):
+        models = theirs.get_external_models()
+        renamed = theirs.get_deprecated_model_names()
+        return models | {old: models[new] for old, new in renamed.items() if new in models}
+    try:
+        return theirs.get_torchvision_models()
+    except ImportError:
+        # torchvision is not installed; the list that comes with MMEngine has the usual names.
+        return load(Path(mmengine.__file__).with_name('hub') / 'torchvision_0.12.json')
 
 
 def load_from_ceph(filename: str, map_location: MapLocation = None) -> Checkpoint:
@@ -142,11 +186,7 @@ def load_from_ceph(filename: str, map_location: MapLocation = None) -> Checkpoin
 
 
 def load_from_unknown(filename: str, map_location: MapLocation = None) -> Checkpoint:
-    """Refuse an address that we cannot read; MMEngine's own reader would unpickle the file.
-
-    Raises:
-        CheckpointError: always.
-    """
+    """Refuse an address that we cannot read; MMEngine's own reader would unpickle the file."""
     raise CheckpointError(
         f'{filename} is no address that can be read. Readable are paths, file://, http://, '
         'https://, torchvision://, open-mmlab://, mmcls:// and s3://. Download the file and give '
@@ -170,39 +210,3 @@ def install_safe_loader() -> None:
     for prefix, loader in CheckpointLoader._schemes.items():
         if loader.__module__.startswith('mmengine.'):
             CheckpointLoader.register_scheme(prefix, load_from_unknown, force=True)
-
-
-def _refusal(name: str, reason: str) -> UnsafeCheckpointError:
-    found = re.search(r'GLOBAL (\S+)(?: with fields)?', reason)
-    asked = found.group().replace('GLOBAL', 'the name') if found else 'an unknown instruction'
-    return UnsafeCheckpointError(
-        f'{name} was refused and nothing of it was run: beside tensors and plain values it asks '
-        f'for {asked}. If you trust its source, re-save it as tensors where it was made: '
-        "torch.save({'state_dict': model.state_dict()}, path)"
-    )
-
-
-def _model_urls(scheme: str) -> Mapping[str, str]:
-    if scheme == 'mmcls':
-        return get_mmcls_models()
-    if scheme in ('open-mmlab', 'openmmlab'):
-        models = get_external_models()
-        renamed = get_deprecated_model_names()
-        return models | {old: models[new] for old, new in renamed.items() if new in models}
-    try:
-        return get_torchvision_models()
-    except ImportError:
-        # torchvision is not installed; the list that comes with MMEngine has the usual names.
-        return load(Path(mmengine.__file__).with_name('hub') / 'torchvision_0.12.json')
-
-
-def _download(url: str, path: Path) -> None:
-    if path.is_file():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    print_log(f'downloading {url} to {path}', logger='current')
-    torch.hub.download_url_to_file(url, str(path), progress=os.isatty(2))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -25,19 +25,14 @@ class LoadRules:
 
 
 # The hooks are called by torch, deep inside a runner, so nobody can pass the rules to them.
-_CURRENT: ContextVar[LoadRules] = ContextVar('load_rules', default=LoadRules())  # noqa: B039
+CURRENT_RULES: ContextVar[LoadRules] = ContextVar('load_rules', default=LoadRules())  # noqa: B039
 
 
 @contextmanager
 def load_rules(min_matched: float = 0.95, other_classes: bool = True) -> Iterator[None]:
     """Apply other `LoadRules` to every load within the ``with`` statement."""
-    token = _CURRENT.set(LoadRules(min_matched=min_matched, other_classes=other_classes))
+    token = CURRENT_RULES.set(LoadRules(min_matched=min_matched, other_classes=other_classes))
     try:
         yield
     finally:
-        _CURRENT.reset(token)
-
-
-def current_rules() -> LoadRules:
-    """Return the rules that hold here."""
-    return _CURRENT.get()
+        CURRENT_RULES.reset(token)

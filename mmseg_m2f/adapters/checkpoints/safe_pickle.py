@@ -2,11 +2,8 @@
 
 A pickle is a small program: look up a name, call it, set its state. Here every name stands for a
 function or class of ours that builds numbers, dicts and strings, whatever the file asks for. All
-other names are refused. Two readers use these stand-ins:
-
-* `load_torch` for what ``torch.save`` wrote: torch's own restricted reader, with a list of further
-  names for NumPy arrays and for the histories in MMEngine's resume files;
-* `load_pickle` for every other pickle: NumPy arrays such as Detectron2's ``.pkl``, or tensors.
+other names are refused. `load_torch` gives torch's own restricted reader a list of further names,
+for the arrays and histories in MMEngine's resume files; `load_pickle` reads every other pickle.
 
 The real things behind the names are not harmless. ``getattr`` is on MMEngine's own list, and from
 it any function is in reach through a rebuild function on torch's list. ``numpy.dtype`` takes its
@@ -17,7 +14,7 @@ import io
 import pickle
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
@@ -49,14 +46,20 @@ class _Dtype:
         return dtype.newbyteorder('<' if self.order == '<' else '>' if self.order == '>' else '=')
 
 
-class _Array:
-    """Stand for ``numpy.ndarray``, and for the call that makes an empty one, until the end."""
+class _Later:
+    """Stand for an object that is built from its state once the whole file has been read."""
+
+    state: Any = ()
 
     def __init__(self, *_: Any) -> None:
-        self.state: tuple = ()
+        pass
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: Any) -> None:
         self.state = state
+
+
+class _Array(_Later):
+    """Stand for ``numpy.ndarray``, and for the call that makes an empty one."""
 
     def resolve(self) -> np.ndarray:
         _version, shape, dtype, is_fortran, raw = self.state
@@ -67,17 +70,12 @@ class _Array:
         return values.copy('K')
 
 
-class _History:
+class _History(_Later):
     """Stand for MMEngine's ``HistoryBuffer``: the numbers, with the default statistics."""
 
-    state: Mapping = {}
-
-    def __setstate__(self, state: Mapping) -> None:
-        self.state = state
-
     def resolve(self) -> HistoryBuffer:
-        values, counts = (_resolved(self.state[k], {}) for k in ('_log_history', '_count_history'))
-        return HistoryBuffer(values, counts, max_length=int(self.state['max_length']))
+        log, counts, length = map(self.state.get, ('_log_history', '_count_history', 'max_length'))
+        return HistoryBuffer(_resolved(log, set()), _resolved(counts, set()), int(length))
 
 
 class _Dict(dict):
@@ -85,9 +83,6 @@ class _Dict(dict):
 
     def __setstate__(self, state: Any) -> None:
         pass
-
-    def resolve(self) -> dict:
-        return dict(self)
 
 
 def _array_from_buffer(buffer: bytes, dtype: _Dtype, shape: tuple, order: str) -> _Array:
@@ -123,14 +118,6 @@ def _statistic(owner: Any, name: str) -> str:
     return str(name)
 
 
-def _plain_dict(items: Mapping | None = None) -> dict:
-    return dict(items or {})
-
-
-def _no_bytes() -> bytes:
-    return b''
-
-
 def _storage(raw: bytes) -> Any:
     """Read the numbers of a tensor: a file of ``torch.save`` within the pickle."""
     return load_torch(io.BytesIO(_bytes(raw)), 'cpu')
@@ -146,26 +133,20 @@ def _tensor(storage: Any, offset: int, size: tuple, stride: tuple, *_: Any) -> T
     return torch.empty(0, dtype=storage.dtype).set_(numbers, offset, tuple(size), tuple(stride))
 
 
-def _parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
 # The names of NumPy 1 and 2.
 _ARRAY_NAMES: dict[str, Callable] = {
     'numpy.dtype': _Dtype,
     'numpy.ndarray': _Array,
-    'numpy.core.multiarray._reconstruct': _Array,
-    'numpy._core.multiarray._reconstruct': _Array,
-    'numpy.core.multiarray.scalar': _scalar,
-    'numpy._core.multiarray.scalar': _scalar,
+    **{f'numpy.{core}.multiarray._reconstruct': _Array for core in ('core', '_core')},
+    **{f'numpy.{core}.multiarray.scalar': _scalar for core in ('core', '_core')},
 }
 # What a file of torch.save may name beside what torch allows.
 _TORCH_FILE_NAMES: dict[str, Callable] = {
     **_ARRAY_NAMES,
     'mmengine.logging.history_buffer.HistoryBuffer': _History,
-    'mmengine.config.config.ConfigDict': _plain_dict,
+    'mmengine.config.config.ConfigDict': lambda items=None: dict(items or {}),
     'builtins.getattr': _statistic,
-    'builtins.bytes': _no_bytes,
+    'builtins.bytes': lambda: b'',
     'builtins.slice': slice,
 }
 _PICKLE_NAMES: dict[str, Callable] = {
@@ -173,7 +154,7 @@ _PICKLE_NAMES: dict[str, Callable] = {
     'numpy.core.numeric._frombuffer': _array_from_buffer,
     'numpy._core.numeric._frombuffer': _array_from_buffer,
     'torch._utils._rebuild_tensor_v2': _tensor,
-    'torch._utils._rebuild_parameter': _parameter,
+    'torch._utils._rebuild_parameter': lambda data, *_: data,
     'torch.storage._load_from_bytes': _storage,
     'collections.OrderedDict': _Dict,
     '_codecs.encode': _encoded,
@@ -185,8 +166,7 @@ def load_torch(file: BinaryIO, map_location: MapLocation = None) -> Any:
     """Read what ``torch.save`` wrote to ``file``, with arrays and histories of the real classes.
 
     Raises:
-        pickle.UnpicklingError: The file names something that is not on the list; the message
-            holds ``GLOBAL <name>``. Other errors of ``torch.load`` pass through.
+        pickle.UnpicklingError: With ``GLOBAL <name>``, if the file names what is not on the list.
     """
     # torch keeps one list of names per process. Ours takes its place during the call, so that
     # what other packages allowed does not count here, and our stand-ins do not count elsewhere.
@@ -199,18 +179,17 @@ def load_torch(file: BinaryIO, map_location: MapLocation = None) -> Any:
         finally:
             torch.serialization.clear_safe_globals()
             torch.serialization.add_safe_globals(others)
-    return _resolved(loaded, {})
+    return _resolved(loaded, set())
 
 
 def load_pickle(file: BinaryIO) -> Any:
     """Read a pickle of plain values, NumPy arrays and tensors, of any protocol and of Python 2.
 
     Raises:
-        pickle.UnpicklingError: The file names something else; the message holds
-            ``GLOBAL <name>``. Other errors of ``pickle`` on damaged files pass through.
+        pickle.UnpicklingError: With ``GLOBAL <name>``, if the file names something else.
     """
     # latin1 gives the text of Python 2 back as bytes, and changes no other file.
-    return _resolved(_Unpickler(file, encoding='latin1').load(), {})
+    return _resolved(_Unpickler(file, encoding='latin1').load(), set())
 
 
 class _Unpickler(pickle.Unpickler):
@@ -236,23 +215,15 @@ class _CallOnly:
         raise pickle.UnpicklingError('GLOBAL with a state of its own')
 
 
-def _resolved(value: Any, known: dict[int, Any]) -> Any:
-    """Replace the stand-ins in ``value``; dicts and lists are changed in place, each once.
-
-    Args:
-        value: what a reader returned.
-        known: what came of the dicts and lists that were met before, by ``id``.
-    """
+def _resolved(value: Any, seen: set[int]) -> Any:
+    """Replace the stand-ins in ``value``; dicts and lists not yet ``seen`` are changed in place."""
     if isinstance(value, _Array | _Dtype | _History):
         return value.resolve()
     if type(value) is tuple:
-        return tuple(_resolved(item, known) for item in value)
-    if not isinstance(value, dict | list):
-        return value
-    if id(value) not in known:
-        result: Any = value.resolve() if isinstance(value, _Dict) else value
-        known[id(value)] = result
-        items = result.items() if isinstance(result, dict) else enumerate(result)
+        return tuple(_resolved(item, seen) for item in value)
+    if isinstance(value, dict | list) and id(value) not in seen:
+        seen.add(id(value))
+        items: Any = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in list(items):
-            result[key] = _resolved(item, known)
-    return known[id(value)]
+            value[key] = _resolved(item, seen)
+    return value

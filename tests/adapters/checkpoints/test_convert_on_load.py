@@ -2,33 +2,32 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import ExponentialMovingAverage
-from mmengine.registry import MODELS as ALL_MODELS
-from mmengine.registry import init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from mmengine.structures import PixelData
 from mmseg.apis import inference_model, init_model, show_result_pyplot
-from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import mmseg_m2f.adapters  # noqa: F401 - the hook
-from mmseg_m2f.adapters.checkpoints import report as load_report
 from mmseg_m2f.adapters.checkpoints.convert_file import convert_checkpoint
 from mmseg_m2f.adapters.checkpoints.convert_on_load import check_resumable
 from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
+from mmseg_m2f.adapters.checkpoints.fit import compare
 from mmseg_m2f.adapters.checkpoints.rules import LoadRules, load_rules
 from mmseg_m2f.checkpoints import resize_window, to_theirs
 from tests.adapters.small_models import build, detector, segmentor
 
+State = dict[str, Tensor]
 FOREIGN = ('detectron2', 'mmdet', 'mmseg', 'hf')
 
 
@@ -37,36 +36,52 @@ def source() -> nn.Module:
     return build()
 
 
-def write(state: dict[str, Tensor], layout: str, folder: Path) -> Path:
+def write(state: State, layout: str, folder: Path) -> Path:
     """A file as its makers write it."""
     theirs = to_theirs(state, layout)
+    path = folder / {'detectron2': 'model_final.pkl', 'hf': 'model.safetensors'}.get(
+        layout, 'x.pth'
+    )
     if layout == 'detectron2':
-        path = folder / 'model_final.pkl'
         arrays = {key: value.numpy() for key, value in theirs.items()}
         path.write_bytes(pickle.dumps({'model': arrays, '__author__': 'third_party'}))
     elif layout == 'hf':
-        path = folder / 'model.safetensors'
         save_file({key: value.clone() for key, value in theirs.items()}, path)
     else:
-        path = folder / f'{layout}.pth'
         torch.save({'state_dict': theirs, 'meta': {}}, path)
     return path
 
 
-def assert_same(model: nn.Module, state: dict[str, Tensor]) -> None:
+def with_prefix(state: State, prefix: str = 'module.') -> State:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def of_backbone(state: State) -> State:
+    return {key: value for key, value in state.items() if key.startswith('backbone.')}
+
+
+def assert_same(model: nn.Module, state: State) -> None:
     got = model.state_dict()
     assert got.keys() == state.keys()
     for key, value in state.items():
-        if 'num_batches_tracked' not in key:
-            torch.testing.assert_close(got[key], value, rtol=0, atol=0)
+        assert 'num_batches_tracked' in key or torch.equal(got[key], value), key
+
+
+def train_a_step(model: nn.Module) -> None:
+    sample = SegDataSample(metainfo={'img_path': 'none'})
+    sample.gt_sem_seg = PixelData(data=torch.randint(0, 2, (1, 64, 64)))
+    losses = model.loss(torch.randn(1, 3, 64, 64), [sample])
+    sum(losses.values()).backward()
+    torch.optim.SGD(model.parameters(), 1e-3).step()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize('layout', FOREIGN)
 def test_stock_loading_takes_foreign_files(
     source: nn.Module, said: list[str], tmp_path: Path, layout: str
 ) -> None:
-    path = write(source.state_dict(), layout, tmp_path)
     model = build()
+    path = write(source.state_dict(), layout, tmp_path)
     load_checkpoint(model, str(path), map_location='cpu', strict=True)
     assert_same(model, source.state_dict())
     assert 'converted for decode_head' in said[-2]
@@ -101,13 +116,10 @@ def test_mmseg_draws_the_classes_of_a_folder_of_huggingface(
     for path in (folder, converted):
         model = init_model(config, str(path), device='cpu')
         assert list(model.dataset_meta['classes']) == ['wall', 'sky', 'car']
+        assert len({tuple(color) for color in model.dataset_meta['palette']}) == 3
         result = inference_model(model, image)
-        drawn = show_result_pyplot(
-            model, image, result, show=False, with_labels=False, save_dir=str(tmp_path)
-        )
-        colors = {tuple(color) for color in model.dataset_meta['palette']}
-        assert len(colors) == 3
-        assert drawn.any()
+        options = {'show': False, 'with_labels': False, 'save_dir': str(tmp_path)}
+        assert show_result_pyplot(model, image, result, **options).any()
 
 
 def test_own_checkpoints_load_as_before(source: nn.Module, said: list[str]) -> None:
@@ -124,7 +136,7 @@ def test_init_detector_of_mmdet(tmp_path: Path) -> None:
     apis = pytest.importorskip('mmdet.apis')
     config = Config({'model': detector()})
     init_default_scope('mmdet')
-    source = ALL_MODELS.build(detector())
+    source = MODELS.build(detector())
     for layout in ('detectron2', 'hf'):
         path = write(source.state_dict(), layout, tmp_path)
         with pytest.warns(UserWarning, match='class names are not saved'):
@@ -134,24 +146,17 @@ def test_init_detector_of_mmdet(tmp_path: Path) -> None:
 
 def test_wrapped_and_copied_models(source: nn.Module, tmp_path: Path) -> None:
     """DataParallel, an averaged copy, and the prefix that both put before the names."""
+    state = source.state_dict()
     parallel = nn.DataParallel(build())
-    load_checkpoint(parallel, str(write(source.state_dict(), 'detectron2', tmp_path)))
-    assert_same(parallel.module, source.state_dict())
-    average = ExponentialMovingAverage(build())
-    average.load_state_dict({'steps': torch.tensor(3), **with_prefix(source.state_dict())})
-    assert_same(average.module, source.state_dict())
-    # A copy of a model has the hook of its own.
-    twin = copy.deepcopy(build())
-    twin.load_state_dict(to_theirs(source.state_dict(), 'mmdet'))
-    assert_same(twin, source.state_dict())
-    foreign = to_theirs(source.state_dict(), 'detectron2')
-    other = ExponentialMovingAverage(build())
-    other.load_state_dict({'steps': torch.tensor(3), **with_prefix(foreign)})
-    assert_same(other.module, source.state_dict())
-
-
-def with_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f'module.{key}': value for key, value in state.items()}
+    load_checkpoint(parallel, str(write(state, 'detectron2', tmp_path)))
+    assert_same(parallel.module, state)
+    for theirs in (state, to_theirs(state, 'detectron2')):
+        average = ExponentialMovingAverage(build())
+        average.load_state_dict({'steps': torch.tensor(3), **with_prefix(theirs)})
+        assert_same(average.module, state)
+    twin = copy.deepcopy(build())  # has the hook of its own
+    twin.load_state_dict(to_theirs(state, 'mmdet'))
+    assert_same(twin, state)
 
 
 @pytest.mark.parametrize('layout', ['mmseg_m2f', 'detectron2', 'hf'])
@@ -160,20 +165,16 @@ def test_a_prefix_of_all_names_is_taken_off(
     source: nn.Module, said: list[str], layout: str, prefix: str
 ) -> None:
     """``torch.compile``, DataParallel around it, and Lightning put it there."""
-    theirs = to_theirs(source.state_dict(), layout)
     model = build()
-    model.load_state_dict({prefix + key: value for key, value in theirs.items()})
+    model.load_state_dict(with_prefix(to_theirs(source.state_dict(), layout), prefix))
     assert_same(model, source.state_dict())
     assert f'all names of the checkpoint begin with {prefix}, which was taken off' in said
 
 
 def test_other_models_are_left_alone(said: list[str]) -> None:
-    class Other(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.decode_head = nn.Linear(1, 1)
-
-    result = Other().load_state_dict({'sem_seg_head.x': torch.ones(1)}, strict=False)
+    other = nn.Module()
+    other.decode_head = nn.Linear(1, 1)
+    result = other.load_state_dict({'sem_seg_head.x': torch.ones(1)}, strict=False)
     assert result.unexpected_keys == ['sem_seg_head.x']
     assert not said
 
@@ -181,28 +182,38 @@ def test_other_models_are_left_alone(said: list[str]) -> None:
 @pytest.mark.parametrize('number', [50, 300])
 @pytest.mark.parametrize('layout', ['mmseg_m2f', 'detectron2'])
 def test_other_numbers_of_queries(said: list[str], layout: str, number: int) -> None:
+    """Both processes of a training get the same new rows, and their random state stays."""
     source = build(num_queries=100)
-    model = build(num_queries=number)
-    random = torch.get_rng_state()
-    model.load_state_dict(to_theirs(source.state_dict(), layout))
-    assert torch.equal(torch.get_rng_state(), random)
+    models = [build(num_queries=number) for _ in range(2)]
+    for seed, model in enumerate(models):
+        torch.manual_seed(seed)
+        random = torch.get_rng_state()
+        model.load_state_dict(to_theirs(source.state_dict(), layout))
+        assert torch.equal(torch.get_rng_state(), random)
+    assert_same(models[0], models[1].state_dict())
     kept = min(number, 100)
     for name in ('query_feat', 'query_embed'):
         rows, old = (
-            part.decode_head.decoder.get_submodule(name).weight for part in (model, source)
+            model.decode_head.decoder.get_submodule(name).weight for model in (models[0], source)
         )
         assert torch.equal(rows[:kept], old[:kept])
         assert len(rows.unique(dim=0)) == number
     assert any(f'has 100 queries, the model {number}' in line for line in said)
     row = next(line for line in said[-1].splitlines() if line.startswith('decoder'))
     assert row.split()[2:] == ['2', '0', '0']
-    train_a_step(model)
+    train_a_step(models[0])
 
 
 @pytest.mark.parametrize('number', [2, 7])
 def test_other_numbers_of_classes(source: nn.Module, said: list[str], number: int) -> None:
+    """A training may start from them; a test refuses them."""
     model = build(num_classes=number)
-    model.load_state_dict(to_theirs(source.state_dict(), 'hf'))
+    before, theirs = copy.deepcopy(model.state_dict()), to_theirs(source.state_dict(), 'hf')
+    message = rf'has 3 classes, the model {number}.*config of the data set'
+    with load_rules(other_classes=False), pytest.raises(CheckpointError, match=message):
+        model.load_state_dict(theirs)
+    assert_same(model, before)
+    model.load_state_dict(theirs)
     rows, old = (part.decode_head.decoder.class_embed.weight for part in (model, source))
     kept = min(number, 3)
     assert torch.equal(rows[:kept], old[:kept])
@@ -221,40 +232,8 @@ def test_another_window_of_swin(said: list[str]) -> None:
     model.load_state_dict(source.state_dict())
     assert any('other windows in its Swin' in line for line in said)
     table = 'backbone.stages.2.blocks.0.attn.w_msa.relative_position_bias_table'
-    expected = resize_window(source.state_dict()[table], 49)
-    assert torch.equal(model.state_dict()[table], expected)
+    assert torch.equal(model.state_dict()[table], resize_window(source.state_dict()[table], 49))
     train_a_step(model)
-
-
-def train_a_step(model: nn.Module) -> None:
-    sample = SegDataSample(metainfo={'img_path': 'none'})
-    sample.gt_sem_seg = PixelData(data=torch.randint(0, 2, (1, 64, 64)))
-    optimiser = torch.optim.SGD(model.parameters(), 1e-3)
-    losses = model.loss(torch.randn(1, 3, 64, 64), [sample])
-    sum(losses.values()).backward()
-    optimiser.step()
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-
-
-def test_both_processes_of_a_training_get_the_same_new_rows(source: nn.Module) -> None:
-    models = []
-    for seed in (1, 2):
-        model = build(num_queries=30)
-        torch.manual_seed(seed)
-        model.load_state_dict(source.state_dict())
-        models.append(model.state_dict())
-    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
-
-
-def test_a_test_refuses_other_classes(source: nn.Module) -> None:
-    model = build(num_classes=7)
-    before = copy.deepcopy(model.state_dict())
-    with (
-        load_rules(other_classes=False),
-        pytest.raises(CheckpointError, match=r'has 3 classes, the model 7.*config of the data set'),
-    ):
-        model.load_state_dict(to_theirs(source.state_dict(), 'detectron2'))
-    assert_same(model, before)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +246,7 @@ def test_a_test_refuses_other_classes(source: nn.Module) -> None:
         ),
         ({'num_layers': 4}, r'decoder: .*missing: decode_head\.decoder\.layers\.2'),
     ],
+    ids=['deeper', 'other blocks', 'more layers'],
 )
 @pytest.mark.parametrize('layout', ['mmseg_m2f', 'detectron2'])
 def test_another_architecture(source: nn.Module, layout: str, changes: dict, wrong: str) -> None:
@@ -300,7 +280,7 @@ def test_a_backbone_alone(source: nn.Module, said: list[str]) -> None:
     backbone = of_backbone(other.state_dict())
     bare = {key.removeprefix('backbone.'): value for key, value in backbone.items()}
     for part in (backbone, bare):
-        with pytest.raises(CheckpointError, match=r'backbone only.*checkpoint=FILE\)'):
+        with pytest.raises(CheckpointError, match=r"only \['backbone'\].*checkpoint=FILE\)"):
             source.load_state_dict(part, strict=False)
         with load_rules(min_matched=0):
             source.load_state_dict(part, strict=False)
@@ -308,20 +288,16 @@ def test_a_backbone_alone(source: nn.Module, said: list[str]) -> None:
     assert any(line.split()[:2] == ['pixel_decoder', '0'] for line in said[-1].splitlines())
 
 
-def of_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in state.items() if key.startswith('backbone.')}
-
-
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
         (
             lambda state: {**of_backbone(state), 'decode_head.conv_seg.weight': torch.ones(3)},
-            r'no checkpoint of a Mask2Former.*sem_seg_head\.',
+            r'cannot be converted: .* of no Mask2Former.*sem_seg_head\.',
         ),
         (
             lambda state: {**of_backbone(state), 'rpn_head.conv.weight': torch.ones(1)},
-            r"no head of a Mask2Former.*\['rpn_head'\]",
+            r"no head of a Mask2Former, only \['backbone', 'rpn_head'\]",
         ),
         (
             lambda state: {
@@ -330,39 +306,33 @@ def of_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
             r'cannot be converted.*k_proj',
         ),
     ],
+    ids=['another head', 'a detector', 'a part is missing'],
 )
-def test_files_without_our_model(source: nn.Module, change: Any, message: str) -> None:
+def test_files_without_our_model(
+    source: nn.Module, change: Callable[[State], State], message: str
+) -> None:
     with pytest.raises(CheckpointError, match=message):
         source.load_state_dict(change(source.state_dict()), strict=False)
 
 
 def test_report_by_hand() -> None:
     one, two = torch.ones(1), torch.ones(2)
-    model = {
+    shared = {
         'backbone.a': one,
-        'backbone.b': one,
-        'backbone.bn.num_batches_tracked': one,
         'decode_head.pixel_decoder.c': one,
         'decode_head.decoder.class_embed.weight': two,
     }
-    weights = {
-        'backbone.a': one,
-        'backbone.b': two,
-        'backbone.z': one,
-        'decode_head.pixel_decoder.c': one,
-        'decode_head.decoder.class_embed.weight': two,
-        'ema.y': one,
-    }
-    changed = ['decode_head.decoder.class_embed.weight']
-    matches = load_report.compare(model, weights, changed)
-    assert [(match.module, *map(len, match[1:])) for match in matches] == [
+    model = {**shared, 'backbone.b': one, 'backbone.bn.num_batches_tracked': one}
+    weights = {**shared, 'backbone.b': two, 'backbone.z': one, 'ema.y': one}
+    modules = compare(model, weights, ['decode_head.decoder.class_embed.weight'])
+    assert [(module.module, *map(len, module[1:])) for module in modules] == [
         ('backbone', 1, 0, 1, 1),
         ('pixel_decoder', 1, 0, 0, 0),
         ('heads', 0, 1, 0, 0),
         ('ema', 0, 0, 0, 1),
     ]
-    assert [match.share for match in matches] == [1 / 3, 1, 1, 0]
-    assert str(matches[0]) == (
+    assert [module.share for module in modules] == [1 / 3, 1, 1, 0]
+    assert str(modules[0]) == (
         'backbone: 1 of 2 tensors match; missing: backbone.b (2 for 1); unexpected: backbone.z'
     )
 
@@ -378,13 +348,12 @@ def test_only_a_run_of_such_a_model_is_resumed(source: nn.Module) -> None:
     """A run of another project has an optimizer state too, but for other parameters."""
     run = {'meta': {'epoch': 0, 'iter': 2}, 'message_hub': {}, 'optimizer': {}}
     own = source.state_dict()
-    check_resumable(source, {**run, 'state_dict': own}, 'own.pth')
-    check_resumable(source, {**run, 'state_dict': with_prefix(own)}, 'parallel.pth')
-    check_resumable(nn.Linear(1, 1), {**run, 'state_dict': {}}, 'of a model without our head')
     theirs = to_theirs(own, 'mmdet')
-    with pytest.raises(
-        CheckpointError, match=r'^x\.pth cannot be resumed: .*belongs to another model.*=x'
-    ):
+    for state in (own, with_prefix(own)):
+        check_resumable(source, {**run, 'state_dict': state}, 'own.pth')
+    check_resumable(nn.Linear(1, 1), {**run, 'state_dict': {}}, 'of a model without our head')
+    message = r'^x\.pth cannot be resumed: .*belongs to another model.*=x'
+    with pytest.raises(CheckpointError, match=message):
         check_resumable(source, {**run, 'state_dict': theirs}, 'x.pth')
     for weights in (own, theirs):
         with pytest.raises(CheckpointError, match=r'no optimizer state.*load_from=x\.pth'):

@@ -19,6 +19,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from torch import nn
 
+import mmseg_m2f.adapters  # noqa: F401 - the loader
 from mmseg_m2f.adapters.checkpoints.errors import CheckpointError, UnsafeCheckpointError
 from mmseg_m2f.adapters.checkpoints.loader import install_safe_loader, read_checkpoint
 from mmseg_m2f.adapters.checkpoints.write import save_weights
@@ -37,11 +38,6 @@ def hostile(tmp_path: Path, marker: Path) -> Path:
     path = tmp_path / 'hostile.pth'
     path.write_bytes(TORCH_FILES['os.system'](str(marker)))
     return path
-
-
-@pytest.fixture(autouse=True)
-def installed() -> None:
-    install_safe_loader()
 
 
 FILES = [
@@ -94,11 +90,8 @@ def test_a_pickle_cannot_change_the_names_it_may_use(tmp_path: Path, name: str) 
             read_checkpoint(path)
     path.write_bytes(pickle.dumps({'model': {'w': np.ones(2)}}, 2))
     assert len(read_checkpoint(path)['state_dict']) == 1
-
-
-def test_other_codecs_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / 'hostile.pkl'
-    path.write_bytes(b'\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.')
+    other_codec = b'\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.'
+    path.write_bytes(other_codec)
     with pytest.raises(UnsafeCheckpointError, match=r'_codecs\.encode'):
         read_checkpoint(path)
 
@@ -115,19 +108,17 @@ def test_names_that_others_allow_do_not_count(tmp_path: Path, marker: Path) -> N
     assert not marker.exists()
 
 
-@pytest.mark.parametrize('resume', [True, False])
-def test_runner_refuses(hostile: Path, tmp_path: Path, marker: Path, resume: bool) -> None:
-    runner = toy_runner(tmp_path, f'refuse-{resume}', load_from=str(hostile), resume=resume)
+@pytest.mark.parametrize('how', ['resume', 'load_from', 'init_cfg'])
+def test_stock_loads_refuse(hostile: Path, tmp_path: Path, marker: Path, how: str) -> None:
+    if how == 'init_cfg':
+        model = Toy()
+        model.init_cfg = {'type': 'Pretrained', 'checkpoint': str(hostile)}
+        load = model.init_weights
+    else:
+        resume = how == 'resume'
+        load = toy_runner(tmp_path, f'refuse-{how}', load_from=str(hostile), resume=resume).train
     with pytest.raises(UnsafeCheckpointError):
-        runner.train()
-    assert not marker.exists()
-
-
-def test_init_cfg_refuses(hostile: Path, marker: Path) -> None:
-    model = Toy()
-    model.init_cfg = {'type': 'Pretrained', 'checkpoint': str(hostile)}
-    with pytest.raises(UnsafeCheckpointError):
-        model.init_weights()
+        load()
     assert not marker.exists()
 
 
@@ -194,14 +185,18 @@ def test_config_text_that_runs_is_left_out(tmp_path: Path, marker: Path, config:
     assert not marker.exists()
 
 
-def test_config_text_of_plain_values_stays(tmp_path: Path) -> None:
+def test_what_is_plain_stays(tmp_path: Path) -> None:
+    """Config text of plain values, and a config dict, which becomes a plain dict."""
     plain = (
         "a = dict(b=[1, -2.5, (None, True)], type='X')\nc = {'d.e': 1e-05}\n"
         "_scope_ = 'mmseg'\nf = 'a' 'b'\ng = dict(**{'h-i': 1})\n"
     )
     path = tmp_path / 'text.pth'
-    torch.save({'meta': {'cfg': plain}}, path)
-    assert read_checkpoint(path)['meta']['cfg'] == plain
+    named = ConfigDict(classes=('a',), map=ConfigDict(x=1))
+    torch.save({'meta': {'cfg': plain, 'dataset_meta': named}}, path)
+    meta = read_checkpoint(path)['meta']
+    assert meta == {'cfg': plain, 'dataset_meta': {'classes': ('a',), 'map': {'x': 1}}}
+    assert type(meta['dataset_meta']) is type(meta['dataset_meta']['map']) is dict
 
 
 def test_own_resume_file_loads(tmp_path: Path) -> None:
@@ -264,47 +259,20 @@ def torch_zip_renamed(file: BytesIO, module: str) -> BytesIO:
     return result
 
 
-def test_config_dict_becomes_a_dict(tmp_path: Path) -> None:
-    path = tmp_path / 'config.pth'
-    torch.save({'meta': {'dataset_meta': ConfigDict(classes=('a',), map=ConfigDict(x=1))}}, path)
-    meta = read_checkpoint(path)['meta']['dataset_meta']
-    assert meta == {'classes': ('a',), 'map': {'x': 1}}
-    assert type(meta) is dict
-    assert type(meta['map']) is dict
-
-
 def test_damaged_files(tmp_path: Path) -> None:
     whole = saved({'state_dict': {'w': torch.zeros(1000)}})
     old = saved({'w': torch.zeros(1000)}, _use_new_zipfile_serialization=False)
     path = tmp_path / 'damaged.pth'
     for data in (whole[: len(whole) // 2], old[: len(old) // 2], b'', b'<html>404</html>', b'PK'):
         path.write_bytes(data)
-        with pytest.raises(CheckpointError, match=r'damaged\.pth (cannot be read|is not)') as error:
+        with pytest.raises(CheckpointError, match=r'damaged\.pth cannot be read') as error:
             read_checkpoint(path)
         assert not isinstance(error.value, UnsafeCheckpointError)
-
-
-def test_missing_file() -> None:
     with pytest.raises(FileNotFoundError, match=r'no checkpoint file /nowhere/x\.pth'):
         CheckpointLoader.load_checkpoint('/nowhere/x.pth')
 
 
-def test_no_address_is_left_to_the_reader_of_mmengine() -> None:
-    schemes = CheckpointLoader._schemes
-    assert not [key for key in schemes if schemes[key].__module__.startswith('mmengine.')]
-    addresses = ('a.pth', 'file:///a', 'https://h/a.pth', 'torchvision://r', 's3://b/k', 'x:s3://b')
-    for address in addresses:
-        loader = CheckpointLoader._get_checkpoint_loader(address)
-        assert loader.__module__ == install_safe_loader.__module__, address
-
-
-@pytest.mark.parametrize('address', ['pavi://a/b', 'hf://a/b.pth', 'file://ftp://a/b.pth'])
-def test_an_address_without_a_reader_is_refused(address: str) -> None:
-    with pytest.raises(CheckpointError, match=rf'^{address} is no address .*https://.*its path'):
-        CheckpointLoader.load_checkpoint(address)
-
-
-def test_a_scheme_that_only_mmengine_reads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_address_is_left_to_the_reader_of_mmengine(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_from_new(filename: str, map_location: object) -> None:
         raise AssertionError('read by MMEngine')
 
@@ -312,8 +280,15 @@ def test_a_scheme_that_only_mmengine_reads_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     CheckpointLoader.register_scheme('new://', load_from_new)
     install_safe_loader()
-    with pytest.raises(CheckpointError, match='no address'):
-        CheckpointLoader.load_checkpoint('new://a')
+    addresses = ('a.pth', 'file:///a', 'https://h/a.pth', 'torchvision://r', 's3://b/k', 'x:s3://b')
+    for address in addresses:
+        loader = CheckpointLoader._get_checkpoint_loader(address)
+        assert loader.__module__ == install_safe_loader.__module__, address
+    for address in ('new://a', 'pavi://a/b', 'hf://a/b.pth', 'file://ftp://a/b.pth'):
+        with pytest.raises(
+            CheckpointError, match=rf'^{address} is no address .*https://.*its path'
+        ):
+            CheckpointLoader.load_checkpoint(address)
 
 
 @pytest.fixture
