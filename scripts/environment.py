@@ -8,6 +8,7 @@ import glob
 import os
 import subprocess
 import time
+from subprocess import DEVNULL
 from typing import List, Optional
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -21,9 +22,10 @@ class SetupError(Exception):
 
 def succeeds(command: List[str]) -> bool:
     """Tell whether the command starts and exits with status 0. Its output is dropped."""
-    null = subprocess.DEVNULL
     try:
-        return subprocess.run(command, stdin=null, stdout=null, stderr=null).returncode == 0
+        return (
+            subprocess.run(command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL).returncode == 0
+        )
     except OSError:
         return False
 
@@ -57,16 +59,6 @@ class Environment:
         found = glob.glob(os.path.join(site, name + '-*.dist-info'))
         return os.path.basename(found[0])[len(name) + 1 : -len('.dist-info')] if found else None
 
-    def query(self, code: str) -> Optional[str]:
-        """Return what a line of Python prints in the environment; None if it cannot run."""
-        try:
-            output = subprocess.check_output(
-                [self.python, '-c', code], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return output.decode().strip()
-
     def pip_install(self, message: str, *arguments: str, **variables: str) -> None:
         """Run ``pip install`` with its output in the log and a sign of life every half minute.
 
@@ -80,7 +72,7 @@ class Environment:
             log.flush()
             process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
@@ -88,9 +80,9 @@ class Environment:
             )
             status = self._wait(process)
         if status:
-            raise SetupError(
-                f'pip failed while {message}; the end of {self.log}:\n{self._log_tail()}'
-            )
+            with open(self.log, errors='replace') as log_text:
+                tail = ''.join(log_text.readlines()[-LOG_TAIL_LINES:])
+            raise SetupError(f'pip failed while {message}; the end of {self.log}:\n{tail}')
 
     def _wait(self, process: 'subprocess.Popen[bytes]') -> int:
         began = time.monotonic()
@@ -103,7 +95,3 @@ class Environment:
         except KeyboardInterrupt:
             process.terminate()
             raise
-
-    def _log_tail(self) -> str:
-        with open(self.log, errors='replace') as log:
-            return ''.join(log.readlines()[-LOG_TAIL_LINES:])

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -71,14 +72,16 @@ def check_network(environment: Environment) -> None:
 
 def check_cuda_compiler(environment: Environment) -> None:
     """Check for nvcc if torch sees a GPU: mmcv then compiles CUDA code."""
-    answer = environment.query(
+    code = (
         'import torch; from torch.utils.cpp_extension import CUDA_HOME; '
         'print(torch.cuda.is_available() and not CUDA_HOME and torch.version.cuda)'
     )
-    if answer is None:
+    done = subprocess.run([environment.python, '-c', code], stdout=subprocess.PIPE)
+    if done.returncode:
         raise SetupError(
             f'torch is installed but cannot be imported: remove {environment.path} and start again'
         )
+    answer = done.stdout.decode().strip()
     if answer != 'False':
         raise SetupError(
             f'nvcc of CUDA {answer} is needed to build the operators of mmcv for the GPU of this '

@@ -55,7 +55,7 @@ def fingerprint(environment: Environment, torch: str) -> Dict[str, Optional[str]
 
 
 def create_venv(environment: Environment) -> None:
-    if environment.query('import pip') is not None:
+    if succeeds([environment.python, '-c', 'import pip']):
         return
     environment.say(f'creating {environment.path}')
     if not succeeds([sys.executable, '-m', 'venv', '--clear', environment.path]):

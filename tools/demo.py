@@ -17,16 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from demo_report import (
-    OURS,
-    best_constant,
-    confusion_matrix,
-    over_seeds,
-    summary,
-    write_per_class,
-)
+import demo_report
+from demo_report import OURS, TASKS, Task, why_no_peer, why_not
 from demo_runs import ROOT, DemoError, Training, say, test, train, train_for
-from demo_tasks import DEFAULT, TASKS, Task, why_no_peer, why_not
 
 
 def measure(task: Task, config: str, training: Training, *options: str) -> dict[str, Any]:
@@ -44,31 +37,20 @@ def measure(task: Task, config: str, training: Training, *options: str) -> dict[
     }
 
 
-def add_label_maps(task: Task, dataset: Any, work_dir: Path, results: dict[str, Any]) -> None:
-    """Write the table per class, and add what a mIoU compares with, from the label maps."""
-    assert task.label_maps
-    classes = json.loads((ROOT / dataset.data_root / 'classes.json').read_text())['classes']
-    names = [entry['name'] for entry in classes]
-    prefix = dataset.data_prefix
-    label_dir = ROOT / dataset.data_root / (prefix.get('seg_map_path') or prefix.get('label_map'))
-    confusion = confusion_matrix(label_dir, work_dir / task.label_maps, len(names))
-    write_per_class(work_dir / 'per_class.csv', names, confusion)
-    results['best_constant_mIoU'] = round(best_constant(confusion), 4)
-
-
 def demonstrate_seeds(
     name: str, work_dir: Path, skip_peer: bool, iterations: int | None, seeds: Sequence[int]
 ) -> None:
-    folders = [work_dir / f'seed-{seed}' for seed in seeds]
-    for seed, folder in zip(seeds, folders, strict=True):
+    single = []
+    for seed in seeds:
         say(f'seed {seed}')
+        folder = work_dir / f'seed-{seed}'
         demonstrate(name, folder, skip_peer, iterations, seed)
-    task = TASKS[name]
-    single = [json.loads((folder / 'metrics.json').read_text()) for folder in folders]
-    results = {'task': name, 'seeds': list(seeds), **over_seeds(single, [OURS, task.library])}
+        single.append(json.loads((folder / 'metrics.json').read_text()))
+    models = [OURS, TASKS[name].library]
+    results = {'task': name, 'seeds': list(seeds), **demo_report.over_seeds(single, models)}
     (work_dir / 'metrics.json').write_text(json.dumps(results, indent=2) + '\n')
     say(f'done: {name} with the seeds {", ".join(map(str, seeds))}; mean and standard deviation')
-    print(summary(task, results))
+    print(demo_report.summary(TASKS[name], results))
     print(f'All numbers: {work_dir}/metrics.json, of each seed in {work_dir}/seed-<number>')
 
 
@@ -90,17 +72,22 @@ def demonstrate(
     say(f'{name}: training on the photos of {dataset.data_root} from scratch')
     training = train(task.config, work_dir / 'training', iterations, seed)
     say('testing')
-    options = ('--out', str(work_dir / task.results), '--show-dir', str(work_dir / 'images'))
+    images = work_dir / 'images'
+    options = ('--out', str(work_dir / task.results), '--show-dir', str(images))
     results: dict[str, Any] = {
         'task': name,
         OURS: measure(task, task.config, training, *options),
     }
+    files = 'metrics.json'
     if task.label_maps:
-        add_label_maps(task, dataset, work_dir, results)
+        table = work_dir / 'per_class.csv'
+        constant = demo_report.write_per_class(table, dataset, work_dir / task.label_maps)
+        results['best_constant_mIoU'] = round(constant, 4)
+        files = '{metrics.json,per_class.csv}'
     if 'PQ' in task.measures:
         results['object_mask_thr'] = config.model.test_cfg.object_mask_thr
     shown = ', '.join(f'{key} {results[OURS][key]:.3f}' for key in task.headline)
-    say(f'{shown}; images: {work_dir / "images"}')
+    say(f'{shown}; images: {images}')
     left_out = why_no_peer(name, skip_peer)
     if left_out:
         results[task.library] = {'left_out': left_out}
@@ -108,21 +95,18 @@ def demonstrate(
         say(f"{task.library}'s own head: how many iterations it manages in the same time")
         folder = work_dir / task.library
         peer = train_for(task.peer_config, folder, training.seconds, seed)
-        images = str(folder / 'images')
-        results[task.library] = measure(task, task.peer_config, peer, '--show-dir', images)
+        show = ('--show-dir', str(folder / 'images'))
+        results[task.library] = measure(task, task.peer_config, peer, *show)
     (work_dir / 'metrics.json').write_text(json.dumps(results, indent=2) + '\n')
     say(f'done: {name}, measured on the photos for validation')
-    print(summary(task, results))
-    print(f'Photo, ground truth and predictions side by side: {work_dir / "images"}')
-    print(
-        f'All numbers: {work_dir}/'
-        + ('{metrics.json,per_class.csv}' if task.label_maps else 'metrics.json')
-    )
+    print(demo_report.summary(task, results))
+    print(f'Photo, ground truth and predictions side by side: {images}')
+    print(f'All numbers: {work_dir}/{files}')
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='The demo: train, test, compare.')
-    parser.add_argument('--task', choices=sorted(TASKS), default=DEFAULT)
+    parser.add_argument('--task', choices=sorted(TASKS), default='panoptic')
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo/<task>')
     parser.add_argument(
         '--skip-peer',
@@ -148,9 +132,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    work_dir = args.work_dir or ROOT / 'work_dirs/demo' / args.task
+    work_dir = (args.work_dir or ROOT / 'work_dirs/demo' / args.task).resolve()
+    options = (args.task, work_dir, args.skip_peer, args.iterations)
     try:
-        options = args.task, work_dir.resolve(), args.skip_peer, args.iterations
         if args.seeds:
             demonstrate_seeds(*options, args.seeds)
         else:

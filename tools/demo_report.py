@@ -1,44 +1,126 @@
-"""The numbers of the demo: by class, over several seeds, and as a table in the terminal."""
+"""The tasks of the demo, and their numbers: by class, over several seeds, and as a table."""
 
 import csv
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from demo_tasks import Task
+from demo_runs import ROOT
 from PIL import Image
 
 OURS = 'mask2former'
 
 
-def confusion_matrix(label_dir: Path, prediction_dir: Path, num_classes: int) -> np.ndarray:
-    """Count pixels by (ground truth, prediction), without ignored ones."""
-    matrix = np.zeros((num_classes, num_classes), np.int64)
-    for path in sorted(prediction_dir.glob('*.png')):
-        truth = np.asarray(Image.open(label_dir / path.name)).astype(np.int64)
-        valid = truth < num_classes
-        pairs = truth[valid] * num_classes + np.asarray(Image.open(path))[valid]
-        matrix += np.bincount(pairs, minlength=num_classes**2).reshape(matrix.shape)
-    return matrix
+class Task(NamedTuple):
+    """A task of the demo.
+
+    Attributes:
+        library: the framework that the task runs in; it has the other head.
+        measures: by name, the key in the log of tools/test.py and the highest value there.
+        results: the folder of the predictions.
+        label_maps: the folder of the predicted label maps.
+    """
+
+    config: str
+    peer_config: str
+    library: str
+    measures: Mapping[str, tuple[str, float]]
+    results: str = 'results'
+    label_maps: str | None = None
+
+    @property
+    def headline(self) -> list[str]:
+        """Return the measures that the summary shows."""
+        return [name for name in ('mIoU', 'PQ', 'AP') if name in self.measures]
 
 
-def write_per_class(path: Path, classes: Sequence[str], confusion: np.ndarray) -> None:
-    truth, predicted, both = confusion.sum(1), confusion.sum(0), confusion.diagonal()
+MIOU = {name: (name, 100.0) for name in ('mIoU', 'aAcc')}
+AP = {
+    'AP': ('coco/segm_mAP', 1.0),
+    'AP50': ('coco/segm_mAP_50', 1.0),
+    'AP75': ('coco/segm_mAP_75', 1.0),
+}
+PQ = {name: (f'coco_panoptic/{name}', 100.0) for name in ('PQ', 'SQ', 'RQ', 'PQ_th', 'PQ_st')}
+TASKS = {
+    'semantic': Task(
+        config='configs/demo/mask2former_r18_facade.py',
+        peer_config='configs/demo/mmseg_r18_facade.py',
+        library='mmseg',
+        measures=MIOU,
+        results='label_maps',
+        label_maps='label_maps',
+    ),
+    'instance': Task(
+        config='configs/demo/mask2former_r18_facade-instance.py',
+        peer_config='configs/demo/mmdet_r18_facade-instance.py',
+        library='mmdet',
+        measures=AP,
+    ),
+    'panoptic': Task(
+        config='configs/demo/mask2former_r18_facade-panoptic.py',
+        peer_config='configs/demo/mmdet_r18_facade-panoptic.py',
+        library='mmdet',
+        measures={**MIOU, **PQ, **AP},
+        label_maps='results/semantic',
+    ),
+}
+DISTRIBUTIONS = {
+    'mmseg': 'onedl-mmsegmentation (upstream: mmsegmentation)',
+    'mmdet': 'onedl-mmdetection (upstream: mmdet)',
+}
+
+
+def why_not(name: str) -> str | None:
+    """Return a sentence about the library that the task lacks here, None if it lacks none."""
+    library = TASKS[name].library
+    if find_spec(library) is not None:
+        return None
+    others = [other for other, task in TASKS.items() if task.library != library]
+    return (
+        f'TASK={name} needs {library}, which is not installed: install {DISTRIBUTIONS[library]}, '
+        f'or choose TASK={" or ".join(others)}'
+    )
+
+
+def why_no_peer(name: str, skip: bool) -> str | None:
+    """Return why the other head is left out, None if it is not."""
+    if skip:
+        return '--skip-peer was given'
+    if find_spec('mmdet') is None:
+        return f"mmdet is not installed, and {TASKS[name].library}'s own head needs it"
+    return None
+
+
+def write_per_class(path: Path, dataset: Any, prediction_dir: Path) -> float:
+    """Write a table of the classes from the label maps of a data set and those predicted.
+
+    Return the mIoU of predicting one class everywhere, over the classes that occur.
+    """
+    root = ROOT / dataset.data_root
+    classes = [
+        entry['name'] for entry in json.loads((root / 'classes.json').read_text())['classes']
+    ]
+    prefix = dataset.data_prefix
+    label_dir = root / (prefix.get('seg_map_path') or prefix.get('label_map'))
+    # Pixels by (ground truth, prediction), without ignored ones.
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    for predicted in sorted(prediction_dir.glob('*.png')):
+        labels = np.asarray(Image.open(label_dir / predicted.name))
+        valid = labels < len(classes)
+        np.add.at(confusion, (labels[valid], np.asarray(Image.open(predicted))[valid]), 1)
+    truth, found, both = confusion.sum(1), confusion.sum(0), confusion.diagonal()
     with np.errstate(invalid='ignore'):
-        columns = (both / (truth + predicted - both), both / truth, truth / truth.sum())
+        columns = (both / (truth + found - both), both / truth, truth / truth.sum())
     with path.open('w', newline='') as file:
         writer = csv.writer(file)
         writer.writerow(['class', 'IoU', 'accuracy', 'share of the ground truth'])
         for name, *numbers in zip(classes, *columns, strict=True):
             writer.writerow([name, *(f'{number:.4f}' for number in numbers)])
-
-
-def best_constant(confusion: np.ndarray) -> float:
-    """Return the mIoU of predicting one class everywhere, over the classes that occur."""
-    truth = confusion.sum(1)
     return float(truth.max() / truth.sum() / (truth > 0).sum())
 
 
