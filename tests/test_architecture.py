@@ -33,7 +33,7 @@ MAY_IMPORT = {
 
 # Room of `adapters` -> rooms it imports. Every room may import the files beside the rooms.
 ROOMS = {
-    'acceleration': {'models'},
+    'acceleration': {'migrate', 'models'},
     'checkpoints': {'models'},
     'data': set(),
     'inference': {'models'},

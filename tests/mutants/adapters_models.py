@@ -158,10 +158,10 @@ MUTANTS = (
     Mutant(
         name='dropin_drops_unknown_settings',
         breaks='A setting of the stock head that ours cannot follow is refused, never dropped.',
-        file='mmseg_m2f/adapters/migrate/stock_settings.py',
-        old='    if not same:\n        raise',
-        new='    if not same and value:\n        raise',
-        tests=('tests/adapters/migrate/test_stock_settings.py',),
+        file='mmseg_m2f/adapters/migrate/stock_head.py',
+        old='            if (value := getattr(module, key)) != ours:',
+        new='            if (value := getattr(module, key)) not in (ours, False):',
+        tests=('tests/adapters/migrate/test_stock_configs.py',),
     ),
     Mutant(
         name='dropin_leaves_mmseg_alone',
@@ -174,7 +174,7 @@ MUTANTS = (
     Mutant(
         name='accelerated_thresholds_are_ours',
         breaks='An accelerated detector keeps its iou_thr.',
-        file='mmseg_m2f/adapters/acceleration/methods.py',
+        file='mmseg_m2f/adapters/migrate/stock_head.py',
         old="test_cfg.get('iou_thr', 0.8)",
         new="test_cfg.get('overlap_thr', 0.8)",
         tests=('tests/adapters/acceleration/test_accelerate.py',),
@@ -182,7 +182,7 @@ MUTANTS = (
     Mutant(
         name='dropout_is_accelerated',
         breaks='A stock layer with dropout is refused.',
-        file='mmseg_m2f/adapters/acceleration/stock_head.py',
+        file='mmseg_m2f/adapters/migrate/stock_head.py',
         old="{'dropout': 0, 'add_zero_attn': False}",
         new="{'add_zero_attn': False}",
         tests=('tests/adapters/acceleration/test_refusals.py',),
@@ -191,8 +191,8 @@ MUTANTS = (
         name='the_stock_path_computes_in_silence',
         breaks='It is said once, with the reason, when the stock path computes.',
         file='mmseg_m2f/adapters/acceleration/twin.py',
-        old="            print_log(line, logger='current', level=logging.WARNING)",
-        new='            del line',
+        old="            warn(f'not accelerated,",
+        new="            len(f'not accelerated,",
         tests=('tests/adapters/acceleration/test_refusals.py',),
     ),
     Mutant(

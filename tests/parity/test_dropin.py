@@ -105,13 +105,8 @@ def test_the_stock_optimizer_does_not_decay_our_level_embeddings(package, seen):
         assert config.get('decay', dict.fromkeys(expected, 0.0)) == dict.fromkeys(expected, 0.0)
 
 
-@pytest.mark.parametrize(
-    ('package', 'absent', 'metric'),
-    [('mmseg', 'mmdet', 'mIoU'), ('mmdet', 'mmseg', 'coco/segm_mAP')],
-)
-def test_runs_to_the_end_without_the_other_package(package, absent, metric, tmp_path):
+def test_runs_to_the_end_without_mmseg(tmp_path):
     """The runner trains and tests with the stock data set, pipeline and metric."""
-    pytest.importorskip(package)
-    configs = look(package, tmp_path, absent)
-    [metrics] = configs.values()
-    assert math.isfinite(metrics[metric])
+    pytest.importorskip('mmdet')
+    [metrics] = look('mmdet', tmp_path, 'mmseg').values()
+    assert math.isfinite(metrics['coco/segm_mAP'])

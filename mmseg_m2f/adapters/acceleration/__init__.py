@@ -4,7 +4,11 @@ The stock model keeps its modules, parameters and state dict. A *twin*, our head
 ``nn.Parameter`` objects, computes in place of the stock head.
 """
 
-from mmseg_m2f.adapters.acceleration.accelerate import AccelerateHook
-from mmseg_m2f.adapters.acceleration.swap import CannotAccelerateError, is_accelerated, restore
+from mmseg_m2f.adapters.acceleration.accelerate import (
+    AccelerateHook,
+    CannotAccelerateError,
+    is_accelerated,
+    restore,
+)
 
 __all__ = ['AccelerateHook', 'CannotAccelerateError', 'is_accelerated', 'restore']

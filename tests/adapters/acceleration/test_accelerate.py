@@ -14,7 +14,7 @@ pytest.importorskip('mmdet')
 
 import mmseg_m2f
 from mmseg_m2f.adapters.acceleration import is_accelerated, restore
-from mmseg_m2f.adapters.acceleration.methods import SemanticMethods
+from mmseg_m2f.adapters.acceleration.twin import SemanticTwin
 from tests import reduced
 from tests.adapters.stock_models import (
     batch,
@@ -200,7 +200,7 @@ def test_a_copy_has_weights_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize('package', PACKAGES)
 def test_class_weights_follow_the_model_to_its_device(package: str) -> None:
     model = mmseg_m2f.accelerate(build(package))
-    twin = head_of(model).forward.__self__.twin
+    twin = head_of(model).forward.__self__
     assert any('class_weight' in name for name, _ in twin.ours.named_buffers())
     model.to('meta')
     assert twin.ready()
@@ -236,11 +236,9 @@ def test_the_hook_in_a_config(tmp_path: Path) -> None:
     del cfg.default_hooks.visualization
     cfg.work_dir = cfg.experiment_name = cfg.visualizer.name = str(tmp_path / 'run')
     seen = []
-    original = SemanticMethods.loss
+    original = SemanticTwin.loss
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            SemanticMethods, 'loss', lambda *args: seen.append(original(*args)) or seen[-1]
-        )
+        patch.setattr(SemanticTwin, 'loss', lambda *args: seen.append(original(*args)) or seen[-1])
         metrics = reduced.train_and_test(cfg)
     assert len(seen) == 2
     assert seen[0]['loss_cls'] != seen[1]['loss_cls']
