@@ -15,8 +15,7 @@ from torch import nn
 
 from mmseg_m2f.adapters.keys import check_keys
 from mmseg_m2f.adapters.migrate import stock_head
-from mmseg_m2f.adapters.models.lazy import build_detector
-from mmseg_m2f.adapters.models.missing import import_for
+from mmseg_m2f.adapters.models.lazy import build_detector, import_for
 
 _TRAIN = ('num_points', 'oversample_ratio', 'importance_sample_ratio', 'assigner', 'sampler')
 # What the stock head and fusion head have if the config does not say.
@@ -108,12 +107,8 @@ def _build_head(package: str, given: dict[str, Any]) -> nn.Module:
 
 
 def _build_stock_head(package: str, config: ConfigDict) -> Any:
-    mmdet_heads = import_for(
-        'MMDetection',
-        'mmdet.models',
-        'mmseg_m2f.dropin builds the stock head to read its settings: pip install '
-        'onedl-mmdetection (onedl stack) or pip install mmdet (upstream).',
-    )
+    advice = 'mmseg_m2f.dropin reads the stock head: pip install onedl-mmdetection or mmdet.'
+    mmdet_heads = import_for('MMDetection', 'mmdet.models', advice)
     heads = importlib.import_module('mmseg.models') if package == 'mmseg' else mmdet_heads
     signatures = [inspect.signature(m.Mask2FormerHead).parameters for m in (heads, mmdet_heads)]
     # The stock heads take any key, and leave out what they do not know.

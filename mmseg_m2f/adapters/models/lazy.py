@@ -30,7 +30,7 @@ class MissingOperatorsError(RuntimeError):
 def build_segmentor(**keys: Any) -> nn.Module:
     """Build `SemanticSegmentor`, a segmentor of MMSegmentation."""
     advice = 'pip install onedl-mmsegmentation (onedl stack) or mmsegmentation (upstream).'
-    module = _import_for('MMSegmentation', 'mmseg_m2f.adapters.models.segmentor', advice)
+    module = import_for('MMSegmentation', 'mmseg_m2f.adapters.models.segmentor', advice)
     return module.SemanticSegmentor(**keys)
 
 
@@ -38,7 +38,7 @@ def build_segmentor(**keys: Any) -> nn.Module:
 def build_detector(**keys: Any) -> nn.Module:
     """Build `Mask2Former`, a detector of MMDetection."""
     advice = 'pip install onedl-mmdetection (onedl stack) or mmdet (upstream).'
-    module = _import_for('MMDetection', 'mmseg_m2f.adapters.models.detector', advice)
+    module = import_for('MMDetection', 'mmseg_m2f.adapters.models.detector', advice)
     return module.Mask2Former(**keys)
 
 
@@ -48,10 +48,10 @@ def check_mmseg_imports() -> None:
     Upstream MMSegmentation needs them, the onedl distribution does not.
     """
     if find_spec('mmcv._ext') is None and find_spec('mmseg') is not None:
-        _import_for('MMSegmentation', 'mmseg.models', 'Repair or uninstall it.')
+        import_for('MMSegmentation', 'mmseg.models', 'Repair or uninstall it.')
 
 
-def _import_for(framework: str, module: str, advice: str) -> ModuleType:
+def import_for(framework: str, module: str, advice: str) -> ModuleType:
     """Import ``module``, which needs ``framework``."""
     try:
         return importlib.import_module(module)
