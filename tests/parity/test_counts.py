@@ -6,15 +6,13 @@ is needed.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
-from unittest import mock
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -30,10 +28,12 @@ from tools.benchmark.images import batch_of
 WAITING = ('_local_scalar_dense', 'nonzero', 'masked_select', '_unique2', 'unique_dim')
 WAITING += ('unique_consecutive', 'bincount')
 INDEXING = ('index', 'index_put', 'index_put_', '_index_put_impl_')
-# Methods that copy to the host; on a CPU they reach no operator.
-TO_HOST = ('cpu', 'tolist')
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+ATTENTION_FLOPS = {
+    ATTENTION: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    ATTENTION_BACKWARD: lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v),
+}
 
 
 class Counts(NamedTuple):
@@ -56,11 +56,9 @@ BOUNDS = {
 class Operators(TorchDispatchMode):
     """Counts calls of ATen's operators, and those that would wait for a GPU."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = self.waits = 0
+    calls = waits = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name().removeprefix('aten::').split('.')[0]
         # The host must know how many elements a boolean index has.
         is_boolean = name in INDEXING and any(
@@ -71,64 +69,35 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count(step: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> Counts:
+class CopiesToHost(TorchFunctionMode):
+    """Counts methods that copy to the host; on a CPU they reach no operator."""
+
+    calls = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.calls += func in (Tensor.cpu, Tensor.tolist)
+        return func(*args, **(kwargs or {}))
+
+
+def count(step, parameters=()):
     """Count one call of `step`; bytes kept for backward are counted without `parameters`."""
-    flops = FlopCounterMode(
-        display=False,
-        custom_mapping={
-            ATTENTION: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-            ATTENTION_BACKWARD: lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(
-                grad, q, k, v
-            ),
-        },
-    )
-    with saved_bytes(parameters) as saved, copies_to_host() as copies, Operators() as found, flops:
-        step()
-    waits = found.waits + len(copies)
-    return Counts(flops.get_total_flops(), found.calls, sum(saved.values()), waits)
+    # By address, so that a storage counts once. The tensors are kept: no address comes back.
+    saved = {parameter.untyped_storage().data_ptr(): None for parameter in parameters}
 
-
-@contextmanager
-def saved_bytes(parameters: Iterable[Tensor]) -> Iterator[dict[int, int]]:
-    """Collect the bytes of each storage kept for backward, by its address."""
-    known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-    saved: dict[int, int] = {}
-    kept: list[Tensor] = []  # so that no address comes back while the step runs
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            saved[storage.data_ptr()] = storage.nbytes()
-            kept.append(tensor.detach())
+    def pack(tensor):
+        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield saved
-
-
-@contextmanager
-def copies_to_host() -> Iterator[list[str]]:
-    """Collect the calls of methods that copy to the host."""
-    calls: list[str] = []
-
-    def noting(name: str) -> Callable[..., Any]:
-        original = getattr(Tensor, name)
-
-        def method(self: Tensor, *args: Any, **kwargs: Any) -> Any:
-            calls.append(name)
-            return original(self, *args, **kwargs)
-
-        return method
-
-    with (
-        mock.patch.object(Tensor, 'cpu', noting('cpu')),
-        mock.patch.object(Tensor, 'tolist', noting('tolist')),
-    ):
-        yield calls
+    flops = FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS)
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, CopiesToHost() as copies, Operators() as found, flops:
+        step()
+    kept = sum(tensor.untyped_storage().nbytes() for tensor in saved.values() if tensor is not None)
+    return Counts(flops.get_total_flops(), found.calls, kept, found.waits + copies.calls)
 
 
 @pytest.fixture(scope='module', autouse=True)
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def reference(tmp_path_factory):
     operator = functools.partial(deform_attn.ms_deform_attn, backend='reference')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(measure.FOLDER, str(tmp_path_factory.mktemp('weights')))
@@ -138,10 +107,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.mark.filterwarnings('ignore:torch.meshgrid')
 @pytest.mark.parametrize(('model', 'kind'), list(BOUNDS))
-def test_within_the_bounds(model: str, kind: str) -> None:
-    if model == 'panoptic':
-        case = CASES['inference-panoptic-800x1333']._replace(size=(200, 333))
-    else:
+def test_within_the_bounds(model, kind):
+    case = CASES['inference-panoptic-800x1333']._replace(size=(200, 333))
+    if model == 'semantic':
         batch = 2 if kind == 'training' else 1
         case = CASES['inference-r50-512']._replace(model='r18', size=(128, 128), batch=batch)
     models.share_weights(case.model, [], batch_of(case))
@@ -149,7 +117,7 @@ def test_within_the_bounds(model: str, kind: str) -> None:
     if kind == 'training':
         built.train()
 
-        def step() -> None:
+        def step():
             torch.stack(list(training.losses(built, batch_of(case)).values())).sum().backward()
 
         found = count(step, built.parameters())
@@ -161,30 +129,26 @@ def test_within_the_bounds(model: str, kind: str) -> None:
     assert all(a <= b for a, b in zip(found, BOUNDS[model, kind], strict=True)), found
 
 
-def test_counts_by_hand() -> None:
-    """One product of 2 x 3 and 3 x 4; 3 x 4 floats are kept, the parameter is not counted."""
+def test_counts_by_hand():
+    """Products of 2 x 3 and 3 x 4; 3 x 4 floats are kept, the parameter is not counted.
+
+    Attention with 2 heads, 3 queries, 5 keys, 4 channels: two products, five more in the backward
+    pass.
+    """
     weight = torch.ones(2, 3, requires_grad=True)
     x = torch.ones(3, 4)
-    found = count(lambda: (weight @ x).sum().item(), [weight])
-    assert found.flops == 2 * 2 * 3 * 4
-    assert found.calls in (3, 4)  # product, sum, the scalar, which may be detached first
-    assert found.saved_bytes == 3 * 4 * 4
-    assert found.synchronizations == 1
+    flops, calls, saved_bytes, synchronizations = count(lambda: (weight @ x).sum().item(), [weight])
+    assert (flops, saved_bytes, synchronizations) == (2 * 2 * 3 * 4, 3 * 4 * 4, 1)
+    assert calls in (3, 4)  # product, sum, the scalar, which may be detached first
     layer = nn.Linear(3, 4)
     assert count(lambda: layer(torch.ones(1, 5, 3))).flops == 2 * 5 * 3 * 4
 
-
-def test_attention_counts_on_a_cpu_too() -> None:
-    """2 heads, 3 queries, 5 keys, 4 channels: two products, and five in the backward pass."""
     query = torch.ones(1, 2, 3, 4, requires_grad=True)
     key = torch.ones(1, 2, 5, 4, requires_grad=True)
-
-    def step() -> Tensor:
-        return F.scaled_dot_product_attention(query, key, key)
-
+    attend = functools.partial(F.scaled_dot_product_attention, query, key, key)
     product = 2 * 2 * 3 * 5 * 4
-    assert count(step).flops == 2 * product
-    assert count(lambda: step().sum().backward()).flops == (2 + 5) * product
+    assert count(attend).flops == 2 * product
+    assert count(lambda: attend().sum().backward()).flops == (2 + 5) * product
 
 
 @pytest.mark.parametrize(
@@ -200,5 +164,5 @@ def test_attention_counts_on_a_cpu_too() -> None:
         (lambda x: x[torch.tensor([0, 1])].add(1).where(x[:2] > 0, 0), False),
     ],
 )
-def test_which_steps_wait_for_a_gpu(step: Callable[[Tensor], Any], waits: bool) -> None:
+def test_which_steps_wait_for_a_gpu(step, waits):
     assert (count(lambda: step(torch.ones(4))).synchronizations > 0) == waits

@@ -303,7 +303,7 @@ def test_every_term_and_every_gradient(name: str, points: str) -> None:
 
 
 @pytest.mark.parametrize('others', [2, 0])
-def test_the_normaliser_is_the_mean_over_processes_once_per_step(
+def test_the_normalizer_is_the_mean_over_processes_once_per_step(
     others: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes, of which the other has ``others`` targets: 7 / 2, and 1 / 2 raised to 1."""

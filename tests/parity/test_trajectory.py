@@ -6,7 +6,7 @@ import torch
 pytest.importorskip('mmdet')
 
 from tests.parity import trajectories
-from tests.parity.trajectories import NUM_QUERIES, change, switched
+from tests.parity.trajectories import NUM_QUERIES, NUM_THINGS, change, switched
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore:torch.meshgrid'),
@@ -32,14 +32,6 @@ def baseline():
 
 def test_twenty_steps_equal_mmdet_s():
     """Every term of every step; the batches hold empty images and too many segments."""
-    ours, theirs = trajectories.both()
-    assert len(ours) == len(theirs) == 20
-    for one, other in zip(ours, theirs, strict=True):
-        assert one == pytest.approx(other, rel=1e-6)
-    assert theirs[-1]['loss'] < 0.9 * theirs[0]['loss']
-
-
-def test_the_batches_tell_the_ways_of_counting_apart():
     numbers = [
         [len(sample.gt_instances) + len(sample.gt_sem_seg.sem_seg.unique()) for sample in samples]
         for _, samples in trajectories.batches()
@@ -47,23 +39,25 @@ def test_the_batches_tell_the_ways_of_counting_apart():
     assert any(number > NUM_QUERIES + 1 for pair in numbers for number in pair)
     # Nothing but the ignored label.
     assert [pair[1] for pair in numbers].count(1) >= 5
+    ours, theirs = trajectories.both()
+    assert len(ours) == len(theirs) == 20
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+    assert theirs[-1]['loss'] < 0.9 * theirs[0]['loss']
 
 
-def test_the_normaliser_scales_the_mask_losses_of_the_first_step(baseline):
+def test_the_normalizer_scales_the_mask_losses_of_the_first_step(baseline):
     """The first batch has an empty image: mmdet counts one mask more than there are."""
     official = switched(FEW, num_masks_mode='official')
     _, (full, empty) = trajectories.batches(1)[0]
     labels = full.gt_sem_seg.sem_seg.unique()
-    stuff = ((labels >= trajectories.NUM_THINGS) & (labels < 11)).sum().item()
-    number = len(full.gt_instances) + stuff
-    assert len(empty.gt_instances) == 0
+    number = len(full.gt_instances) + int(((labels >= NUM_THINGS) & (labels < 11)).sum())
     counted = min(number, NUM_QUERIES) + 1
+    assert len(empty.gt_instances) == 0
     assert counted != number
-    for name, value in official[0].items():
-        if name == 'loss':
-            continue
+    for name in official[0].keys() - {'loss'}:
         factor = 1 if 'cls' in name else counted / number
-        assert value == pytest.approx(factor * baseline[0][name], rel=1e-9)
+        assert official[0][name] == pytest.approx(factor * baseline[0][name], rel=1e-9)
 
 
 def test_each_switch_of_training_changes_the_trajectory(baseline):

@@ -4,11 +4,8 @@ In float64, so that rounding does not decide a match: what differs is what is co
 tests.parity.trajectories`` prints the effect of each switch, flipped alone.
 """
 
-import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import mmdet
@@ -37,14 +34,12 @@ MMDET = {
     'keep_empty_gt': False,
     'panoptic_mask_intersection': False,
 }
-Batch = tuple[list[Tensor], list[Any]]
-Trajectory = list[dict[str, float]]
-# BGR, as images are loaded. Padding after the normalisation, with 0, is padding with this.
+# BGR, as images are loaded. Padding after the normalization, with 0, is padding with this.
 MEAN_COLOR = (104, 116, 124)
 
 
-def build(model: dict[str, Any], seed: int = 0) -> nn.Module:
-    """Initialised as the runner does, in float64.
+def build(model, seed=0):
+    """Initialized as the runner does, in float64.
 
     But for the deformable attention: it starts from whole pixels, where bilinear values have a kink
     and rounding decides the gradient.
@@ -59,7 +54,7 @@ def build(model: dict[str, Any], seed: int = 0) -> nn.Module:
     return detector.double().train()
 
 
-def stock_model() -> dict[str, Any]:
+def stock_model():
     """MMDetection's configuration with small widths."""
     model = Config.fromfile(Path(mmdet.__file__).parent / CONFIG).model
     model.data_preprocessor.batch_augments = None
@@ -81,8 +76,8 @@ def stock_model() -> dict[str, Any]:
     return model
 
 
-def our_model(**compat: Any) -> dict[str, Any]:
-    stock = stock_model()
+def our_model(**compat):
+    stock, sizes = stock_model(), {'num_layers': NUM_LAYERS, 'ffn_dim': 128}
     return {
         'type': 'mmseg_m2f.Mask2Former',
         'data_preprocessor': stock.data_preprocessor,
@@ -93,55 +88,37 @@ def our_model(**compat: Any) -> dict[str, Any]:
             'thing_ids': list(range(NUM_THINGS)),
             'in_channels': CHANNELS,
             'num_queries': NUM_QUERIES,
-            'pixel_decoder': {
-                'channels': 64,
-                'num_layers': NUM_LAYERS,
-                'ffn_dim': 128,
-                'norm_groups': 8,
-            },
-            'decoder': {'num_layers': NUM_LAYERS, 'ffn_dim': 128},
+            'pixel_decoder': {'channels': 64, 'norm_groups': 8, **sizes},
+            'decoder': sizes,
             'losses': {'points': {'num_points': NUM_POINTS}},
             'compat': {**MMDET, **compat},
         },
     }
 
 
-def pipeline(**changes: Any) -> list[dict[str, Any]]:
+def pipeline(
+    offsets='independent', pad_value=MEAN_COLOR, backend='cv2', keep_empty=False, min_area=64
+):
     """Large-scale jitter as MMDetection has it, by our transforms.
 
-    ``changes`` of ``offsets``, ``pad_value``, ``backend``, ``keep_empty`` and ``min_area``.
+    Two segments of a class that no point hits cost the same, and rounding would decide a match:
+    they need an area of at least ``min_area``.
     """
-    settings = {'offsets': 'independent', 'pad_value': MEAN_COLOR, 'backend': 'cv2'}
-    # Two segments of a class that no point hits cost the same: rounding would decide a match.
-    settings |= {'keep_empty': False, 'min_area': 64, **changes}
+    resize = {'min_scale': 0.1, 'max_scale': 2.0, 'target_size': SIZE, 'backend': backend}
+    crop = {'crop_size': SIZE, 'pad_value': pad_value, 'offsets': offsets}
+    pack = {'layout': 'mmdet', 'keep_empty': keep_empty, 'min_area': min_area}
     return [
         {'type': 'LoadImageFromFile'},
         {'type': 'mmseg_m2f.LoadSegments'},
         {'type': 'mmseg_m2f.RandomFlip', 'prob': 0.5},
-        {
-            'type': 'mmseg_m2f.ResizeScale',
-            'min_scale': 0.1,
-            'max_scale': 2.0,
-            'target_size': SIZE,
-            'backend': settings['backend'],
-        },
-        {
-            'type': 'mmseg_m2f.FixedSizeCrop',
-            'crop_size': SIZE,
-            'pad_value': settings['pad_value'],
-            'offsets': settings['offsets'],
-        },
-        {
-            'type': 'mmseg_m2f.PackSegments',
-            'layout': 'mmdet',
-            'keep_empty': settings['keep_empty'],
-            'min_area': settings['min_area'],
-        },
+        {'type': 'mmseg_m2f.ResizeScale', **resize},
+        {'type': 'mmseg_m2f.FixedSizeCrop', **crop},
+        {'type': 'mmseg_m2f.PackSegments', **pack},
     ]
 
 
-def batches(num_steps: int = NUM_STEPS, **changes: Any) -> list[Batch]:
-    """The photos of all steps; the same draws whatever the changes."""
+def batches(num_steps=NUM_STEPS, **changes):
+    """The photos of all steps; the same draws whatever the changes of the pipeline."""
     init_default_scope('mmdet')
     data = DATASETS.build(
         {
@@ -154,26 +131,26 @@ def batches(num_steps: int = NUM_STEPS, **changes: Any) -> list[Batch]:
     )
     found = []
     for step in range(num_steps):
-        samples = []
+        inputs, samples = [], []
         for index in range(step * BATCH_SIZE, (step + 1) * BATCH_SIZE):
             np.random.seed(index)
-            samples.append(data[index % len(data)])
+            item = data[index % len(data)]
+            inputs.append(item['inputs'])
+            samples.append(item['data_samples'])
         if step % EMPTY_EVERY == 0:
-            _remove_segments(samples[-1]['data_samples'])
-        found.append(([s['inputs'] for s in samples], [s['data_samples'] for s in samples]))
+            empty = samples[-1]
+            empty.gt_instances = empty.gt_instances[:0]
+            ignored = torch.full_like(empty.gt_sem_seg.sem_seg, 255)
+            empty.gt_sem_seg = PixelData(sem_seg=ignored)
+        found.append((inputs, samples))
     return found
 
 
-def _remove_segments(sample: Any) -> None:
-    sample.gt_instances = sample.gt_instances[:0]
-    sample.gt_sem_seg = PixelData(sem_seg=torch.full_like(sample.gt_sem_seg.sem_seg, 255))
-
-
 @contextmanager
-def same_points(step: int, dtype: torch.dtype) -> Iterator[None]:
+def same_points(step, dtype):
     """Both sides draw the step's own points, one set for each number of them."""
 
-    def rand(*shape: Any, **_: Any) -> Tensor:
+    def rand(*shape, **_):
         rows, number, _ = shape[0] if len(shape) == 1 else shape
         generator = torch.Generator().manual_seed(1000 * step + number)
         points = torch.empty(1, number, 2, dtype=torch.float64).uniform_(generator=generator)
@@ -187,12 +164,11 @@ def same_points(step: int, dtype: torch.dtype) -> Iterator[None]:
         yield
 
 
-def trajectory(model: nn.Module, data: list[Batch], *, mixed: bool = False) -> Trajectory:
+def trajectory(model, data, *, mixed=False):
     """The losses of each step, before its update; ``mixed`` with float32 and bfloat16."""
     dtype = next(model.parameters()).dtype
-    optimiser = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.05
-    )
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.05)
     found = []
     for step, (inputs, samples) in enumerate(data):
         batch = {'inputs': list(inputs), 'data_samples': [sample.clone() for sample in samples]}
@@ -200,15 +176,15 @@ def trajectory(model: nn.Module, data: list[Batch], *, mixed: bool = False) -> T
         with same_points(step, dtype), torch.autocast('cpu', torch.bfloat16, enabled=mixed):
             losses = model.loss(batch['inputs'].to(dtype), batch['data_samples'])
         total = sum(losses.values())
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.01)
-        optimiser.step()
+        optimizer.step()
         found.append({'loss': total.item(), **{k: v.item() for k, v in losses.items()}})
     return found
 
 
-def both(num_steps: int = NUM_STEPS) -> tuple[Trajectory, Trajectory]:
+def both(num_steps=NUM_STEPS):
     """Ours with all switches as MMDetection has it, and theirs, from the same weights."""
     theirs, ours, data = build(stock_model()), build(our_model()), batches(num_steps)
     ours.load_state_dict(theirs.state_dict())
@@ -216,46 +192,43 @@ def both(num_steps: int = NUM_STEPS) -> tuple[Trajectory, Trajectory]:
         return trajectory(ours, data), trajectory(theirs, data)
 
 
-def switched(num_steps: int = NUM_STEPS, seed: int = 0, **compat: Any) -> Trajectory:
+def switched(num_steps=NUM_STEPS, seed=0, **compat):
     """Ours with one switch turned to the official side.
 
     Segments that a crop has emptied are in the batches if they are to be found.
     """
-    pipeline_changes = {}
-    if 'keep_empty_gt' in compat:
-        pipeline_changes = {'keep_empty': True, 'min_area': 1}
-    return trajectory(build(our_model(**compat), seed), batches(num_steps, **pipeline_changes))
+    changes = {'keep_empty': True, 'min_area': 1} if 'keep_empty_gt' in compat else {}
+    return trajectory(build(our_model(**compat), seed), batches(num_steps, **changes))
 
 
-def change(one: Trajectory, other: Trajectory) -> list[float]:
-    """Return the loss of each step."""
+def change(one, other):
+    """The relative change of the loss in each step."""
     return [a['loss'] / b['loss'] - 1 for a, b in zip(one, other, strict=True)]
 
 
-def main() -> None:
-    """Writes the change of the loss in the first, the last and the worst step, in per cent."""
+def main():
+    """Write the change of the loss in the first, the last and the worst step, in per cent."""
     torch.set_num_threads(1)
-
-    def report(name: str, one: Trajectory, other: Trajectory) -> None:
+    base = switched()
+    pairs = {
+        'none: ours, theirs': both(),
+        'num_masks_mode': (switched(num_masks_mode='official'), base),
+        'keep_empty_gt': (switched(keep_empty_gt=True), switched(keep_empty_gt=False)),
+        'panoptic_mask_i...': (switched(panoptic_mask_intersection=True), base),
+    }
+    for seed in range(3):
+        pairs[f'init, seed {seed}'] = switched(init='official', seed=seed), switched(seed=seed)
+    for seed in range(1, 3):
+        pairs[f'seed {seed} for 0'] = switched(seed=seed), base
+    for name, value in (('offsets', 'shared'), ('backend', 'pillow'), ('pad_value', 128)):
+        pairs[name] = trajectory(build(our_model()), batches(**{name: value})), base
+    single = trajectory(build(our_model()).float(), batches())
+    mixed = trajectory(build(our_model()).float(), batches(), mixed=True)
+    pairs |= {'float32': (single, base), 'mixed precision': (mixed, single)}
+    for name, (one, other) in pairs.items():
         by_step = [100 * value for value in change(one, other)]
         numbers = (by_step[0], by_step[-1], max(by_step, key=abs))
-        sys.stdout.write(f'{name:24}' + ''.join(f'{value:+12.6f}' for value in numbers) + '\n')
-
-    report('none: ours, theirs', *both())
-    base = switched()
-    report('num_masks_mode', switched(num_masks_mode='official'), base)
-    report('keep_empty_gt', switched(keep_empty_gt=True), switched(keep_empty_gt=False))
-    report('panoptic_mask_i...', switched(panoptic_mask_intersection=True), base)
-    for seed in range(3):
-        report(f'init, seed {seed}', switched(init='official', seed=seed), switched(seed=seed))
-    for seed in range(1, 3):
-        report(f'seed {seed} for 0', switched(seed=seed), base)
-    for name, value in (('offsets', 'shared'), ('backend', 'pillow'), ('pad_value', 128)):
-        report(name, trajectory(build(our_model()), batches(**{name: value})), base)
-    single = trajectory(build(our_model()).float(), batches())
-    report('float32', single, base)
-    mixed = trajectory(build(our_model()).float(), batches(), mixed=True)
-    report('mixed precision', mixed, single)
+        print(f'{name:24}' + ''.join(f'{value:+12.6f}' for value in numbers))  # noqa: T201
 
 
 if __name__ == '__main__':
