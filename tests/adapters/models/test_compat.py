@@ -37,14 +37,6 @@ def test_the_record_tells_the_switches_and_builds_the_head_again(name, warned):
     assert shapes[0] == shapes[1]
 
 
-@both_heads
-def test_wrong_switches_say_what_is_allowed(name):
-    with pytest.raises(ValueError, match=r"compat does not know \['init_mode'\]; .*\['init', 'num"):
-        build_head(name, init_mode='mmdet', init='mmdet')
-    with pytest.raises(ValueError, match=r"compat\.init must be one of .* got 'xavier'"):
-        build_head(name, init='xavier')
-
-
 @pytest.mark.parametrize('mode', ['official', 'mmdet'])
 def test_init_reaches_encoder_and_decoder(mode):
     head = build_head(init=mode)

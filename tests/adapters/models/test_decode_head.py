@@ -95,44 +95,25 @@ def test_a_window_as_large_as_the_padded_image_equals_whole_bit_for_bit(window):
     assert all(torch.equal(a, b) for a, b in zip(whole, slide, strict=True))
 
 
-def test_sliding_windows_give_scores_at_the_original_size():
-    model = build_segmentor().double()
-    sliding = {'mode': 'slide', 'crop_size': (40, 41), 'stride': (16, 24)}
-    scores = predict(model, batch(), **sliding)
-    assert [tuple(s.shape) for s in scores] == [(3, 50, 70), (3, 50, 70)]
-    # Alone an image gives the same scores, up to rounding of convolutions of another batch size.
-    alone = predict(model, {key: value[1:] for key, value in batch().items()}, **sliding)
-    torch.testing.assert_close(alone[0], scores[1], rtol=0, atol=DOUBLE)
-
-
 def test_whole_prediction_follows_the_official_order():
     """Scores at the padded size, then crop, then bilinear resize to the original size."""
-    model = build_segmentor().double()
-    data = batch(num_images=1)
+    model, data = build_segmentor().double().eval(), batch(num_images=1)
     data['data_samples'][0].set_metainfo({'ori_shape': (100, 140)})
-    got = predict(model, data, mode='whole')[0]
+    [got] = predict(model, data, mode='whole')
 
-    inputs = model.data_preprocessor(batch(num_images=1), training=False)['inputs']
-    assert inputs.shape[-2:] == (64, 96)
-    with torch.no_grad():
-        class_logits, mask_logits = model.decode_head(model.extract_feat(inputs.double()))
+    inputs = model.data_preprocessor(batch(num_images=1))['inputs'].double().requires_grad_()
+    features = model.extract_feat(inputs)
+    class_logits, mask_logits = model.decode_head(features)
     masks = F.interpolate(mask_logits, size=(64, 96), mode='bilinear')
     scores = torch.einsum('qk,qhw->khw', class_logits[0].softmax(-1)[:, :-1], masks[0].sigmoid())
     expected = F.interpolate(scores[None, :, :50, :70], size=(100, 140), mode='bilinear')[0]
     torch.testing.assert_close(got, expected, rtol=0, atol=DOUBLE)
-
-
-def test_scores_carry_a_gradient_where_one_is_asked_for():
-    model = build_segmentor().double().eval()
-    inputs = model.data_preprocessor(batch(num_images=1), training=False)['inputs'].double()
-    metas = [{'img_shape': (64, 96), 'pad_shape': (64, 96)}]
-    features = model.extract_feat(inputs.requires_grad_())
-    scores = model.decode_head.predict(features, metas, {})
-    scores.sum().backward()
-    assert inputs.grad.abs().sum() > 0
-    with torch.no_grad():
-        without = model.decode_head.predict([x.detach() for x in features], metas, {})
-    torch.testing.assert_close(without, scores.detach(), rtol=0, atol=DOUBLE)
+    # Scores carry a gradient where one is asked for.
+    [found] = model.decode_head.predict(features, [{'img_shape': (64, 96)}])
+    torch.testing.assert_close(found, scores, rtol=0, atol=DOUBLE)
+    grads = [torch.autograd.grad(x.sum(), inputs, retain_graph=True)[0] for x in (found, scores)]
+    assert grads[1].abs().sum() > 0
+    torch.testing.assert_close(*grads, rtol=1e-8, atol=DOUBLE)
 
 
 @pytest.mark.parametrize(('num_classes', 'wrong'), [(3, 7), (1, 2)])

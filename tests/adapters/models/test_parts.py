@@ -1,18 +1,16 @@
 """Every part builds alone from a plain dict, and parts of others plug in."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.registry import DefaultScope, init_default_scope
-from mmengine.utils import import_modules_from_strings
+from mmengine.registry import DefaultScope
 
 from mmseg_m2f.adapters.models.config import MissingSizesError
 from mmseg_m2f.registry import MODELS, TASK_UTILS
 
-EXAMPLES = Path(__file__).parents[3] / 'docs' / 'examples'
-SIZES = {'num_classes': 3, 'in_channels': [8, 16, 32, 64], 'num_queries': 5}
+CHANNELS = {'in_channels': [8, 16, 32, 64]}
+SIZES = {'num_classes': 3, **CHANNELS, 'num_queries': 5}
 PIXEL_DECODER = {'channels': 32, 'num_layers': 1, 'norm_groups': 8, 'ffn_dim': 32}
 FEW_POINTS = {'points': {'num_points': 16}}
 SMALL = {
@@ -22,7 +20,7 @@ SMALL = {
 }
 ATTENTION = {'channels': 32, 'num_heads': 4, 'num_levels': 3, 'num_points': 2}
 ALONE = {
-    'MSDeformAttnPixelDecoder': (MODELS, {'in_channels': [8, 16, 32, 64]}),
+    'MSDeformAttnPixelDecoder': (MODELS, {**CHANNELS, 'attention': {'backend': 'reference'}}),
     'MaskedAttentionDecoder': (MODELS, {'num_classes': 3}),
     'MSDeformAttn': (MODELS, {}),
     'MultiScaleDeformableAttention': (MODELS, ATTENTION),
@@ -37,15 +35,6 @@ ALONE = {
     'Mask2FormerHead': (MODELS, SIZES),
     'Mask2FormerUniversalHead': (MODELS, {**SIZES, 'thing_ids': [2, 0]}),
 }
-# They wrap other models, and have tests of their own.
-WRAPPERS = {'Mask2Former', 'SemanticSegmentor', 'SemanticTTAModel'}
-
-
-@pytest.fixture(autouse=True)
-def _restore_default_scope():
-    yield
-    if DefaultScope.check_instance_created('mmseg'):
-        init_default_scope('mmseg')
 
 
 def build_head(**head):
@@ -73,26 +62,17 @@ def trained(head):
 @pytest.mark.parametrize('scope', [None, 'mmseg', 'mmdet'])
 @pytest.mark.parametrize('name', ALONE)
 def test_each_part_builds_alone_from_a_dict(name, scope):
-    if scope is not None:
-        pytest.importorskip(scope)
-        init_default_scope(scope)
-    if name == 'MultiScaleDeformableAttention':
-        pytest.importorskip('mmcv._ext')
+    pytest.importorskip('mmcv._ext' if name == 'MultiScaleDeformableAttention' else scope or 'mmcv')
     registry, cfg = ALONE[name]
-    assert callable(registry.build({'type': f'mmseg_m2f.{name}', **cfg}))
-
-
-def test_every_registered_name_is_tested_here():
-    registered = {**MODELS.module_dict, **TASK_UTILS.module_dict}
-    ours = {name for name, part in registered.items() if part.__module__.startswith('mmseg_m2f')}
-    assert ours - WRAPPERS == set(ALONE)
+    with DefaultScope.overwrite_default_scope(scope):
+        assert callable(registry.build({'type': f'mmseg_m2f.{name}', **cfg}))
 
 
 def test_our_names_win_over_those_of_the_current_scope():
     """mmdet has a MSDeformAttnPixelDecoder too; inside our head the bare name means ours."""
     pytest.importorskip('mmdet')
-    init_default_scope('mmdet')
-    head = build_head(pixel_decoder={'type': 'MSDeformAttnPixelDecoder', **PIXEL_DECODER})
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        head = build_head(pixel_decoder={'type': 'MSDeformAttnPixelDecoder', **PIXEL_DECODER})
     assert type(head.pixel_decoder).__module__ == 'mmseg_m2f.core.pixel_decoder'
 
 
@@ -126,6 +106,7 @@ class PlainCost:
     [
         ({'queries': 3}, r"does not know \['queries'\].*'num_queries'"),
         ({'decoder': {'layers': 1}}, r"decoder: .* does not know \['layers'\].*'num_layers'"),
+        ({'compat': {'mode': 0}}, r"compat does not know \['mode'\]; known keys: \['init', "),
         ({'losses': {'boxes': {}}}, r"losses does not know \['boxes'\]"),
         ({'matcher': {'costs': {'mine': {}}}}, r'matcher\.costs\.mine needs a type'),
         (
@@ -153,12 +134,6 @@ def test_wrong_settings_say_what_is_allowed(override, message):
         build_head(**override)
 
 
-def test_a_pixel_decoder_built_alone_takes_settings_of_its_attention_without_a_type():
-    config = {'type': 'mmseg_m2f.MSDeformAttnPixelDecoder', 'in_channels': [8, 8, 8, 8]}
-    part = MODELS.build({**config, 'attention': {'backend': 'reference'}})
-    assert {layer.attn.backend for layer in part.layers} == {'reference'}
-
-
 def test_class_weights_reach_the_class_loss():
     head = build_head(class_weight=[1.0, 2.0, 3.0], no_object_weight=0.5)
     assert head.criterion.class_loss.class_weight.tolist() == [1.0, 2.0, 3.0, 0.5]
@@ -184,7 +159,6 @@ def test_mmcv_attention_swaps_in_by_type_with_equal_outputs(scope):
 
 def test_foreign_costs_and_losses_plug_in(said):
     match_cost = pytest.importorskip('mmdet.models.task_modules')
-    init_default_scope('mmseg')
     derived = type('Derived', (match_cost.DiceCost,), {})
     costs = {
         'cls': {'type': 'mmdet.FocalLossCost', 'weight': 2.0},
@@ -205,7 +179,6 @@ def test_foreign_costs_and_losses_plug_in(said):
 def test_mmdet_parts_equal_ours_where_the_formula_is_the_same():
     """The same trio from mmdet gives the same losses, gradients included."""
     pytest.importorskip('mmdet')
-    init_default_scope('mmseg')
     costs = {
         'cls': {'type': 'mmdet.ClassificationCost', 'weight': 2.0},
         'mask': {'type': 'mmdet.CrossEntropyLossCost', 'use_sigmoid': True, 'weight': 5.0},
@@ -225,18 +198,6 @@ def test_mmdet_parts_equal_ours_where_the_formula_is_the_same():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
     grads = [head.decoder.query_feat.weight.grad for head in (theirs, ours)]
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-5)
-
-
-def test_a_file_of_a_user_replaces_three_parts(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    import_modules_from_strings(['custom_parts'])
-    head = build_head(
-        pixel_decoder={'type': 'TopDownPixelDecoder'},
-        matcher={'costs': {'mask': {'type': 'L1MaskCost'}}},
-        losses={'mask': {'type': 'L1MaskLoss'}, **FEW_POINTS},
-    )
-    trained(head)
-    assert head.pixel_decoder.lateral[0].weight.grad.abs().sum() > 0
 
 
 def test_a_pixel_decoder_without_sizes_is_refused_unless_the_decoder_has_them():

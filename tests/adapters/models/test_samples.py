@@ -18,7 +18,14 @@ SIZE = (6, 8)
 RECTANGLES = torch.zeros(2, 4, 5, dtype=torch.bool)
 RECTANGLES[0, 1:3, 1:4] = RECTANGLES[1, 0:2, 0:2] = True
 POLYGONS = [[np.array([1.0, 1, 4, 1, 4, 3, 1, 3])], [np.array([0.0, 0, 2, 0, 2, 2, 0, 2])]]
-NO_LABELS = torch.zeros(0, dtype=torch.long)
+
+
+def bitmaps(part):
+    return BitmapMasks(RECTANGLES.numpy().astype(np.uint8)[part], 4, 5)
+
+
+def polygons(part):
+    return PolygonMasks(POLYGONS[part], 4, 5)
 
 
 def sample(**fields):
@@ -29,8 +36,8 @@ def sample(**fields):
     return made
 
 
-def instances(labels, masks=RECTANGLES):
-    return InstanceData(labels=torch.as_tensor(labels), masks=masks)
+def instances(labels):
+    return InstanceData(labels=torch.tensor(labels), masks=RECTANGLES)
 
 
 def segments(segment_map, labels):
@@ -54,32 +61,17 @@ def test_an_index_map_gives_one_target_per_segment_also_where_it_lost_all_pixels
     masks = torch.stack([segment_map == index for index in range(3)])
     assert masks.sum((1, 2)).tolist() == [2, 0, 1]
     check_target(segments(segment_map, [4, 1, 3]), [4, 1, 3], masks)
+    check_target(segments(torch.full((4, 5), -1), []), [], RECTANGLES[:0])
 
 
+@pytest.mark.parametrize('count', [2, 0])
 @pytest.mark.parametrize(
-    'masks',
-    [
-        RECTANGLES,
-        BitmapMasks(RECTANGLES.numpy().astype(np.uint8), 4, 5),
-        PolygonMasks(POLYGONS, 4, 5),
-    ],
-    ids=['tensor', 'bitmaps', 'polygons'],
+    'make', [RECTANGLES.__getitem__, bitmaps, polygons], ids=['tensor', 'bitmaps', 'polygons']
 )
-def test_masks_of_every_kind_give_the_same_target(masks):
-    check_target(sample(gt_instances=instances([3, 1], masks)), [3, 1], RECTANGLES)
-
-
-@pytest.mark.parametrize(
-    'empty',
-    [
-        segments(torch.full((4, 5), -1), []),
-        sample(gt_instances=instances(NO_LABELS, BitmapMasks([], 4, 5))),
-        sample(gt_instances=instances(NO_LABELS, PolygonMasks([], 4, 5))),
-    ],
-    ids=['index map', 'bitmaps', 'polygons'],
-)
-def test_an_empty_sample_gives_no_target(empty):
-    check_target(empty, [], RECTANGLES[:0])
+def test_masks_of_every_kind_give_the_same_target(make, count):
+    labels = torch.tensor([3, 1])[:count]
+    data_sample = sample(gt_instances=InstanceData(labels=labels, masks=make(slice(count))))
+    check_target(data_sample, labels.tolist(), RECTANGLES[:count])
 
 
 def test_a_label_map_adds_the_stuff_and_nothing_else():

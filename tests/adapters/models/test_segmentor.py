@@ -45,6 +45,8 @@ def test_labels_are_those_of_mmsegs_segmentor(original):
         # The same but where scores are equal up to rounding.
         scores = other.seg_logits.data
         torch.testing.assert_close(scores.gather(0, labels)[0], scores.amax(0), rtol=0, atol=1e-4)
+    ours.keep_score_maps()
+    assert 'seg_logits' in predict(ours)[0]
 
 
 def slide(*window):
@@ -73,12 +75,6 @@ def test_score_maps_are_those_of_mmseg_bit_for_bit(settings, meta):
         assert torch.equal(ours.pred_sem_seg.data, theirs.pred_sem_seg.data)
 
 
-def test_scores_are_given_where_they_are_asked_for():
-    ours, _ = build_pair()
-    ours.keep_score_maps()
-    assert 'seg_logits' in predict(ours)[0]
-
-
 def test_images_without_samples_are_predicted():
     ours, _ = build_pair()
     with torch.no_grad():
@@ -96,8 +92,17 @@ def test_no_score_map_exists_for_a_large_image(monkeypatch):
     assert watch.largest < 300_000
 
 
-def test_without_mmseg_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'mmseg.models', None)
-    monkeypatch.delitem(sys.modules, 'mmseg_m2f.adapters.models.segmentor', raising=False)
-    with pytest.raises(ImportError, match='pip install onedl-mmsegmentation'):
-        lazy.build_segmentor()
+@pytest.mark.parametrize(
+    ('build', 'imported', 'ours', 'distribution'),
+    [
+        (lazy.build_segmentor, 'mmseg.models', 'segmentor', 'onedl-mmsegmentation'),
+        (lazy.build_detector, 'mmdet.registry', 'detector', 'onedl-mmdetection'),
+    ],
+)
+def test_without_a_framework_the_error_says_what_to_install(
+    monkeypatch, build, imported, ours, distribution
+):
+    monkeypatch.setitem(sys.modules, imported, None)
+    monkeypatch.delitem(sys.modules, f'mmseg_m2f.adapters.models.{ours}', raising=False)
+    with pytest.raises(ImportError, match=f'pip install {distribution}'):
+        build()
