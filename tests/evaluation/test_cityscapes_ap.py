@@ -5,39 +5,28 @@ import pytest
 from PIL import Image
 
 from mmseg_m2f.evaluation import cityscapes_ap
-
-ROAD, CAR, PERSON, BICYCLE = 7, 26, 24, 33
-SIZE = (40, 80)
-NAME = 'ulm_000001_000019'
+from tests.evaluation.cityscapes_scene import (
+    BICYCLE,
+    CAR,
+    CARS,
+    NAME,
+    PERSON,
+    PERSONS,
+    SIZE,
+    box,
+    write_truth,
+)
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec('cityscapesscripts') is None, reason='needs cityscapesScripts'
 )
 
 
-def box(left: int, width: int) -> np.ndarray:
-    """Make a mask of 20 rows: true instances below 100 pixels would not count."""
-    mask = np.zeros(SIZE, bool)
-    mask[10:30, left : left + width] = True
-    return mask
-
-
-CARS = [box(0, 10), box(20, 20)]
-PERSONS = [box(60, 10)]
-
-
 def scores(folder, masks, label_ids, confidences):
-    instance_ids = np.full(SIZE, ROAD, np.uint16)
-    for mask, instance_id in zip(CARS + PERSONS, (26000, 26001, 24000), strict=True):
-        instance_ids[mask] = instance_id
-    path = folder / 'gtFine/val/ulm' / f'{NAME}_gtFine_instanceIds.png'
-    path.parent.mkdir(parents=True)
-    Image.fromarray(instance_ids).save(path)
     image = f'leftImg8bit/val/ulm/{NAME}_leftImg8bit.png'
-    truth = cityscapes_ap.truth_file(folder / 'gtFine/val', image)
-    masks = np.array(masks).reshape(-1, *SIZE)
-    out, label_ids = folder / 'out', np.array(label_ids)
-    predicted = cityscapes_ap.write_instances(out, image, masks, label_ids, confidences)
+    truth = cityscapes_ap.truth_file(write_truth(folder), image)
+    masks, label_ids = np.array(masks).reshape(-1, *SIZE), np.array(label_ids)
+    predicted = cityscapes_ap.write_instances(folder / 'out', image, masks, label_ids, confidences)
     return cityscapes_ap.cityscapes_scores(cityscapes_ap.match_image(truth, predicted))
 
 

@@ -6,7 +6,9 @@ As a script for torchrun: the processes share the images as MMEngine's sampler d
 import json
 import pickle
 import sys
+from collections import ChainMap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -43,12 +45,9 @@ def sample_of(record, meta, masks, labels, scores=None) -> dict:
     num_classes, things = len(meta['classes']), set(meta['thing_ids'])
     size = record['height'], record['width']
     encoded = torch.full(size, num_classes, dtype=torch.int32)
-    label_map = torch.zeros(size, dtype=torch.int64)
-    number = 0
-    for mask, label in zip(masks, labels, strict=True):
-        number += label in things
-        encoded[mask] = label + (1000 * number if label in things else 0)
-        label_map[mask] = label
+    for number, (mask, label) in enumerate(zip(masks, labels, strict=True), 1):
+        encoded[mask] = label + 1000 * number * (label in things)
+    label_map = torch.where(encoded == num_classes, 0, encoded % 1000).long()
     scores = np.ones(len(labels)) if scores is None else scores
     kept = [i for i, label in enumerate(labels) if label in things]
     return {
@@ -87,23 +86,20 @@ def guessed_samples(dataset) -> list[dict]:
     return samples
 
 
-def evaluate(metric: str, samples: list[dict], meta, **settings) -> dict[str, float]:
-    """Run a metric; its results are pickled as between processes."""
+def evaluate(metric: str, samples: list[dict], meta, size=None, **settings) -> dict[str, float]:
+    """Run a metric; its results are pickled as between processes, of which all have `size`."""
     built = METRICS.build({'type': f'mmseg_m2f.{metric}', **settings})
     built.dataset_meta = meta
     for start in range(0, len(samples), 4):
         built.process({}, samples[start : start + 4])
     assert len(built.results) == len(samples)
     built.results = pickle.loads(pickle.dumps(built.results))
-    return built.evaluate(len(samples))
+    return built.evaluate(size or len(samples))
 
 
-class Runner:
-    """The part of a runner that hooks use."""
-
-    def __init__(self, dataset):
-        self.test_dataloader = self
-        self.dataset = dataset
+def runner_of(dataset) -> SimpleNamespace:
+    """Return the part of a runner that hooks use."""
+    return SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset))
 
 
 def element(sample: dict) -> BaseDataElement:
@@ -116,7 +112,7 @@ def element(sample: dict) -> BaseDataElement:
 
 def save(out: Path, dataset, samples: list[dict]) -> None:
     """Run a test that saves its results."""
-    hook, runner = SaveResultsHook(str(out)), Runner(dataset)
+    hook, runner = SaveResultsHook(str(out)), runner_of(dataset)
     hook.before_test(runner)
     for index in range(0, len(samples), 4):
         outputs = [element(sample) for sample in samples[index : index + 4]]
@@ -131,30 +127,8 @@ def evaluate_all(out: Path, rank: int = 0, world_size: int = 1) -> dict[str, flo
     # The sampler fills the last share with images from the start.
     share = (samples + samples)[rank : -(-len(samples) // world_size) * world_size : world_size]
     save(out, dataset, share)
-    metrics = {}
-    for name in METRIC_TYPES:
-        metric = METRICS.build({'type': f'mmseg_m2f.{name}'})
-        metric.dataset_meta = dataset.metainfo
-        metric.process({}, share)
-        metrics.update(metric.evaluate(len(samples)))
-    return metrics
-
-
-def with_other_ids(folder: Path) -> Path:
-    """Write the panoptic file with its categories in another order and ids from 0 with gaps."""
-    content = json.loads(ANN_FILE.read_text())
-    random, categories = np.random.default_rng(3), content['categories']
-    ids = (7 * random.permutation(len(categories))).tolist()
-    new = {category['id']: i for category, i in zip(categories, ids, strict=True)}
-    for category in categories:
-        category['id'] = new[category['id']]
-    for annotation in content['annotations']:
-        for segment in annotation['segments_info']:
-            segment['category_id'] = new[segment['category_id']]
-    content['categories'] = [categories[i] for i in random.permutation(len(categories))]
-    path = folder / 'panoptic.json'
-    path.write_text(json.dumps(content))
-    return path
+    parts = (evaluate(name, share, dataset.metainfo, size=5) for name in METRIC_TYPES)
+    return dict(ChainMap(*parts))
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmseg_m2f.adapters.data import InstanceDataset
 from mmseg_m2f.adapters.results import drawing
-from tests.adapters.metrics.evaluation_scenes import Runner
+from tests.adapters.metrics.evaluation_scenes import runner_of
 
 CLASSES = ['wall', 'sky', 'tree']
 PALETTE = [[255, 0, 0], [0, 0, 255], [0, 255, 0]]
@@ -143,7 +143,7 @@ def drawn(photo, dataset, element, **settings):
     # Names and colors of the checkpoint serve a data set without.
     meta = {'classes': CLASSES, 'palette': PALETTE}
     hook.after_load_checkpoint(None, {'meta': {'dataset_meta': meta}})
-    hook.after_test_iter(Runner(dataset), 0, outputs=[element])
+    hook.after_test_iter(runner_of(dataset), 0, outputs=[element])
     with Image.open(out / 'town/a.b.png') as image:
         return np.asarray(image)
 
