@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
+State = dict[str, Tensor]
 
 NUM_CLASSES, NUM_QUERIES = 7, 12
 CHANNELS, ENCODER_FFN, DECODER_FFN = 256, 1024, 2048
@@ -172,7 +173,7 @@ def detectron2_decoder(prefix: str) -> Shapes:
     return shapes
 
 
-def random_state(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
+def random_state(shapes: Shapes, seed: int = 0) -> State:
     """Tensors with which every layer matters; those called an index or a mask hold nonsense."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
@@ -190,3 +191,9 @@ def random_state(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
             value = 0.1 * value + float(name.endswith('weight'))
         state[name] = value
     return state
+
+
+def assert_same(found: State, expected: State) -> None:
+    assert found.keys() == expected.keys()
+    different = [key for key, value in expected.items() if not torch.equal(found[key], value)]
+    assert not different

@@ -9,7 +9,7 @@ MUTANTS = (
         file='mmseg_m2f/checkpoints/keymap.py',
         old='ordered = [parts[i] for i in range(len(rule.theirs))]',
         new='ordered = [parts[i] for i in reversed(range(len(rule.theirs)))]',
-        tests=('tests/checkpoints/test_keymaps.py',),
+        tests=('tests/checkpoints/test_layout_names.py',),
     ),
     Mutant(
         name='unknown_keys_are_dropped',
