@@ -7,7 +7,7 @@ import operator
 import numpy as np
 from PIL import Image
 
-from mmseg_m2f.adapters.data import LoadSegments
+from mmseg_m2f.adapters.data import LoadSegments, SegmentMap
 
 SIZE = 12, 16
 CATEGORIES = [
@@ -96,6 +96,20 @@ def change_json(path, keys, value):
     else:
         entry[last] = value
     path.write_text(json.dumps(content))
+
+
+def segment_map(ids, segment_ids=None):
+    """Make a map; all ids are segments in random order, unless ``segment_ids`` are given."""
+    if segment_ids is None:
+        segment_ids = np.random.default_rng(1).permutation(np.unique(ids))
+    return SegmentMap(
+        ids=ids,
+        segment_ids=np.asarray(segment_ids, np.int32),
+        labels=np.arange(len(segment_ids)),
+        is_thing=np.zeros(len(segment_ids), bool),
+        rows=np.arange(ids.shape[0]),
+        columns=np.arange(ids.shape[1]),
+    )
 
 
 def panoptic_record(folder, segments, size=SIZE):

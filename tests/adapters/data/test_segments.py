@@ -8,6 +8,7 @@ from pycocotools import mask as coco_mask
 from mmseg_m2f.adapters.data import LoadAnnotationsIfAny, LoadSegments
 from mmseg_m2f.adapters.data.segments import SegmentMap
 from tests.adapters.data import scenes
+from tests.adapters.data.scenes import segment_map
 
 NEAREST = Image.Resampling.NEAREST
 
@@ -89,20 +90,6 @@ def random_colors(height, width):
 
 def ids_of(colors):
     return colors.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
-
-
-def segment_map(ids, segment_ids=None):
-    """Make a map; all ids are segments in random order, unless ``segment_ids`` are given."""
-    if segment_ids is None:
-        segment_ids = np.random.default_rng(1).permutation(np.unique(ids))
-    return SegmentMap(
-        ids=ids,
-        segment_ids=np.asarray(segment_ids, np.int32),
-        labels=np.arange(len(segment_ids)),
-        is_thing=np.zeros(len(segment_ids), bool),
-        rows=np.arange(ids.shape[0]),
-        columns=np.arange(ids.shape[1]),
-    )
 
 
 def shown_ids(segments):
