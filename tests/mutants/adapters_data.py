@@ -81,7 +81,7 @@ MUTANTS = (
         file='mmseg_m2f/adapters/data/coco_datasets.py',
         old="{number: label for label, number in enumerate(classes['category_ids'])}",
         new="{number: number for number in classes['category_ids']}",
-        tests=('tests/adapters/data/test_coco_datasets.py',),
+        tests=('tests/adapters/data/test_datasets.py',),
     ),
     Mutant(
         name='images_without_things_are_left_out',
@@ -89,7 +89,7 @@ MUTANTS = (
         file='mmseg_m2f/adapters/data/coco_datasets.py',
         old='            records.append(record)\n',
         new="            records += [record] * bool(record.get('segments_info', True))\n",
-        tests=('tests/adapters/data/test_coco_datasets.py',),
+        tests=('tests/adapters/data/test_datasets.py',),
     ),
     Mutant(
         name='crowd_only_images_are_trained_on',
@@ -97,7 +97,7 @@ MUTANTS = (
         file='mmseg_m2f/adapters/data/coco_datasets.py',
         old="if not all(instance['is_crowd'] for instance in record['instances'])",
         new="if record['instances']",
-        tests=('tests/adapters/data/test_coco_datasets.py',),
+        tests=('tests/adapters/data/test_datasets.py',),
     ),
     Mutant(
         name='the_ignored_label_of_mapillary_is_255',
@@ -105,7 +105,7 @@ MUTANTS = (
         file='mmseg_m2f/adapters/data/semantic.py',
         old="**{'ignore_index': known.ignore_index, **settings}",
         new='**settings',
-        tests=('tests/adapters/data/test_semantic_dataset.py',),
+        tests=('tests/adapters/data/test_datasets.py',),
     ),
     Mutant(
         name='hues_beyond_the_circle_are_cut',
@@ -113,7 +113,7 @@ MUTANTS = (
         file='mmseg_m2f/adapters/data/photometric.py',
         old='turned = (LEVELS.astype(int) + hue) % NUM_HUES',
         new='turned = (LEVELS.astype(int) + hue).clip(0, NUM_HUES - 1)',
-        tests=('tests/adapters/data/test_photometric.py',),
+        tests=('tests/adapters/data/test_transforms.py',),
     ),
     Mutant(
         name='the_zero_label_is_a_class',

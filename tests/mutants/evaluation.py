@@ -113,7 +113,7 @@ MUTANTS = (
         file='mmseg_m2f/evaluation/coco_json.py',
         old='if number > 1]',
         new='if number > 2]',
-        tests=('tests/adapters/data/test_coco_datasets.py',),
+        tests=('tests/adapters/data/test_datasets.py',),
     ),
     Mutant(
         name='cityscapes_masks_are_numbered_anew',

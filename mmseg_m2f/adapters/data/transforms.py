@@ -101,7 +101,6 @@ class ResizeShortestEdge(Resize):
     """
 
     def __init__(self, scale: int | Sequence[int], max_size: int, backend: str = 'pillow') -> None:
-        # RandomChoiceResize of mmcv assigns another scale before each call.
         self.scale = scale
         self.max_size = max_size
         super().__init__(backend)

@@ -19,11 +19,8 @@ CATEGORIES = [
 
 def stripes(ids, size=SIZE):
     """An id map: upright stripes of equal width from left to right."""
-    bounds = np.linspace(0, size[1], len(ids) + 1).astype(int)
-    id_map = np.zeros(size, np.int32)
-    for value, start, stop in zip(ids, bounds[:-1], bounds[1:], strict=True):
-        id_map[:, start:stop] = value
-    return id_map
+    row = np.array(ids, np.int32)[np.arange(size[1]) * len(ids) // size[1]]
+    return row[None].repeat(size[0], axis=0)
 
 
 def write_photo(path, size=SIZE):
@@ -126,18 +123,12 @@ def panoptic_record(folder, segments, size=SIZE):
 def instance_record(shapes, img=None):
     """A record with ``gt_segments``: a segmentation or a box (x1, y1, x2, y2) each."""
     img = np.zeros((6, 8, 3), np.uint8) if img is None else img
-    instances = [
-        {
-            'label': label,
-            'is_crowd': False,
-            'segmentation': rectangle(*shape) if isinstance(shape, tuple) else shape,
-        }
-        for label, shape in enumerate(shapes)
-    ]
+    instances = []
+    for label, shape in enumerate(shapes):
+        if isinstance(shape, tuple):
+            x1, y1, x2, y2 = shape
+            shape = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+        instances.append({'label': label, 'is_crowd': False, 'segmentation': shape})
     results = {'img': img, 'img_path': 'a.jpg', 'instances': instances}
     results['height'], results['width'] = img.shape[:2]
     return LoadSegments().transform(results)
-
-
-def rectangle(x1, y1, x2, y2):
-    return [[x1, y1, x2, y1, x2, y2, x1, y2]]

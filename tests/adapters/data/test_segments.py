@@ -118,19 +118,6 @@ def test_a_map_is_resized_as_pil_resizes_the_png(old, new):
     assert (shown_ids(segment_map(ids_of(colors)).resize(new)) == expected).all()
 
 
-def test_several_steps_equal_pillow_step_by_step():
-    colors = random_colors(40, 55)
-    moved = segment_map(ids_of(colors)).flip().resize((61, 47)).crop(5, 11, 30, 40).pad((50, 33))
-    moved = moved.flip().resize((25, 80))
-    image = Image.fromarray(colors[:, ::-1]).resize((47, 61), NEAREST)
-    padded = np.full((50, 33, 3), 255, np.uint8)
-    padded[:40, :30] = np.asarray(image)[11:51, 5:35]
-    expected = ids_of(np.asarray(Image.fromarray(padded[:, ::-1]).resize((80, 25), NEAREST)))
-    assert moved.size == (25, 80)
-    assert not moved.is_flipped
-    assert (shown_ids(moved) == np.where(expected == 0xFFFFFF, -1, expected)).all()
-
-
 def test_indices_are_positions_in_the_list_of_segments():
     ids = np.array([[0, 7, 7, 16_000_000], [3, 3, 0, 99]], np.int32)
     index_map = segment_map(ids, [7, 0, 16_000_000, 5]).pad((3, 5)).index_map()
@@ -163,14 +150,6 @@ def test_a_square_enlarged_and_mirrored():
     assert (moved.masks() == filled((11, 8), 1, 0, 4, 6)).all()
 
 
-def test_a_polygon_is_drawn_at_the_final_size():
-    # Half of a square of 8 pixels, its diagonal enlarged 16 times: 128 * 128 / 2 pixels, and the
-    # diagonal about as long. Drawn at native size it would have steps of 16 pixels.
-    mask = shapes([[0, 0, 8, 0, 0, 8]], size=(8, 8)).resize((128, 128)).masks()[0]
-    assert mask.sum() == pytest.approx(128 * 128 / 2, rel=0.02)
-    assert (np.abs(np.diff(mask.sum(axis=1))) <= 2).all()
-
-
 def test_polygons_and_bitmaps_in_one_image_are_cropped_and_moved():
     bitmap = coco_mask.encode(np.asfortranarray(filled((10, 10), 7, 7, 9, 9), np.uint8))
     segments = shapes((1, 1, 3, 3), (7, 7, 9, 9), bitmap, size=(10, 10))
@@ -183,24 +162,17 @@ def test_polygons_and_bitmaps_in_one_image_are_cropped_and_moved():
         ((4, 0, 2, 10), [0, 0, 0]),
     ):
         assert segments.crop(*crop).pad((12, 12)).masks().sum(axis=(1, 2)).tolist() == areas
-    moved = segments.flip().resize((20, 20)).masks()
-    for mask, corners in zip(moved, ((14, 2, 18, 6), (2, 14, 6, 18), (2, 14, 6, 18)), strict=True):
-        assert (mask == filled((20, 20), *corners)).all()
 
 
 def test_polygons_are_drawn_as_pycocotools_draws_them():
     rng = np.random.default_rng(2)
     for _ in range(300):
         height, width = rng.integers(5, 40, 2)
-        num_parts = rng.integers(1, 4)
         low, high = (0, 1) if rng.random() < 0.5 else (-0.7, 1.7)
-        polygons = [
-            (rng.uniform(low, high, (rng.integers(3, 9), 2)) * (width, height))
-            for _ in range(num_parts)
-        ]
-        if rng.random() < 0.5:
-            polygons = [polygon.round(rng.integers(2)) for polygon in polygons]
-        flat = [polygon.ravel().tolist() for polygon in polygons]
+        flat = []
+        for _ in range(rng.integers(1, 4)):
+            polygon = rng.uniform(low, high, (rng.integers(3, 9), 2)) * (width, height)
+            flat.append(polygon.round([0, 1, 9][rng.integers(3)]).ravel().tolist())
         whole = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, height, width)))
         assert (shapes(flat, size=(height, width)).masks()[0] == whole).all()
 

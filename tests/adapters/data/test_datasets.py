@@ -1,4 +1,4 @@
-"""Data sets in COCO's formats: ids of any kind, the published layouts, and wrong files."""
+"""Data sets: ids of any kind, classes and things, the names of Cityscapes, and wrong files."""
 
 import json
 import pickle
@@ -191,18 +191,12 @@ def test_lazy_init_needs_no_file():
     metainfo = PanopticDataset(**settings, metadata='cityscapes').metainfo
     assert metainfo['classes'] == load_metadata('cityscapes').classes
     assert metainfo['thing_ids'] == tuple(range(11, 19))
-    given = PanopticDataset(**settings, metainfo={'classes': ('a', 'b')}).metainfo
-    assert given == {'classes': ('a', 'b'), 'metadata': None}
 
 
 def test_what_mmengine_does_with_data_sets(tmp_path):
     layout = scenes.write_panoptic(tmp_path, [[(1, 1)], [(1, 2), (2, 3)], [(4, 1)]])
     assert labels(PanopticDataset(**layout, indices=2)) == [[0], [1, 2]]
-    dataset = PanopticDataset(**layout)
-    assert len(ClassBalancedDataset(dataset, 0.9)) >= 3
-    absolute = {**layout, 'data_root': None, 'ann_file': f'{tmp_path}/pan.json'}
-    absolute['data_prefix'] = {'img': f'{tmp_path}/img', 'seg': f'{tmp_path}/pan'}
-    assert PanopticDataset(**absolute)[0] == dataset[0]
+    assert len(ClassBalancedDataset(PanopticDataset(**layout), 0.9)) >= 3
 
 
 def test_a_test_set_without_annotations(tmp_path):
@@ -308,73 +302,61 @@ def test_wrong_settings_are_refused(tmp_path, settings, error, message):
         PanopticDataset(**{**layout, **settings})
 
 
-# Metadata: JSON file; folders of images, PNG files and label maps; their names.
-LAYOUTS = {
-    'coco_panoptic': (
-        'annotations/panoptic_val2017.json',
-        ('val2017', 'annotations/panoptic_val2017', 'panoptic_semseg_val2017'),
-        ('00000000013{}.jpg', '00000000013{}.png', '00000000013{}.png'),
-    ),
-    'cityscapes': (
-        'gtFine/cityscapes_panoptic_val.json',
-        ('leftImg8bit/val', 'gtFine/cityscapes_panoptic_val', 'gtFine/val'),
-        (
-            'aachen/aachen_00000{}_000019_leftImg8bit.png',
-            'aachen_00000{}_000019_gtFine_panoptic.png',
-            'aachen/aachen_00000{}_000019_gtFine_labelTrainIds.png',
-        ),
-    ),
-    'ade20k': (
-        'ade20k_panoptic_val.json',
-        ('images/validation', 'ade20k_panoptic_val', 'annotations/validation'),
-        ('ADE_val_0000000{}.jpg', 'ADE_val_0000000{}.png', 'ADE_val_0000000{}.png'),
-    ),
-    'mapillary': (
-        'annotations/panoptic_validation.json',
-        ('validation/images', 'validation/panoptic', 'validation/labels'),
-        ('x{}_A-b.jpg', 'x{}_A-b.png', 'x{}_A-b.png'),
-    ),
-}
+# createPanopticImgs.py makes the image's name from the annotation's.
+@pytest.mark.parametrize('name', ['aachen/aachen_0_leftImg8bit', 'aachen_0_gtFine_leftImg8bit'])
+def test_names_of_cityscapes_and_categories_in_another_order(tmp_path, name):
+    known = load_metadata('cityscapes')
+    columns = zip(known.category_ids, known.classes, strict=True)
+    categories = [{'id': i, 'name': c, 'isthing': 1} for i, c in columns]
+    segments = [(26_001, known.category_ids[-1]), (5, known.category_ids[0])]
+    entries = [scenes.panoptic_entry('a', f'{name}.png', 'a_gtFine_panoptic.png', segments)]
+    scenes.write_json(tmp_path / 'a.json', entries, categories[::-1])
+    scenes.write_photo(tmp_path / 'img/aachen/aachen_0_leftImg8bit.png')
+    scenes.write_png(tmp_path / 'pan/a_gtFine_panoptic.png', scenes.stripes([26_001, 5]))
+    settings = {
+        'type': 'mmseg_m2f.PanopticDataset',
+        'data_root': str(tmp_path),
+        'ann_file': 'a.json',
+        'data_prefix': {'img': 'img', 'seg': 'pan', 'label_map': 'labels'},
+        'metadata': 'cityscapes',
+        'pipeline': PIPELINE,
+        'label_map_suffix': '_gtFine_labelTrainIds.png',
+    }
+    [record] = DATASETS.build(settings)
+    label_map = tmp_path / 'labels/aachen/aachen_0_gtFine_labelTrainIds.png'
+    assert record['label_map_path'] == str(label_map)
+    segments = record['gt_segments']
+    assert segments.labels.tolist() == [len(categories) - 1, 0]
+    # The metadata says what is a thing.
+    assert segments.is_thing.tolist() == [True, False]
+    assert (segments.index_map() == scenes.stripes([0, 1])).all()
 
 
-@pytest.mark.parametrize(
-    ('metadata', 'scripts_names'), [*((name, False) for name in LAYOUTS), ('cityscapes', True)]
-)
-def test_published_layouts(tmp_path, metadata, scripts_names):
-    ann_file, folders, names = LAYOUTS[metadata]
-    prefix = dict(zip(('img', 'seg', 'label_map'), folders, strict=True))
-    known = load_metadata(metadata)
-    categories = [
-        {'id': i, 'name': name, 'isthing': int(label in known.thing_ids)}
-        for label, (i, name) in enumerate(zip(known.category_ids, known.classes, strict=True))
-    ]
-    entries = []
-    for number in range(2):
-        photo, png, label_map = (pattern.format(number) for pattern in names)
-        scenes.write_photo(tmp_path / prefix['img'] / photo)
-        scenes.write_png(tmp_path / prefix['seg'] / png, scenes.stripes([26_001, 5]))
-        scenes.write_photo(tmp_path / prefix['label_map'] / label_map)
-        if scripts_names:
-            # createPanopticImgs.py makes the image's name from the annotation's.
-            photo = Path(photo).name.replace('_leftImg8bit', '_gtFine_leftImg8bit')
-        segments = [(26_001, known.category_ids[-1]), (5, known.category_ids[0])]
-        entries.append(scenes.panoptic_entry(f'id{number}', photo, png, segments))
-    # With metadata the order of the categories does not matter.
-    scenes.write_json(tmp_path / ann_file, entries, categories[::-1])
-    dataset = DATASETS.build(
-        {
-            'type': 'mmseg_m2f.PanopticDataset',
-            'data_root': str(tmp_path),
-            'ann_file': ann_file,
-            'data_prefix': prefix,
-            'metadata': metadata,
-            'pipeline': PIPELINE,
-            'label_map_suffix': '_gtFine_labelTrainIds.png' if metadata == 'cityscapes' else '.png',
-        }
+def semantic(**settings):
+    pytest.importorskip('mmseg')
+    return DATASETS.build({'type': 'mmseg_m2f.SemanticDataset', **settings})
+
+
+def test_mapillary_has_65_classes_and_the_unlabeled_is_ignored(tmp_path):
+    labels = np.array([[0, 64], [65, 13]], np.uint8)
+    scenes.write_photo(tmp_path / 'images/a.jpg', (2, 2))
+    (tmp_path / 'labels').mkdir()
+    Image.fromarray(labels).save(tmp_path / 'labels/a.png')
+    dataset = semantic(
+        metadata='mapillary',
+        data_root=str(tmp_path),
+        data_prefix={'img_path': 'images', 'seg_map_path': 'labels'},
+        pipeline=[{'type': 'LoadImageFromFile'}, {'type': 'mmseg.LoadAnnotations'}],
     )
-    assert len(dataset) == 2
-    for record in dataset:
-        assert Path(record['label_map_path']).is_file()
-        segments = record['gt_segments']
-        assert segments.labels.tolist() == [len(categories) - 1, 0]
-        assert (segments.index_map() == scenes.stripes([0, 1])).all()
+    assert len(dataset.metainfo['classes']) == len(dataset.metainfo['palette']) == 65
+    assert dataset.metainfo['classes'][64] == 'Ego Vehicle'
+    assert dataset.ignore_index == 65
+    # The ignored label stays what it is in the files: heads and metrics get ignore_index=65.
+    assert (dataset[0]['gt_seg_map'] == labels).all()
+
+
+def test_settings_of_a_semantic_dataset_go_before_the_metadata():
+    settings = {'reduce_zero_label': True, 'ignore_index': 254, 'lazy_init': True}
+    dataset = semantic(metadata='ade20k', **settings)
+    assert (dataset.ignore_index, dataset.reduce_zero_label) == (254, True)
+    assert dataset.metainfo['classes'][0] == 'wall'
