@@ -114,10 +114,12 @@ class MaskClassificationLoss(nn.Module):
             features = mask_features.to(mask_embed.dtype)
             images = zip(mask_embed.unbind(1), features, targets, matches, strict=True)
             at_points = [self._at_points(*image) for image in images]
-            logits, wanted = (torch.cat(parts, dim=1) for parts in zip(*at_points, strict=True))
+            point_logits, point_targets = (
+                torch.cat(parts, dim=1) for parts in zip(*at_points, strict=True)
+            )
             num_masks = global_num_masks(self.count_masks(targets, matches), features.device)
-            mask = _per_prediction(self.mask_loss, logits, wanted, num_masks)
-            dice = _per_prediction(self.dice_loss, logits, wanted, num_masks)
+            mask = _per_prediction(self.mask_loss, point_logits, point_targets, num_masks)
+            dice = _per_prediction(self.dice_loss, point_logits, point_targets, num_masks)
         return [LossTerms(*terms) for terms in zip(cls, mask, dice, strict=True)]
 
     def _at_points(
