@@ -1,4 +1,4 @@
-"""Panoptic quality straight from its definition, mask by mask, and scenes to compute it for."""
+"""Panoptic quality straight from its definition, mask by mask."""
 
 from typing import NamedTuple
 
@@ -39,25 +39,3 @@ def slow_quality(scenes, classes) -> tuple[float, float, float]:
             segmentation = iou_sum / tp if tp else 0.0
             qualities.append((segmentation * recognition, segmentation, recognition))
     return tuple(100 * np.mean(qualities, axis=0)) if qualities else (0.0, 0.0, 0.0)
-
-
-def random_scene(random: np.random.Generator, num_classes: int, size: tuple[int, int]):
-    """Make overlapping rectangles with void and crowds; the predictions are moved copies."""
-    corners = random.integers(0, size, (random.integers(1, 7), 2, 2))
-    labels = random.integers(0, num_classes, len(corners))
-    truth = rectangles(size, corners, labels)
-    moved = np.clip(corners + random.integers(-1, 2, corners.shape), 0, np.array(size))
-    changed = np.where(random.random(len(labels)) < 0.2, random.permutation(labels), labels)
-    kept = random.random(len(labels)) < 0.9
-    predicted = rectangles(size, moved[kept], changed[kept])
-    return [s._replace(is_crowd=random.random() < 0.2) for s in truth], predicted
-
-
-def rectangles(size, corners, labels) -> list[Segment]:
-    """Make rectangles between two corners, later ones on top; leave out those without pixels."""
-    owner = np.full(size, -1)
-    for index, pair in enumerate(corners):
-        (top, left), (bottom, right) = pair.min(0), pair.max(0)
-        owner[top : bottom + 1, left : right + 1] = index
-    segments = [Segment(owner == i, int(label)) for i, label in enumerate(labels)]
-    return [segment for segment in segments if segment.mask.any()]

@@ -5,17 +5,8 @@ import pytest
 from PIL import Image
 
 from mmseg_m2f.evaluation import cityscapes_ap
-from tests.evaluation.cityscapes_scene import (
-    BICYCLE,
-    CAR,
-    CARS,
-    NAME,
-    PERSON,
-    PERSONS,
-    SIZE,
-    box,
-    write_truth,
-)
+from tests.evaluation import cityscapes_scene as city
+from tests.evaluation.cityscapes_scene import BICYCLE, CAR, CARS, NAME, PERSON, PERSONS, SIZE
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec('cityscapesscripts') is None, reason='needs cityscapesScripts'
@@ -24,7 +15,7 @@ needs_package = pytest.mark.skipif(
 
 def scores(folder, masks, label_ids, confidences):
     image = f'leftImg8bit/val/ulm/{NAME}_leftImg8bit.png'
-    truth = cityscapes_ap.truth_file(write_truth(folder), image)
+    truth = cityscapes_ap.truth_file(city.write_truth(folder), image)
     masks, label_ids = np.array(masks).reshape(-1, *SIZE), np.array(label_ids)
     predicted = cityscapes_ap.write_instances(folder / 'out', image, masks, label_ids, confidences)
     return cityscapes_ap.cityscapes_scores(cityscapes_ap.match_image(truth, predicted))
@@ -40,9 +31,8 @@ def test_perfect_is_1_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ''
     assert {path.name for path in tmp_path.iterdir()} == {'gtFine', 'out'}
     # The benchmark's format: mask file, label id, score.
-    lines = [
-        line.split(' ') for line in (tmp_path / f'out/{NAME}_pred.txt').read_text().splitlines()
-    ]
+    listed = (tmp_path / f'out/{NAME}_pred.txt').read_text().splitlines()
+    lines = [line.split(' ') for line in listed]
     assert [line[1:] for line in lines] == [['26', '0.9'], ['26', '0.8'], ['24', '0.1']]
     for (name, *_), mask in zip(lines, CARS + PERSONS, strict=True):
         with Image.open(tmp_path / 'out' / name) as image:
@@ -60,7 +50,7 @@ def test_perfect_is_1_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
         # One car of two, precise: 1/2 for cars, 1 for persons.
         ([CARS[0], *PERSONS], [CAR, PERSON], (0.75, 0.75)),
         # 7 of a person's 10 columns: found at the thresholds 0.5 to 0.65, four of ten.
-        ([*CARS, box(60, 7)], [CAR, CAR, PERSON], (0.7, 1)),
+        ([*CARS, city.box(60, 7)], [CAR, CAR, PERSON], (0.7, 1)),
         # The right masks under the wrong classes. There is no true bicycle, so it does not count.
         ([*CARS, *PERSONS], [PERSON, BICYCLE, CAR], (0, 0)),
         ([], [], (0, 0)),

@@ -25,10 +25,10 @@ def test_mmdets_encoding_is_decoded():
     assert labels.tolist() == []
 
 
-@pytest.mark.parametrize('value', [4, 1003, -1])
-def test_values_that_no_class_has(value):
-    with pytest.raises(ValueError, match=r'class \d+, the data set has 3 classes|negative'):
-        decode_panoptic(np.array([[0, value]]), 3)
+def test_values_that_no_class_has():
+    for value in (4, 1003, -1):
+        with pytest.raises(ValueError, match=r'class \d+, the data set has 3 classes|negative'):
+            decode_panoptic(np.array([[0, value]]), 3)
 
 
 def test_colors_and_ids_are_two_writings_of_one_number():
@@ -59,10 +59,3 @@ def test_areas_are_counted_unless_those_stated_are_wanted(area):
         read_segments(png(ids), listed, stated_areas=True)
     listed = [{**listed[0], 'area': 4.0}, {**listed[1], 'area': 9}]
     assert read_segments(png(ids), listed, stated_areas=True).areas.tolist() == [4, 9]
-
-
-def test_a_grey_image_has_no_ids():
-    file = BytesIO()
-    Image.new('L', (2, 2)).save(file, format='PNG')
-    with pytest.raises(ValueError, match='must be an RGB image'):
-        read_ids(file)

@@ -42,17 +42,9 @@ def test_equals_mmseg():
     assert [100 * value for value in found] == pytest.approx(rounded, abs=0.0051)
 
 
-@pytest.mark.parametrize(
-    ('truth', 'predicted', 'message'),
-    [
-        ([[0, 2]], [[0, 1]], r'ground truth holds labels \[2\], the classes are 0 to 1'),
-        ([[0, 1]], [[0, 9]], r'prediction holds labels \[9\]'),
-        ([[0, 1]], [[0], [1]], r'prediction is \(2, 1\) pixels .* truth \(1, 2\)'),
-    ],
-)
-def test_maps_that_do_not_fit(truth, predicted, message):
-    with pytest.raises(ValueError, match=message):
-        class_areas(np.array(truth), np.array(predicted), 2)
+def test_labels_must_be_classes():
+    with pytest.raises(ValueError, match=r'prediction holds labels \[9\], the classes are 0 to 1'):
+        class_areas(np.array([[0, 1]]), np.array([[0, 9]]), 2)
 
 
 def test_tables_align_and_show_nan_as_a_dash():
