@@ -49,8 +49,8 @@ def build(kind: str) -> nn.Module:
     init_default_scope('mmdet' if kind == 'detector' else 'mmseg')
     config = small_models.detector() if kind == 'detector' else small_models.segmentor()
     if kind == 'fcn':
-        config['decode_head'] = {'type': 'FCNHead', 'in_channels': 64, 'channels': 8}
-        config['decode_head'].update(num_classes=3, norm_cfg={'type': 'BN'})
+        head = {'type': 'FCNHead', 'in_channels': 64, 'channels': 8, 'num_classes': 3}
+        config['decode_head'] = head
     model = MODELS.build(ConfigDict(config))
     if kind == 'fcn':
         redraw(model)

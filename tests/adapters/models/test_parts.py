@@ -18,12 +18,10 @@ SMALL = {
     'decoder': {'num_layers': 1, 'ffn_dim': 32},
     'losses': FEW_POINTS,
 }
-ATTENTION = {'channels': 32, 'num_heads': 4, 'num_levels': 3, 'num_points': 2}
 ALONE = {
     'MSDeformAttnPixelDecoder': (MODELS, {**CHANNELS, 'attention': {'backend': 'reference'}}),
     'MaskedAttentionDecoder': (MODELS, {'num_classes': 3}),
     'MSDeformAttn': (MODELS, {}),
-    'MultiScaleDeformableAttention': (MODELS, ATTENTION),
     'ClassLoss': (MODELS, {'num_classes': 3}),
     'PointMaskLoss': (MODELS, {}),
     'PointDiceLoss': (MODELS, {'weight': 2.0}),
@@ -62,7 +60,7 @@ def trained(head):
 @pytest.mark.parametrize('scope', [None, 'mmseg', 'mmdet'])
 @pytest.mark.parametrize('name', ALONE)
 def test_each_part_builds_alone_from_a_dict(name, scope):
-    pytest.importorskip('mmcv._ext' if name == 'MultiScaleDeformableAttention' else scope or 'mmcv')
+    pytest.importorskip(scope or 'mmcv')
     registry, cfg = ALONE[name]
     with DefaultScope.overwrite_default_scope(scope):
         assert callable(registry.build({'type': f'mmseg_m2f.{name}', **cfg}))
@@ -115,18 +113,12 @@ class PlainCost:
         ),
         ({'matcher': {'points': 'some'}}, r"points must be one of .*'some'"),
         ({'class_weight': [1.0]}, r'class_weight must have num_classes \(3\)'),
-        ({'num_queries': 0}, r'num_queries must be a positive integer, got 0'),
         ({'in_channels': 64}, r'in_channels of the head is 64\. List the channels'),
         ({'decoder': {'num_classes': 9}}, r'head has num_classes = 3, its decoder 9'),
         (
             {'matcher': {'costs': dict.fromkeys(['cls', 'mask', 'dice'])}},
             r'needs at least one cost',
         ),
-        (
-            {'pixel_decoder': {**PIXEL_DECODER, 'attention': {'backend': 'fastest'}}},
-            r"unknown back end 'fastest'; known: 'auto', 'mmcv'",
-        ),
-        ({'pixel_decoder': {'channels': 30}}, r'channels must be a multiple'),
     ],
 )
 def test_wrong_settings_say_what_is_allowed(override, message):

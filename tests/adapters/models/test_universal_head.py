@@ -3,14 +3,12 @@
 import itertools
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
-from PIL import Image
 
 structures = pytest.importorskip('mmdet.structures')
 from mmdet.registry import MODELS  # noqa: E402
@@ -22,7 +20,6 @@ from tests.adapters import small_models  # noqa: E402
 from tests.parity.parity_weights import tell_queries_apart  # noqa: E402
 from tests.reduced import HEAD  # noqa: E402
 
-COCO = Path(__file__).parents[3] / 'data/tiny/coco'
 FIELDS = {'semantic_on': 'pred_sem_seg', 'instance_on': 'pred_instances'}
 FIELDS['panoptic_on'] = 'pred_panoptic_seg'
 # Thresholds at which segments of random weights survive.
@@ -38,13 +35,8 @@ def build_detector(num_classes=5, test_cfg=None, **head):
 
 
 def build_sure_detector(**head):
-    """Build a detector with segments of several classes in the real image."""
-    return tell_queries_apart(build_detector(num_queries=20, **head), batch([real_image()]))
-
-
-def sample_of(path, size, original):
-    meta = {'img_path': path, 'img_shape': size, 'ori_shape': original}
-    return structures.DetDataSample(metainfo=meta)
+    """Build a detector with segments of several classes in the photo."""
+    return tell_queries_apart(build_detector(num_queries=20, **head), small_models.photo())
 
 
 def noise_image(size=(40, 60), num_targets=3, num_classes=5, seed=0):
@@ -55,16 +47,10 @@ def noise_image(size=(40, 60), num_targets=3, num_classes=5, seed=0):
         top, left = (generator.integers(0, length - 8) for length in size)
         mask[top : top + 8, left : left + 8] = 1
     labels = torch.from_numpy(generator.integers(0, num_classes, num_targets))
-    sample = sample_of(f'street_{seed}.jpg', size, (2 * size[0], 90))
+    meta = {'img_path': f'street_{seed}.jpg', 'img_shape': size, 'ori_shape': (2 * size[0], 90)}
+    sample = structures.DetDataSample(metainfo=meta)
     sample.gt_instances = InstanceData(labels=labels, masks=BitmapMasks(masks, *size))
     return torch.from_numpy(generator.integers(0, 256, (3, *size), np.uint8)), sample
-
-
-def real_image():
-    image = Image.open(sorted((COCO / 'img/train').iterdir())[0])
-    small = np.array(image.resize((96, 64)))[..., ::-1]
-    sample = sample_of('real.jpg', (64, 96), image.size[::-1])
-    return torch.from_numpy(small.copy()).permute(2, 0, 1), sample
 
 
 def batch(images):
@@ -85,7 +71,7 @@ def losses_of(model, data):
 def predict(model, data=None, **test_cfg):
     model.eval()
     model.test_cfg = test_cfg or None
-    return model.test_step(data or batch([real_image()]))
+    return model.test_step(data or small_models.photo())
 
 
 def test_loss_names_parameters_and_logits():
@@ -243,7 +229,6 @@ def test_errors_and_warnings_of_the_losses_name_the_image(said):
         ({'thing_ids': [1, 5]}, r'from 0 to 4.*\[1, 5\]'),
         ({'test_cfg': {'iou_thr': 0.8}}, r"does not know \['iou_thr'\].*'overlap_thr'"),
         ({'test_cfg': dict.fromkeys(FIELDS, False)}, r'all results off.*instance_on'),
-        ({'test_cfg': {'overlap_thr': 2.0}}, r'overlap_thr'),
         ({'num_classes': 1000}, r'fewer than 1000 classes.*panoptic_on=False'),
     ],
 )
