@@ -78,6 +78,7 @@ def test_each_size_is_a_positive_integer_and_each_switch_a_boolean(part):
         ),
         ('decoder', {'num_layers': -1}, 'decoder.num_layers must be 0 or more, got -1'),
         ('decoder', {'channels': 100}, 'must be even and a multiple of num_heads (8), got 100'),
+        ('decoder', {'channels': 9, 'num_heads': 3}, 'must be even and a multiple of'),
         ('points', {'oversample_ratio': 0.5}, 'oversample_ratio must be at least 1, got 0.5'),
         ('points', {'importance_ratio': 1.5}, 'importance_ratio must lie in [0, 1], got 1.5'),
         ('points', {'importance_ratio': -0.1}, 'importance_ratio must lie in [0, 1], got -0.1'),
