@@ -1,4 +1,4 @@
-"""Transforms that move an image, its label maps and its segments together, as officially.
+"""Transforms of the official code. They move an image, its label maps and its segments together.
 
 They read and write ``img`` (uint8), every label map that ``seg_fields`` names, and ``gt_segments``.
 Random numbers come from NumPy's global generator, which MMEngine seeds in each worker.
