@@ -104,10 +104,9 @@ def runner_of(dataset) -> SimpleNamespace:
 
 def element(sample: dict) -> BaseDataElement:
     """Turn a sample into what a model returns."""
-    built = BaseDataElement(metainfo={k: v for k, v in sample.items() if k not in FIELDS})
-    for name in FIELDS.keys() & sample.keys():
-        setattr(built, name, FIELDS[name](**sample[name]))
-    return built
+    fields = {name: FIELDS[name](**sample[name]) for name in FIELDS if name in sample}
+    meta = {key: value for key, value in sample.items() if key not in FIELDS}
+    return BaseDataElement(metainfo=meta, **fields)
 
 
 def save(out: Path, dataset, samples: list[dict]) -> None:
