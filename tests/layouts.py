@@ -109,23 +109,24 @@ def _at(root: Path, split: str, pattern: str, name: str = '') -> Path:
 def _write_split(layout: Layout, root: Path, split: str) -> None:
     at = partial(_at, root, split)
     metadata = load_metadata(layout.metadata)
-    source = _read(f'annotations/panoptic_{split}.json')
     images, annotations, instances = [], [], []
-    for index, annotation in enumerate(source['annotations'][: SPLITS[split]]):
+    for index, annotation in enumerate(
+        _read(f'annotations/panoptic_{split}.json')['annotations'][: SPLITS[split]]
+    ):
         # Three parts, as cityscapesScripts has it.
         name = f'facade_{split}_{index:06d}'
-        photo = FACADE / f'img/{split}/{annotation["file_name"]}'
+        image_id, file = annotation['image_id'], annotation['file_name']
         image = layout.image.format(n=name)
-        photo_small = Image.open(photo.with_suffix('.jpg')).resize((WIDTH, HEIGHT))
-        photo_small.save(at(f'{layout.folder}/{image}'))
-        image_id = annotation['image_id']
+        photo = Image.open((FACADE / f'img/{split}/{file}').with_suffix('.jpg'))
+        photo.resize((WIDTH, HEIGHT)).save(at(f'{layout.folder}/{image}'))
         images.append({'id': image_id, 'file_name': image, 'height': HEIGHT, 'width': WIDTH})
-        ids = _read_ids(FACADE / f'panoptic/{split}/{annotation["file_name"]}')
+        ids = _read_ids(FACADE / f'panoptic/{split}/{file}')
         segments = _segments(annotation, ids, metadata)
-        path = at(layout.segment_map, name)
         _write_maps(layout, at, name, ids, segments, metadata)
-        entry = {'image_id': image_id, 'file_name': path.name, 'segments_info': segments}
-        annotations.append(entry)
+        file_name = at(layout.segment_map, name).name
+        annotations.append(
+            {'image_id': image_id, 'file_name': file_name, 'segments_info': segments}
+        )
         instances += _masks(image_id, ids, segments, metadata)
     _write_json(at(layout.panoptic), images, annotations, metadata)
     if layout.instances:
@@ -153,9 +154,8 @@ def _segments(annotation: Json, ids: np.ndarray, metadata: DatasetMetadata) -> l
         if not len(rows):
             continue
         category = metadata.category_ids[classes[segment['category_id'] - 1]]
-        corner = columns.min(), rows.min()
-        size = columns.max() - corner[0] + 1, rows.max() - corner[1] + 1
-        box = [int(value) for value in (*corner, *size)]
+        left, top = int(columns.min()), int(rows.min())
+        box = [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1]
         segments.append({**segment, 'category_id': category, 'bbox': box, 'area': len(rows)})
     return segments
 
@@ -170,8 +170,7 @@ def _write_maps(
 ) -> None:
     colors = np.stack([ids % 256, ids // 256 % 256, ids // 256**2], axis=-1)
     Image.fromarray(colors.astype(np.uint8)).save(at(layout.segment_map, name))
-    none = 0 if layout.shift else metadata.ignore_index
-    label_map = np.full(ids.shape, none, np.uint8)
+    label_map = np.full(ids.shape, 0 if layout.shift else metadata.ignore_index, np.uint8)
     instance_ids = np.zeros(ids.shape, np.uint16)
     for number, segment in enumerate(segments):
         category, mask = segment['category_id'], ids == segment['id']
@@ -208,27 +207,23 @@ def _polygons(split: str, image_ids: list[int], metadata: DatasetMetadata) -> li
         rle = coco_mask.merge(coco_mask.frPyObjects(polygons, HEIGHT, WIDTH))
         if annotation['image_id'] not in image_ids or not coco_mask.area(rle):
             continue
-        category = metadata.category_ids[annotation['category_id'] - 1]
-        instances.append(
-            {
-                **annotation,
-                'category_id': category,
-                'bbox': coco_mask.toBbox(rle).tolist(),
-                'area': int(coco_mask.area(rle)),
-                'segmentation': polygons,
-            }
-        )
+        changes = {
+            'category_id': metadata.category_ids[annotation['category_id'] - 1],
+            'bbox': coco_mask.toBbox(rle).tolist(),
+            'area': int(coco_mask.area(rle)),
+            'segmentation': polygons,
+        }
+        instances.append({**annotation, **changes})
     return instances
 
 
 def _write_json(
     path: Path, images: list[Json], annotations: list[Json], metadata: DatasetMetadata
 ) -> None:
+    named = zip(metadata.category_ids, metadata.classes, strict=True)
     categories = [
         {'id': category, 'name': name, 'isthing': int(index in metadata.thing_ids)}
-        for index, (category, name) in enumerate(
-            zip(metadata.category_ids, metadata.classes, strict=True)
-        )
+        for index, (category, name) in enumerate(named)
     ]
     content = {'images': images, 'annotations': annotations, 'categories': categories}
     path.write_text(json.dumps(content))

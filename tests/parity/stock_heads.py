@@ -1,4 +1,4 @@
-"""Tools to compare with the heads of mmseg and mmdet: logits, masks, positions, bounds."""
+"""Tools to compare with mmseg, mmdet and Hugging Face: models, logits, masks, positions, bounds."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmseg_m2f import core
 from mmseg_m2f.core import decoder as core_decoder
+from tests.checkpoints import published_names as published
 
 # Rounding adds up over some hundred layers. Shares of the range of what is compared.
 FLOAT32 = 100 * torch.finfo(torch.float32).eps
@@ -120,3 +121,28 @@ def float64_positions() -> Iterator[None]:
         mock.patch.object(MlvlPointGenerator, 'single_level_grid_priors', exact),
     ):
         yield
+
+
+def huggingface_config(backbone: str, **settings: Any) -> Any:
+    """Settings of Hugging Face's model with the backbones and sizes of the published names."""
+    import transformers
+
+    outputs = {'out_features': ['stage1', 'stage2', 'stage3', 'stage4']}
+    if backbone == 'r50':
+        encoder = transformers.ResNetConfig(**outputs)
+    else:
+        encoder = transformers.SwinConfig(
+            embed_dim=published.SWIN_T_CHANNELS[0],
+            depths=list(published.SWIN_T_DEPTHS),
+            num_heads=list(published.SWIN_T_HEADS),
+            # The eager attention computes its softmax in float32 even for float64 input.
+            attn_implementation='sdpa',
+            **outputs,
+        )
+    return transformers.Mask2FormerConfig(
+        backbone_config=encoder,
+        num_labels=published.NUM_CLASSES,
+        # It counts the prediction on the learnt queries: 10 means 9 layers (H11).
+        decoder_layers=published.NUM_DECODER_LAYERS + 1,
+        **settings,
+    )

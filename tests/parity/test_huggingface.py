@@ -18,52 +18,30 @@ from mmseg_m2f.core.layers import sine_encoding
 pytest.importorskip('mmseg')
 transformers = pytest.importorskip('transformers')
 
-from mmseg.registry import MODELS  # noqa: E402
 from transformers.models.mask2former import modeling_mask2former as huggingface  # noqa: E402
 
+from tests.checkpoints.our_models import build_segmentor  # noqa: E402
+from tests.checkpoints.published_names import (  # noqa: E402
+    BACKBONES,
+    NUM_CLASSES,
+    NUM_QUERIES,
+)
+from tests.checkpoints.published_names import NUM_DECODER_LAYERS as NUM_LAYERS  # noqa: E402
 from tests.parity.parity_weights import redraw  # noqa: E402
 from tests.parity.stock_heads import (  # noqa: E402
     FLOAT32,
     Logits,
     attending,
     error,
+    huggingface_config,
     opened,
     our_logits,
 )
 
-NUM_CLASSES, NUM_QUERIES, NUM_LAYERS = 7, 12, 9
 # Fewer than the paper's 12544 for the sake of time; nothing depends on the number.
 NUM_POINTS = 2048
 # Neither side a multiple of Swin's window, nor of the last level's size: padding is exercised.
 SIZE = (64, 128)
-STAGES = ['stage1', 'stage2', 'stage3', 'stage4']
-
-BACKBONES = {
-    'r50': (
-        lambda: transformers.ResNetConfig(out_features=STAGES),
-        {'type': 'ResNet', 'depth': 50, 'norm_cfg': {'type': 'BN'}, 'norm_eval': True},
-        [256, 512, 1024, 2048],
-    ),
-    'swin-t': (
-        lambda: transformers.SwinConfig(
-            embed_dim=96,
-            depths=[2, 2, 6, 2],
-            num_heads=[3, 6, 12, 24],
-            window_size=7,
-            out_features=STAGES,
-            # The eager attention computes its softmax in float32 even for float64 input.
-            attn_implementation='sdpa',
-        ),
-        {
-            'type': 'SwinTransformer',
-            'embed_dims': 96,
-            'depths': [2, 2, 6, 2],
-            'num_heads': [3, 6, 12, 24],
-            'window_size': 7,
-        },
-        [96, 192, 384, 768],
-    ),
-}
 
 
 class Pair(NamedTuple):
@@ -82,28 +60,13 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 
 def build_pair(backbone: str, num_queries: int, size: tuple[int, int]) -> Pair:
-    their_backbone, mm_backbone, in_channels = BACKBONES[backbone]
-    # "decoder_layers" counts the prediction on the learnt queries: 10 means 9 layers (H11).
-    config = transformers.Mask2FormerConfig(
-        backbone_config=their_backbone(),
-        num_labels=NUM_CLASSES,
-        num_queries=num_queries,
-        decoder_layers=NUM_LAYERS + 1,
-        train_num_points=NUM_POINTS,
-    )
+    config = huggingface_config(backbone, num_queries=num_queries, train_num_points=NUM_POINTS)
     oracle = transformers.Mask2FormerForUniversalSegmentation(config).eval()
     redraw(oracle)
-    head = {
-        'type': 'mmseg_m2f.Mask2FormerHead',
-        'num_classes': NUM_CLASSES,
-        'in_channels': in_channels,
-        'num_queries': num_queries,
-        'matcher': {'num_points': NUM_POINTS},
-        'losses': {'points': {'num_points': NUM_POINTS}},
-    }
-    ours = MODELS.build(
-        {'type': 'mmseg.EncoderDecoder', 'backbone': mm_backbone, 'decode_head': head}
-    ).eval()
+    points = {'num_points': NUM_POINTS}
+    ours = build_segmentor(
+        backbone, num_queries=num_queries, matcher=points, losses={'points': points}
+    )
     ours.load_state_dict(from_huggingface(oracle.state_dict()))
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, 3, *size, generator=generator)

@@ -6,6 +6,7 @@ from published names, goes to Hugging Face's model by a table of its own and to 
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -22,8 +23,6 @@ from tests.checkpoints.published_names import (
     NUM_CLASSES,
     NUM_DECODER_LAYERS,
     NUM_QUERIES,
-    SWIN_T_DEPTHS,
-    SWIN_T_HEADS,
     detectron2,
     random_state,
 )
@@ -37,10 +36,10 @@ from tests.parity.parity_weights import redraw  # noqa: E402
 from tests.parity.stock_heads import (  # noqa: E402
     FLOAT32,
     FLOAT64,
-    Logits,
     attending,
     error,
     float64_positions,
+    huggingface_config,
     our_logits,
     stock_logits,
 )
@@ -82,27 +81,27 @@ def segmentors(backbone: str) -> Pair:
     model = stock_model(mmseg, name, 'decode_head', num_classes=NUM_CLASSES)
     set_depth(model, 'decode_head', backbone)
     theirs = MMSEG_MODELS.build(model)
-    model.decode_head = our_head('mmseg_m2f.Mask2FormerHead', model.decode_head)
+    model.decode_head = our_head('Mask2FormerHead', model.decode_head)
     return Pair(MMSEG_MODELS.build(model), theirs, 'decode_head', 'mmseg')
 
 
-def detectors(backbone: str, task: str, things: int, stuff: int) -> Pair:
+def detectors(backbone: str, task: str, things: int) -> Pair:
     mmdet = pytest.importorskip('mmdet')
     from mmdet.registry import MODELS
 
     init_default_scope('mmdet')
     long = 'swin-t-p4-w7-224' if backbone == 'swin-t' else 'r50'
-    sizes = {'num_things_classes': things, 'num_stuff_classes': stuff}
+    sizes = {'num_things_classes': things, 'num_stuff_classes': NUM_CLASSES - things}
     model = stock_model(mmdet, f'{long}_8xb2-lsj-50e_{task}', 'panoptic_head', **sizes)
     model.panoptic_fusion_head.update(sizes)
     set_depth(model, 'panoptic_head', backbone)
     theirs = MODELS.build(model)
-    own_head = our_head('mmseg_m2f.Mask2FormerUniversalHead', model.panoptic_head)
+    head = our_head('Mask2FormerUniversalHead', model.panoptic_head)
     ours = {
         'type': 'mmseg_m2f.Mask2Former',
         'data_preprocessor': model.data_preprocessor,
         'backbone': model.backbone,
-        'panoptic_head': {**own_head, 'thing_ids': list(range(things))},
+        'panoptic_head': {**head, 'thing_ids': list(range(things))},
     }
     return Pair(MODELS.build(ours), theirs, 'panoptic_head', 'mmdet')
 
@@ -114,18 +113,14 @@ def set_depth(model: Any, head: str, backbone: str) -> None:
 
 
 def our_head(name: str, theirs: Any) -> dict[str, Any]:
-    return {
-        'type': name,
-        'num_classes': NUM_CLASSES,
-        'in_channels': theirs.in_channels,
-        'num_queries': NUM_QUERIES,
-    }
+    sizes = {'num_classes': NUM_CLASSES, 'num_queries': NUM_QUERIES}
+    return {'type': f'mmseg_m2f.{name}', 'in_channels': theirs.in_channels, **sizes}
 
 
 PAIRS: dict[str, Callable[[str], Pair]] = {
     'semantic': segmentors,
-    'instance': lambda backbone: detectors(backbone, 'coco', NUM_CLASSES, 0),
-    'panoptic': lambda backbone: detectors(backbone, 'coco-panoptic', 4, NUM_CLASSES - 4),
+    'instance': lambda backbone: detectors(backbone, 'coco', NUM_CLASSES),
+    'panoptic': lambda backbone: detectors(backbone, 'coco-panoptic', 4),
 }
 
 
@@ -152,33 +147,23 @@ def test_the_way_back(pair: Pair) -> None:
     assert all(torch.equal(back[key], value) for key, value in ours.items())
 
 
-def logits_of(pair: Pair, images: Tensor, *, inject: bool) -> tuple[Logits, Logits]:
-    """Return ours and theirs of all predictions; with ``inject`` ours under their masks."""
-    sides = (pair.theirs, pair.ours)
-    their_maps, our_maps = (model.extract_feat(images) for model in sides)
-    their_head, our_head = (getattr(model, pair.head) for model in sides)
-    theirs, may_attend = stock_logits(their_head, their_maps)
-    assert len(theirs.classes) == NUM_DECODER_LAYERS + 1
-    with attending(may_attend, inject=inject):
-        return our_logits(our_head, our_maps), theirs
-
-
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 @torch.no_grad()
-def test_logits_of_stock_models_in_float64(pair: Pair) -> None:
-    images = torch.randn(pair.size, dtype=torch.float64)
-    for model in (pair.ours, pair.theirs):
-        model.double()
-    with float64_positions():
-        ours, theirs = logits_of(pair, images, inject=False)
-    for model in (pair.ours, pair.theirs):
+def test_logits_of_stock_models(pair: Pair, dtype: torch.dtype) -> None:
+    """In float32 ours attend under their masks: a logit at the threshold falls to either side."""
+    sides = (pair.theirs.to(dtype), pair.ours.to(dtype))
+    images = torch.randn(pair.size, dtype=dtype)
+    exact = dtype == torch.float64
+    with float64_positions() if exact else nullcontext():
+        their_maps, our_maps = (model.extract_feat(images) for model in sides)
+        their_head, our_head = (getattr(model, pair.head) for model in sides)
+        theirs, may_attend = stock_logits(their_head, their_maps)
+        assert len(theirs.classes) == NUM_DECODER_LAYERS + 1
+        with attending(may_attend, inject=not exact):
+            ours = our_logits(our_head, our_maps)
+    for model in sides:
         model.float()  # the weights were drawn in float32: nothing is lost
-    assert max(map(error, ours, theirs)) <= FLOAT64
-
-
-@torch.no_grad()
-def test_logits_of_stock_models_in_float32(pair: Pair) -> None:
-    ours, theirs = logits_of(pair, torch.randn(pair.size), inject=True)
-    assert max(map(error, ours, theirs)) <= FLOAT32
+    assert max(map(error, ours, theirs)) <= (FLOAT64 if exact else FLOAT32)
 
 
 ENCODER = 'model.pixel_level_module.encoder.'
@@ -272,24 +257,7 @@ def official_to_huggingface(published: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def huggingface_model(backbone: str, state: dict[str, Tensor]) -> nn.Module:
     transformers = pytest.importorskip('transformers')
-    stages = ['stage1', 'stage2', 'stage3', 'stage4']
-    if backbone == 'r50':
-        encoder = transformers.ResNetConfig(out_features=stages)
-    else:
-        # The eager attention computes its softmax in float32 even for float64 input.
-        encoder = transformers.SwinConfig(
-            embed_dim=96,
-            depths=list(SWIN_T_DEPTHS),
-            num_heads=list(SWIN_T_HEADS),
-            out_features=stages,
-            attn_implementation='sdpa',
-        )
-    config = transformers.Mask2FormerConfig(
-        backbone_config=encoder,
-        num_labels=NUM_CLASSES,
-        num_queries=NUM_QUERIES,
-        decoder_layers=NUM_DECODER_LAYERS + 1,
-    )
+    config = huggingface_config(backbone, num_queries=NUM_QUERIES)
     model, report = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(
         None, config=config, state_dict=state, output_loading_info=True
     )
