@@ -94,9 +94,10 @@ def write_weights(config: Path, photo: Path, present: Sequence[int]) -> Path:
     return path
 
 
-def train(config: Path, start: Path, work_dir: str, *command: str | Path) -> Trained:
-    """Train by a command that has to succeed, from the weights ``start``."""
+def train(config: Path, work_dir: str, *command: str | Path) -> Trained:
+    """Train by a command that has to succeed, from the weights beside ``config``."""
     folder = config.parent
+    start = config.with_suffix('.pth')
     options = ['--work-dir', work_dir, '--cfg-options', f'load_from={start}']
     done = run(*command, config.name, *options, cwd=folder)
     checkpoint = folder / work_dir / 'iter_2.pth'
@@ -148,9 +149,11 @@ def call_runner(call: Callable[..., str], tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture(scope='session')
 def row(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the config of a reduced row, with photos and label maps beside it."""
+    """Write the config of a reduced row, with photos, label maps and weights beside it."""
     from mmengine import Config
 
+    from mmseg_m2f.metadata import load_metadata
+    from tests.layouts import classes_of
     from tests.reduced import reduce_config
 
     folder = tmp_path_factory.mktemp('tools')
@@ -158,26 +161,19 @@ def row(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cfg.pop('work_dir')
     path = folder / 'row.py'
     cfg.dump(path)
+    photo = next((folder / 'images/validation').iterdir())
+    write_weights(path, photo, classes_of(load_metadata('ade20k')))
     return path
 
 
 @pytest.fixture(scope='session')
-def row_weights(row: Path) -> Path:
-    from mmseg_m2f.metadata import load_metadata
-    from tests.layouts import classes_of
-
-    photo = next((row.parent / 'images/validation').iterdir())
-    return write_weights(row, photo, classes_of(load_metadata('ade20k')))
-
-
-@pytest.fixture(scope='session')
-def trained(row: Path, row_weights: Path) -> Trained:
-    return train(row, row_weights, 'work_dirs/row', sys.executable, TOOLS / 'train.py')
+def trained(row: Path) -> Trained:
+    return train(row, 'work_dirs/row', sys.executable, TOOLS / 'train.py')
 
 
 @pytest.fixture(scope='session')
 def panoptic_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the panoptic demo's config with a few of its photos and a smaller model."""
+    """Write the panoptic demo's config, weights beside it, with few photos and a smaller model."""
     pytest.importorskip('mmdet')
     from mmengine import Config
 
@@ -190,18 +186,11 @@ def panoptic_row(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cfg.train_cfg.update(max_iters=2, val_interval=2)
     path = tmp_path_factory.mktemp('panoptic') / 'panoptic.py'
     cfg.dump(path)
+    photo = next((ROOT / 'data/tiny/facade/img/val').iterdir())
+    write_weights(path, photo, range(cfg.model.panoptic_head.num_classes))
     return path
 
 
 @pytest.fixture(scope='session')
-def panoptic_weights(panoptic_row: Path) -> Path:
-    from tests.layouts import NUM_STUFF, NUM_THINGS
-
-    photo = next((ROOT / 'data/tiny/facade/img/val').iterdir())
-    return write_weights(panoptic_row, photo, range(NUM_THINGS + NUM_STUFF))
-
-
-@pytest.fixture(scope='session')
-def trained_panoptic(panoptic_row: Path, panoptic_weights: Path) -> Trained:
-    command = sys.executable, TOOLS / 'train.py'
-    return train(panoptic_row, panoptic_weights, 'work_dirs/panoptic', *command)
+def trained_panoptic(panoptic_row: Path) -> Trained:
+    return train(panoptic_row, 'work_dirs/panoptic', sys.executable, TOOLS / 'train.py')

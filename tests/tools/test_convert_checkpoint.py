@@ -18,6 +18,7 @@ from tests.adapters.checkpoints.hostile import touch
 from tests.tools.conftest import ROOT, TOOLS, Trained, foreign_file, metrics, run_tool
 
 TOOL = 'convert_checkpoint.py'
+Call = Callable[..., str]
 
 
 @pytest.fixture(scope='module')
@@ -37,31 +38,45 @@ def official(trained: Trained) -> Path:
 
 
 @pytest.fixture
-def convert(call: Callable[..., str]) -> Callable[..., str]:
+def convert(call: Call) -> Call:
     return partial(call, TOOLS / TOOL)
 
 
-@pytest.mark.parametrize('tool', ['ours', "mmseg's"])
-def test_test_takes_a_foreign_checkpoint_and_says_so(
-    official: Path, trained: Trained, tool: str, call_runner: Callable[..., str], tmp_path: Path
+def stock_tool(package: str) -> Path:
+    module = pytest.importorskip(package)
+    return Path(module.__file__).parent / '.mim/tools/test.py'
+
+
+@pytest.mark.parametrize(
+    ('tool', 'fixture', 'layout'),
+    [
+        ('ours', 'trained', 'detectron2'),
+        ('mmseg', 'trained', 'detectron2'),
+        ('mmdet', 'trained_panoptic', 'mmdet'),
+    ],
+)
+def test_a_test_takes_a_foreign_checkpoint_and_says_so(
+    request: pytest.FixtureRequest,
+    call_runner: Call,
+    tmp_path: Path,
+    tool: str,
+    fixture: str,
+    layout: str,
 ) -> None:
     """The metrics are those of the training's validation, on the same images."""
-    import mmseg
-
-    script = (TOOLS if tool == 'ours' else Path(mmseg.__file__).parent / '.mim/tools') / 'test.py'
-    output = call_runner(script, trained.config, official, '--work-dir', tmp_path)
-    assert 'the checkpoint has the layout of the official code (Detectron2)' in output
+    trained = request.getfixturevalue(fixture)
+    script = TOOLS / 'test.py' if tool == 'ours' else stock_tool(tool)
+    file = foreign_file(trained, layout)
+    output = call_runner(script, trained.config, file, '--work-dir', tmp_path)
+    assert f'the checkpoint has the layout of {LAYOUT_NAMES[layout]}: converted' in output
     assert 'loading the checkpoint: all tensors matched' in output
     assert metrics(output) == metrics(trained.output)
 
 
-def test_training_starts_from_a_folder_of_huggingface(
-    official: Path,
-    trained: Trained,
-    convert: Callable[..., str],
-    call_runner: Callable[..., str],
-    tmp_path: Path,
+def test_training_starts_from_a_foreign_file_and_resumes_none(
+    official: Path, trained: Trained, convert: Call, call_runner: Call, tmp_path: Path
 ) -> None:
+    """From a folder of Hugging Face, with more queries."""
     folder = tmp_path / 'hf'
     convert(official, folder / 'model.safetensors', '--to', 'hf')
     (folder / 'config.json').write_text('{}')
@@ -71,27 +86,8 @@ def test_training_starts_from_a_folder_of_huggingface(
     assert 'the checkpoint has the layout of Hugging Face' in output
     assert 'the checkpoint has 8 queries, the model 12: noisy copies fill up the rest' in output
     assert (tmp_path / 'run' / 'iter_1.pth').is_file()
-
-
-@pytest.mark.parametrize('layout', ['detectron2', 'mmdet'])
-def test_mmdets_test_takes_a_foreign_checkpoint(
-    call_runner: Callable[..., str], trained_panoptic: Trained, layout: str, tmp_path: Path
-) -> None:
-    mmdet = pytest.importorskip('mmdet')
-    script = Path(mmdet.__file__).parent / '.mim/tools/test.py'
-    file = foreign_file(trained_panoptic, layout)
-    output = call_runner(script, trained_panoptic.config, file, '--work-dir', tmp_path)
-    assert f'layout of {LAYOUT_NAMES[layout]}: converted for panoptic_head' in output
-    assert 'loading the checkpoint: all tensors matched' in output
-    assert metrics(output) == metrics(trained_panoptic.output)
-
-
-def test_a_foreign_checkpoint_is_no_run_to_resume(
-    call_runner: Callable[..., str], official: Path, trained: Trained, tmp_path: Path
-) -> None:
-    options = ['--work-dir', tmp_path, '--resume', official]
     with pytest.raises(SystemExit) as stop:
-        call_runner(TOOLS / 'train.py', trained.config, *options)
+        call_runner(TOOLS / 'train.py', *arguments, '--resume', official)
     message = str(stop.value)
     assert message.startswith(f'CheckpointError: {official} cannot be resumed')
     assert 'no optimizer state' in message
@@ -99,57 +95,34 @@ def test_a_foreign_checkpoint_is_no_run_to_resume(
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.pkl'])
-@pytest.mark.parametrize('tool', ['test.py', 'train.py', TOOL])
-def test_our_tools_refuse_a_hostile_file_in_one_message(
-    call: Callable[..., str],
-    call_runner: Callable[..., str],
-    row: Path,
-    tmp_path: Path,
-    tool: str,
-    suffix: str,
+@pytest.mark.parametrize('tool', ['test.py', 'train.py', TOOL, "mmseg's test.py"])
+def test_a_hostile_file_is_refused_in_one_message(
+    call: Call, call_runner: Call, row: Path, tmp_path: Path, tool: str, suffix: str
 ) -> None:
     file, marker, target = tmp_path / f'hostile{suffix}', tmp_path / 'run', tmp_path / 'new/out.pth'
-    hostile(file, marker)
+    # Whoever unpickles it makes the marker.
+    if suffix == '.pkl':
+        file.write_bytes(pickle.dumps({'model': {'w': touch(marker)}, '__author__': 'x'}))
+    else:
+        torch.save({'state_dict': touch(marker), 'meta': {}}, file)
+    script = stock_tool('mmseg') if 'mmseg' in tool else TOOLS / tool
+    arguments = [file, target] if tool == TOOL else [row, '--work-dir', tmp_path]
+    if tool != TOOL:
+        arguments += ['--resume', file] if tool == 'train.py' else [file]
     run_here = call if tool == TOOL else call_runner
-    arguments = {
-        'test.py': [row, file, '--work-dir', tmp_path],
-        'train.py': [row, '--resume', file, '--work-dir', tmp_path],
-        TOOL: [file, target],
-    }[tool]
-    with pytest.raises(SystemExit) as stop:
-        run_here(TOOLS / tool, *arguments)
+    with pytest.raises((SystemExit, UnsafeCheckpointError)) as stop:
+        run_here(script, *arguments)
     message = str(stop.value)
-    assert message.startswith(
-        f'UnsafeCheckpointError: {file} was refused and nothing of it was run'
-    )
+    prefix = '' if stop.type is UnsafeCheckpointError else 'UnsafeCheckpointError: '
+    assert message.startswith(f'{prefix}{file} was refused and nothing of it was run')
     assert 'the name posix.system' in message
+    assert (stop.type is SystemExit) == ('mmseg' not in tool)
     assert not marker.exists()
     assert not target.parent.exists()
 
 
-def test_mmsegs_test_refuses_a_hostile_file(
-    call_runner: Callable[..., str], row: Path, tmp_path: Path
-) -> None:
-    import mmseg
-
-    file, marker = tmp_path / 'hostile.pth', tmp_path / 'run'
-    hostile(file, marker)
-    script = Path(mmseg.__file__).parent / '.mim/tools/test.py'
-    with pytest.raises(UnsafeCheckpointError):
-        call_runner(script, row, file, '--work-dir', tmp_path)
-    assert not marker.exists()
-
-
-def hostile(file: Path, marker: Path) -> None:
-    """Write a checkpoint that makes ``marker`` when Python unpickles it."""
-    if file.suffix == '.pkl':
-        file.write_bytes(pickle.dumps({'model': {'w': touch(marker)}, '__author__': 'x'}))
-    else:
-        torch.save({'state_dict': touch(marker), 'meta': {}}, file)
-
-
 def test_a_mistake_gets_one_sentence(
-    convert: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    convert: Call, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file, target = tmp_path / 'w.pth', tmp_path / 'out.pth'
     torch.save({'state_dict': {'conv_seg.weight': torch.ones(1)}}, file)
@@ -174,7 +147,7 @@ def documented(tool: str) -> list[list[str]]:
 
 
 def test_documented_conversions(
-    convert: Callable[..., str],
+    convert: Call,
     official: Path,
     trained: Trained,
     panoptic_row: Path,
@@ -215,21 +188,16 @@ def test_documented_conversions(
         assert torch.equal(ours[key], state[key])
 
 
-def test_documented_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(TOOLS))
-    for tool in ('train', 'test'):
-        module = runpy.run_path(str(TOOLS / f'{tool}.py'))
-        for arguments in documented(f'{tool}.py'):
-            parsed = module[f'create_{tool}_parser']().parse_args(
-                [*arguments, '--min-matched', '0.8']
-            )
-            assert (ROOT / parsed.config).is_file()
-            assert parsed.min_matched == 0.8
-
-
-def test_layouts_of_the_command_are_those_of_the_package() -> None:
+def test_documented_options_and_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
     from mmseg_m2f import checkpoints
 
-    text = (TOOLS / TOOL).read_text()
-    assert f'LAYOUTS = {checkpoints.LAYOUTS!r}' in text
-    assert f'BACKBONE_LAYOUTS = {checkpoints.BACKBONE_LAYOUTS!r}' in text
+    monkeypatch.syspath_prepend(str(TOOLS))
+    for tool in ('train', 'test'):
+        parser = runpy.run_path(str(TOOLS / f'{tool}.py'))[f'create_{tool}_parser']()
+        for arguments in documented(f'{tool}.py'):
+            parsed = parser.parse_args([*arguments, '--min-matched', '0.8'])
+            assert (ROOT / parsed.config).is_file()
+            assert parsed.min_matched == 0.8
+    module = runpy.run_path(str(TOOLS / TOOL))
+    assert module['LAYOUTS'] == checkpoints.LAYOUTS
+    assert module['BACKBONE_LAYOUTS'] == checkpoints.BACKBONE_LAYOUTS

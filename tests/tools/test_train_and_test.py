@@ -1,10 +1,11 @@
 """tools/train.py and tools/test.py as users call them."""
 
-import importlib.util
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,59 +18,42 @@ from tests.tools.conftest import ROOT, TOOLS, Trained, run
 
 @pytest.fixture
 def load_tool(monkeypatch):
-    """Load a tool as a module that can import its neighbours, as when it is run."""
+    """Load a tool that can import its neighbours, as when it is run."""
     monkeypatch.syspath_prepend(str(TOOLS))
-
-    def load(name: str):
-        spec = importlib.util.spec_from_file_location(f'tool_{name}', TOOLS / f'{name}.py')
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    return lambda name: SimpleNamespace(**runpy.run_path(str(TOOLS / f'{name}.py')))
 
 
 @pytest.mark.parametrize('tool', ['train.py', 'test.py', 'demo.py', 'convert_checkpoint.py'])
 def test_help_is_fast_and_succeeds(tool, tmp_path):
     done = run(sys.executable, '-X', 'importtime', TOOLS / tool, '-h', cwd=tmp_path)
     assert done.returncode == 0
-    output = done.stdout
-    assert 'usage' in output
+    assert 'usage' in done.stdout
     # These take seconds to import; mim asks every tool for its help before it runs it.
-    assert not re.search(r'\| +(torch|mmengine|mmcv|mmseg)$', output, re.MULTILINE)
+    assert not re.search(r'\| +(torch|mmengine|mmcv|mmseg)$', done.stdout, re.MULTILINE)
     # mim adds --gpus to the command of a tool whose help has the word.
-    assert '--gpus' not in output
+    assert '--gpus' not in done.stdout
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'message'),
+    ('tool', 'arguments', 'message'),
     [
-        (('train.py', 'none.py'), 'config not found: none.py'),
-        (('train.py', ROOT / 'setup.py', '--resume', '--color'), 'unrecognized arguments'),
-        (('test.py', 'none.py', 'none.pth'), 'config not found: none.py'),
-        (('test.py', 'none.py'), 'required: checkpoint'),
+        ('train', ['none.py'], 'config not found: none.py'),
+        ('train', ['ROW', '--resume', '--color'], 'unrecognized arguments'),
+        ('train', ['ROW', '--resume', 'none.pth'], 'checkpoint to resume from not found'),
+        ('train', ['ROW', '--cfg-options', 'a=1', 'b'], 'takes KEY=VALUE pairs'),
+        ('test', ['none.py', 'none.pth'], 'config not found: none.py'),
+        ('test', ['none.py'], 'required: checkpoint'),
+        ('test', ['ROW', 'none.pth'], 'checkpoint not found: none.pth'),
+        ('test', ['ROW', __file__, '--format-only'], 'give --out or --show-dir'),
     ],
 )
-def test_a_mistake_gets_one_sentence(arguments, message, tmp_path):
-    tool, *rest = arguments
-    done = run(sys.executable, TOOLS / tool, *rest, cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stdout
-    assert 'Traceback' not in done.stdout
-
-
-def test_missing_checkpoints_and_malformed_overrides(load_tool, row, monkeypatch, capsys):
-    lines = [
-        ('test', [row, 'none.pth'], 'checkpoint not found: none.pth'),
-        ('train', [row, '--resume', 'none.pth'], 'checkpoint to resume from not found'),
-        ('train', [row, '--cfg-options', 'a=1', 'b'], 'takes KEY=VALUE pairs'),
-        ('test', [row, __file__, '--format-only'], 'give --out or --show-dir'),
-    ]
-    for tool, arguments, message in lines:
-        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
-        with pytest.raises(SystemExit):
-            load_tool(tool).main()
-        assert message in capsys.readouterr().err
+def test_a_mistake_gets_one_sentence(load_tool, row, monkeypatch, capsys, tool, arguments, message):
+    filled = [str(row) if argument == 'ROW' else argument for argument in arguments]
+    monkeypatch.setattr(sys, 'argv', [tool, *filled])
+    with pytest.raises(SystemExit) as stop:
+        load_tool(tool).main()
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_amp_replaces_the_usual_wrappers_and_no_other(load_tool):
@@ -86,15 +70,24 @@ def test_amp_replaces_the_usual_wrappers_and_no_other(load_tool):
 
 def test_command_line_goes_before_the_config(load_tool, row, tmp_path):
     tool = load_tool('command_line')
-    arguments = [str(row), '--work-dir', str(tmp_path), '--cfg-options', 'train_cfg.max_iters=7']
-    config = tool.load_config(tool.create_parser('').parse_args([*arguments, 'a.b=[1,2]']))
+    arguments = [str(row), '--work-dir', str(tmp_path), '--local_rank', '3']
+    arguments += ['--cfg-options', 'train_cfg.max_iters=7', 'a.b=[1,2]']
+    parsed = tool.create_parser('').parse_args(arguments)
+    config = tool.load_config(parsed)
     assert config.work_dir == str(tmp_path)
     assert config.train_cfg.max_iters == 7
     assert config.a.b == [1, 2]
-    assert tool.create_parser('').parse_args([str(row), '--local_rank', '3']).local_rank == 3
+    assert parsed.local_rank == 3
 
 
-def test_without_ground_truth_nothing_loads_it(load_tool, row):
+def test_sync_bn_gives_way_in_processes_without_gpu(load_tool):
+    norm = {'type': 'SyncBN', 'requires_grad': True}
+    config = Config({'model': {'backbone': {'norm_cfg': norm}}})
+    load_tool('command_line')._replace_sync_bn(config.model)
+    assert config.model.backbone.norm_cfg == {'type': 'BN', 'requires_grad': True}
+
+
+def test_tta_is_for_semantic_models_with_its_settings(load_tool, row, panoptic_row):
     test = load_tool('test')
     config = Config.fromfile(row)
     assert test.has_ground_truth(config)
@@ -104,10 +97,6 @@ def test_without_ground_truth_nothing_loads_it(load_tool, row):
     test.drop_ground_truth(config)
     assert 'LoadAnnotations' not in str(config.test_dataloader)
     assert config.test_evaluator == []
-
-
-def test_tta_is_refused_without_its_settings_and_of_a_detector(load_tool, panoptic_row):
-    test = load_tool('test')
     with pytest.raises(test.UsageError, match='tta_model and tta_pipeline'):
         test.enable_tta(Config({'model': {}}))
     with pytest.raises(test.UsageError, match='instances and panoptic segments'):
@@ -115,30 +104,23 @@ def test_tta_is_refused_without_its_settings_and_of_a_detector(load_tool, panopt
 
 
 @pytest.mark.parametrize(
-    ('path', 'expected'),
+    ('path', 'saver'),
     [
-        ('mask2former_r18_facade.py', False),
-        ('mmseg_r18_facade.py', False),
-        ('mask2former_r18_facade-panoptic.py', True),
-        ('mmdet_r18_facade-instance.py', True),
+        ('mask2former_r18_facade', 'SaveLabelMapsHook'),
+        ('mmseg_r18_facade', 'SaveLabelMapsHook'),
+        ('mask2former_r18_facade-panoptic', 'SaveResultsHook'),
+        ('mmdet_r18_facade-instance', 'SaveResultsHook'),
     ],
 )
-def test_the_type_of_the_model_decides_what_is_saved(load_tool, path, expected):
-    pytest.importorskip('mmdet' if expected else 'mmseg')
-    test = load_tool('test')
-    config = Config.fromfile(ROOT / 'configs/demo' / path)
-    assert test.is_detector(config) is expected
-    test.add_hooks(config, 'out', 'shown')
-    saver = 'SaveResultsHook' if expected else 'SaveLabelMapsHook'
-    assert [hook['type'] for hook in config.custom_hooks[-2:]] == [
-        f'mmseg_m2f.{saver}',
-        'mmseg_m2f.DrawPredictionsHook',
-    ]
+def test_the_type_of_the_model_decides_what_is_saved(load_tool, path, saver):
+    pytest.importorskip('mmdet')
+    config = Config.fromfile(ROOT / f'configs/demo/{path}.py')
+    load_tool('test').add_hooks(config, 'out', 'shown')
+    hooks = [hook['type'] for hook in config.custom_hooks[-2:]]
+    assert hooks == [f'mmseg_m2f.{saver}', 'mmseg_m2f.DrawPredictionsHook']
 
 
-def without_annotations(
-    folder: Path, name: str = 'panoptic_val.json', **more: list[object]
-) -> Path:
+def without_annotations(folder: Path, name: str = 'panoptic_val.json', **more: list) -> Path:
     """Write the validation photos as a test set: images, categories and ``more``."""
     known = json.loads((ROOT / 'data/tiny/facade/annotations' / name).read_text())
     path = folder / 'image_info.json'
@@ -146,42 +128,56 @@ def without_annotations(
     return path
 
 
-def records_of(config: Config) -> list[dict]:
-    """Return the records of the data set that a test would build."""
-    from mmengine.registry import DATASETS, DefaultScope
-
-    import mmseg_m2f.adapters  # noqa: F401 - registers ours
-
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        dataset = DATASETS.build(config.test_dataloader.dataset)
-        return [dataset.get_data_info(i) for i in range(len(dataset))]
-
-
 @pytest.mark.parametrize('more', [{}, {'annotations': []}])
 @pytest.mark.parametrize('kind', ['panoptic', 'instance'])
 def test_a_json_without_annotations_has_no_ground_truth(load_tool, kind, more, tmp_path):
     pytest.importorskip('mmdet')
+    from mmengine.registry import DATASETS, DefaultScope
+
+    import mmseg_m2f.adapters  # noqa: F401 - registers ours
+
     test = load_tool('test')
     config = Config.fromfile(ROOT / f'configs/demo/mask2former_r18_facade-{kind}.py')
     dataset = config.test_dataloader.dataset
     dataset.data_root = str(ROOT / dataset.data_root)
     assert test.has_ground_truth(config)
-    name = Path(dataset.ann_file).name
-    dataset.ann_file = str(without_annotations(tmp_path, name, **more))
+    dataset.ann_file = str(without_annotations(tmp_path, Path(dataset.ann_file).name, **more))
     assert not test.has_ground_truth(config)
     test.drop_ground_truth(config)
-    records = records_of(config)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        built = DATASETS.build(dataset)
+    records = [built.get_data_info(i) for i in range(len(built))]
     assert records
     assert not any(record.get('segments_info') or record.get('instances') for record in records)
 
 
-def test_training_leaves_a_checkpoint_logs_and_an_eta(trained: Trained):
+def test_known_annotations_can_be_left_alone(load_tool, panoptic_row):
+    """--format-only where the JSON has annotations: predictions and no metric."""
+    test = load_tool('test')
+    config = Config.fromfile(panoptic_row)
+    assert test.has_ground_truth(config)
+    arguments = [panoptic_row, panoptic_row.with_suffix('.pth'), '--out', 'out', '--format-only']
+    test.apply_options(config, test.create_test_parser().parse_args(map(str, arguments)))
+    assert config.test_evaluator == []
+    assert config.custom_hooks[-1] == {'type': 'mmseg_m2f.SaveResultsHook', 'out_dir': 'out'}
+
+
+def test_training_leaves_a_checkpoint_logs_and_an_eta(trained: Trained, call, tmp_path):
     work_dir = trained.folder / 'work_dirs/row'
     assert 'eta:' in trained.output
     assert (work_dir / 'head_config.json').is_file()
     [scalars] = work_dir.glob('*/vis_data/scalars.json')
     losses = [json.loads(line) for line in scalars.read_text().splitlines()]
     assert [line['iter'] for line in losses if 'loss' in line] == [1, 2]
+    # Published weights load plainly.
+    published = tmp_path / 'weights.pth'
+    call(TOOLS / 'publish_weights.py', trained.checkpoint, published)
+    loaded = torch.load(published, weights_only=True)
+    saved = torch.load(trained.checkpoint, weights_only=False)  # our own file, just made
+    assert loaded['state_dict'].keys() == saved['state_dict'].keys()
+    assert 'optimizer' not in loaded
+    assert loaded['meta']['head_config']['num_queries'] == 8
+    assert len(loaded['meta']['dataset_meta']['classes']) == 150
 
 
 def test_resume_continues_with_the_next_iteration(trained: Trained, call_runner, tmp_path):
@@ -190,6 +186,33 @@ def test_resume_continues_with_the_next_iteration(trained: Trained, call_runner,
     output = call_runner(TOOLS / 'train.py', *arguments, settings=schedule)
     assert 'resumed epoch: 0, iter: 2' in output
     assert (tmp_path / 'iter_3.pth').is_file()
+
+
+OWN_PARTS = """
+_base_ = './row.py'
+custom_imports = dict(imports=['mmseg_m2f.adapters', 'custom_parts'])
+model = dict(
+    decode_head=dict(
+        pixel_decoder=dict(_delete_=True, type='TopDownPixelDecoder'),
+        matcher=dict(costs=dict(mask=dict(type='L1MaskCost'))),
+        losses=dict(mask=dict(type='L1MaskLoss', _delete_=True)),
+    )
+)
+"""
+
+
+def test_the_documented_parts_of_a_user_train(row, call_runner, tmp_path, monkeypatch):
+    """Own loss, cost and pixel decoder, through custom_imports."""
+    monkeypatch.syspath_prepend(str(ROOT / 'docs/examples'))
+    config = row.with_name('own_parts.py')
+    config.write_text(OWN_PARTS)
+    output = call_runner(TOOLS / 'train.py', config, '--work-dir', tmp_path)
+    assert (tmp_path / 'iter_2.pth').is_file()
+    assert 'L1MaskCost does not declare row_wise' in output
+    used = json.loads((tmp_path / 'head_config.json').read_text())
+    assert used['pixel_decoder']['type'] == 'TopDownPixelDecoder'
+    assert used['matcher']['costs']['mask'] == {'type': 'L1MaskCost'}
+    assert used['losses']['mask']['type'] == 'L1MaskLoss'
 
 
 @pytest.fixture
@@ -209,8 +232,8 @@ def read(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def num_panels(folder: Path) -> int:
-    """The panels of the saved images, of which there are two of equal width."""
+def num_panels(folder: Path) -> float:
+    """Return how many panels each of the two saved images has."""
     first, second = (read(path).shape[1] for path in folder.iterdir())
     assert first == second
     return first / 384
@@ -237,62 +260,28 @@ def test_images_alone_are_enough(trained: Trained, run_test, tmp_path):
     assert num_panels(tmp_path / 'shown') == 2
 
 
-def test_one_test_of_a_panoptic_model_answers_three_questions(trained_panoptic, run_test, tmp_path):
-    output = run_test(trained_panoptic)
+# Photo, ground truth if there is any, semantic, instances, panoptic.
+@pytest.mark.parametrize(('has_truth', 'panels'), [(True, 5), (False, 4)])
+def test_one_test_of_a_panoptic_model_answers_three_questions(
+    trained_panoptic, run_test, tmp_path, has_truth, panels
+):
+    ann_file = f'test_dataloader.dataset.ann_file={without_annotations(tmp_path)}'
+    output = run_test(trained_panoptic, settings=[] if has_truth else [ann_file])
     for name in ('mIoU', 'coco/segm_mAP', 'coco_panoptic/PQ'):
-        assert name in output
-    assert (tmp_path / 'out/panoptic.json').is_file()
+        assert (name in output) == has_truth
+    assert ('no ground truth' in output) != has_truth
+    assert len(json.loads((tmp_path / 'out/panoptic.json').read_text())['annotations']) == 2
     assert (tmp_path / 'out/instances.json').is_file()
     for folder in ('panoptic', 'semantic'):
         assert len(list((tmp_path / 'out' / folder).glob('*.png'))) == 2
-    # Photo, ground truth, semantic, instances, panoptic.
-    assert num_panels(tmp_path / 'shown') == 5
-
-
-def test_a_test_set_is_predicted_without_annotations(trained_panoptic, run_test, tmp_path):
-    settings = [f'test_dataloader.dataset.ann_file={without_annotations(tmp_path)}']
-    assert 'no ground truth' in run_test(trained_panoptic, settings=settings)
-    assert len(json.loads((tmp_path / 'out/panoptic.json').read_text())['annotations']) == 2
-    assert num_panels(tmp_path / 'shown') == 4
-
-
-def test_known_annotations_can_be_left_alone(load_tool, panoptic_row, tmp_path):
-    """--format-only where the JSON has annotations: predictions and no metric."""
-    test = load_tool('test')
-    checkpoint = tmp_path / 'weights.pth'
-    checkpoint.touch()
-    config = Config.fromfile(panoptic_row)
-    assert test.has_ground_truth(config)
-    arguments = [str(panoptic_row), str(checkpoint), '--out', 'out', '--format-only']
-    test.apply_options(config, test.create_test_parser().parse_args(arguments))
-    assert config.test_evaluator == []
-    assert config.custom_hooks[-1] == {'type': 'mmseg_m2f.SaveResultsHook', 'out_dir': 'out'}
-
-
-def test_sync_bn_gives_way_in_processes_without_gpu(load_tool):
-    config = Config(
-        {'model': {'backbone': {'norm_cfg': {'type': 'SyncBN', 'requires_grad': True}}}}
-    )
-    load_tool('command_line')._replace_sync_bn(config.model)
-    assert config.model.backbone.norm_cfg == {'type': 'BN', 'requires_grad': True}
+    assert num_panels(tmp_path / 'shown') == panels
 
 
 @pytest.mark.long
 @pytest.mark.parametrize('tool', ['train', 'test'])
 def test_two_processes(tool, trained: Trained, tmp_path):
-    script = TOOLS / f'dist_{tool}.sh'
     checkpoint = [trained.checkpoint] if tool == 'test' else []
-    done = run('bash', script, trained.config, *checkpoint, 2, '--work-dir', 'wd', cwd=tmp_path)
+    command = ['bash', TOOLS / f'dist_{tool}.sh', trained.config, *checkpoint, '2']
+    done = run(*command, '--work-dir', 'wd', cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert 'GPU number: 2' in done.stdout
-
-
-def test_published_weights_load_plainly(trained: Trained, call, tmp_path):
-    published = tmp_path / 'weights.pth'
-    call(TOOLS / 'publish_weights.py', trained.checkpoint, published)
-    loaded = torch.load(published, weights_only=True)
-    saved = torch.load(trained.checkpoint, weights_only=False)  # our own file, just made
-    assert loaded['state_dict'].keys() == saved['state_dict'].keys()
-    assert 'optimizer' not in loaded
-    assert loaded['meta']['head_config']['num_queries'] == 8
-    assert len(loaded['meta']['dataset_meta']['classes']) == 150
