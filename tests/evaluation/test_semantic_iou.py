@@ -37,8 +37,7 @@ def test_equals_mmseg():
     expected = theirs.compute_metrics(theirs.results)
     iou, accuracy, pixel_accuracy = semantic_quality(ours)
     found = [pixel_accuracy, mean_of_defined(iou), mean_of_defined(accuracy)]
-    # mmseg rounds to two digits.
-    rounded = [expected[name] for name in ('aAcc', 'mIoU', 'mAcc')]
+    rounded = [expected[name] for name in ('aAcc', 'mIoU', 'mAcc')]  # to two digits
     assert [100 * value for value in found] == pytest.approx(rounded, abs=0.0051)
 
 

@@ -1,7 +1,4 @@
-"""Images of the small COCO set, with predictions made from their ground truth.
-
-As a script for torchrun: the processes share the images as MMEngine's sampler does, and evaluate.
-"""
+"""Images of the small COCO set, with predictions made from their ground truth; run by torchrun."""
 
 import json
 import pickle
@@ -47,7 +44,7 @@ def sample_of(record, meta, masks, labels, scores=None) -> dict:
     encoded = torch.full(size, num_classes, dtype=torch.int32)
     for number, (mask, label) in enumerate(zip(masks, labels, strict=True), 1):
         encoded[mask] = label + 1000 * number * (label in things)
-    label_map = torch.where(encoded == num_classes, 0, encoded % 1000).long()
+    label_map = torch.where(encoded == num_classes, num_classes - 1, encoded % 1000).long()
     scores = np.ones(len(labels)) if scores is None else scores
     kept = [i for i, label in enumerate(labels) if label in things]
     return {
@@ -76,11 +73,10 @@ def guessed_samples(dataset) -> list[dict]:
     samples = []
     for record in dataset:
         masks, labels = true_segments(record)
-        kept = [i for i in range(len(labels)) if random.random() < 0.85]
+        kept = np.flatnonzero(random.random(len(labels)) < 0.85)
         moved = [np.roll(masks[i], random.integers(-3, 4, 2), (0, 1)) for i in kept]
-        changed = [
-            int(random.integers(num_classes)) if random.random() < 0.1 else labels[i] for i in kept
-        ]
+        others = random.integers(num_classes, size=len(kept))
+        changed = np.where(random.random(len(kept)) < 0.1, others, np.array(labels)[kept]).tolist()
         scores = random.integers(1, 10, len(kept)) / 10
         samples.append(sample_of(record, dataset.metainfo, moved, changed, scores))
     return samples
@@ -132,7 +128,6 @@ def evaluate_all(out: Path, rank: int = 0, world_size: int = 1) -> dict[str, flo
 
 if __name__ == '__main__':
     distributed.init_process_group('gloo')
-    rank, folder = distributed.get_rank(), Path(sys.argv[1])
-    metrics = evaluate_all(folder, rank, distributed.get_world_size())
-    (folder / f'metrics_{rank}.json').write_text(json.dumps(metrics))
+    rank, size, folder = distributed.get_rank(), distributed.get_world_size(), Path(sys.argv[1])
+    (folder / f'metrics_{rank}.json').write_text(json.dumps(evaluate_all(folder, rank, size)))
     distributed.destroy_process_group()

@@ -82,22 +82,6 @@ def sample(photo, **metainfo):
     return element
 
 
-def test_a_panel_for_each_kind_of_prediction(photo):
-    element = sample(photo)
-    semantic, instance, panoptic = drawing.predicted_panels(element.to_dict(), 3, score_thr=0.3)
-    assert (semantic.title, panoptic.title, semantic.segment_map) == ('semantic', 'panoptic', None)
-    assert '0.3' in instance.title
-    # The instance with a score of 0.2 is not shown.
-    found = [panel.label_map[0, [0, 399]].tolist() for panel in (semantic, instance, panoptic)]
-    assert found == [[2, 0], [2, -1], [2, 0]]
-    assert panoptic.segment_map[0, 0] != panoptic.segment_map[0, 399]
-    # Void is unlabeled, and so is an image without instances.
-    element.pred_panoptic_seg.sem_seg[..., :200] = 3
-    _, instance, panoptic = drawing.predicted_panels(element.to_dict(), 3, score_thr=0.95)
-    assert panoptic.label_map[0, [0, 399]].tolist() == [-1, 0]
-    assert (instance.label_map == -1).all()
-
-
 def assert_drawn(tmp_path, dataset, element, labels, **settings):
     """Let the hook draw. Compare the middle row of panels: the class at a column, None, 'white'."""
     hook = drawing.DrawPredictionsHook(str(tmp_path / 'out'), **settings)
@@ -139,11 +123,17 @@ def test_a_panoptic_truth_comes_from_the_file_the_sample_names(photo, tmp_path):
     Image.fromarray(png).save(tmp_path / 'truth.png')
     segment = {'id': 256, 'label': 1, 'is_thing': True, 'is_crowd': False, 'area': 1}
     element = sample(photo, seg_map_path=str(tmp_path / 'truth.png'), segments_info=[segment])
-    # Truth, semantic, instances, panoptic.
-    labels = {100: 1, 300: None, 500: 2, 1300: 2, 1500: 0}
-    image = assert_drawn(tmp_path, dataset_in(tmp_path / 'photos', META), element, labels)
+    dataset = dataset_in(tmp_path / 'photos', META)
+    # Truth, semantic, instances (one has a score of 0.2 only), panoptic.
+    labels = {100: 1, 300: None, 500: 2, 700: 0, 900: 2, 1100: None, 1300: 2, 1500: 0}
+    image = assert_drawn(tmp_path, dataset, element, labels)
     assert image.shape[1] == 5 * 400
-    assert (image[drawing.LINE_HEIGHT + 100, 400 + 199] == 255).all()  # a border
+    # Segments have borders.
+    assert (image[drawing.LINE_HEIGHT + 100, [400 + 199, 4 * 400 + 199]] == 255).all()
+    # Void is unlabeled, and so is an image without instances.
+    element.pred_panoptic_seg.sem_seg[..., :200] = 3
+    labels = {900: None, 1100: None, 1300: None, 1500: 0}
+    assert_drawn(tmp_path, dataset, element, labels, score_thr=0.95)
 
 
 def test_an_instance_truth_comes_from_the_data_set(photo, tmp_path):

@@ -29,8 +29,7 @@ def test_it_draws_what_mmdet_draws(field):
 
 @pytest.mark.parametrize('palette', ['random', None])
 def test_it_draws_what_mmdet_cannot(palette):
-    void = np.full_like(HALF, 2)
-    assert (drawn('pred_panoptic_seg', void, COLORS) == GREY).all()
+    assert (drawn('pred_panoptic_seg', np.full_like(HALF, 2), COLORS) == GREY).all()
     image = drawn('pred_sem_seg', HALF, palette)
     left, right = image[1:4, 1:4].reshape(-1, 3), image[1:4, -4:-1].reshape(-1, 3)
     assert (left == left[0]).all()
