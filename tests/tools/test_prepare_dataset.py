@@ -224,39 +224,24 @@ def test_ade20k_by_hand(prepare, tmp_path):
     assert extents(val['annotations'], 'id', 'category_id', 'area') == [(1, 149, 8), (2, 12, 1)]
 
 
-def test_cityscapes_by_hand(prepare, tmp_path):
-    cityscapes(tmp_path)
-    assert prepare('cityscapes-panoptic', tmp_path) == prepare('cityscapes-instance', tmp_path) == 0
-    things = [24, 25, 26, 27, 28, 31, 32, 33]
-    content = read(tmp_path / 'gtFine/cityscapes_panoptic_train.json')
-    assert [entry['id'] for entry in content['categories'] if entry['isthing']] == things
-    assert [image['file_name'] for image in content['images']] == [
-        'aachen/aachen_000000_000019_leftImg8bit.png',
-        'bochum/bochum_000000_000313_leftImg8bit.png',
+def test_cityscapes_instances_by_hand(prepare, tmp_path):
+    """The panoptic form is compared with cityscapesScripts."""
+    assert prepare('cityscapes-instance', cityscapes(tmp_path)) == 0
+    names = [tmp_path / f'gtFine/cityscapes_instance_{split}.json' for split in ('train', 'val')]
+    train, val = map(read, names)
+    assert [entry['id'] for entry in train['categories']] == [24, 25, 26, 27, 28, 31, 32, 33]
+    assert extents(train['annotations']) == [
+        (1, 24, 6, [6, 2, 2, 3], 1),
+        (2, 24, 4, [4, 0, 1, 4], 0),
+        (3, 26, 6, [1, 1, 3, 2], 0),
     ]
-    first, second = content['annotations']
-    # Road: 24 pixels less 4 of the group's and 1 of the person's.
-    group = (6, [6, 2, 2, 3], 1)
-    person, car = (4, [4, 0, 1, 4], 0), (6, [1, 1, 3, 2], 0)
-    assert extents(first['segments_info']) == [
-        (7, 7, 19, [0, 3, 8, 3], 0),
-        (24, 24, *group),
-        (24000, 24, *person),
-        (26001, 26, *car),
-    ]
-    assert extents(second['segments_info']) == [(23, 23, 16, [0, 0, 8, 2], 0)]
-    folder = tmp_path / 'gtFine/cityscapes_panoptic_train'
-    ids = read_ids(folder / 'bochum_000000_000313_gtFine_panoptic.png')
-    assert np.array_equal(ids, canvas((23, 0, 0, 8, 2)))
-    train, val = (
-        read(tmp_path / f'gtFine/cityscapes_instance_{split}.json') for split in ('train', 'val')
-    )
-    assert [entry['id'] for entry in train['categories']] == things
-    assert extents(train['annotations']) == [(1, 24, *group), (2, 24, *person), (3, 26, *car)]
     assert [annotation['image_id'] for annotation in train['annotations']] == [1, 1, 1]
     mask = coco_mask.decode(train['annotations'][2]['segmentation'])
     assert np.array_equal(mask, canvas((1, 1, 1, 3, 2)))
-    assert len(train['images']) == 2
+    assert [image['file_name'] for image in train['images']] == [
+        'aachen/aachen_000000_000019_leftImg8bit.png',
+        'bochum/bochum_000000_000313_leftImg8bit.png',
+    ]
     assert extents(val['annotations'], 'category_id', 'iscrowd') == [(25, 1), (33, 0)]
 
 
@@ -430,98 +415,76 @@ def test_what_was_spoiled_is_made_again(prepare, tmp_path, spoil, capsys):
     assert replaced == (spoil is name_another_image)
 
 
-MISSING = {
-    'ade20k-panoptic': [
-        'images',
-        'images/validation',
-        'annotations/training/ADE_train_00000002.png',
-    ],
-    'ade20k-instance': ['annotations_instance/validation/ADE_val_00000001.png'],
-    'cityscapes-panoptic': [
-        'gtFine/val',
-        'leftImg8bit/train/bochum/bochum_000000_000313_leftImg8bit.png',
-    ],
-    'cityscapes-instance': ['gtFine/train/aachen/*_gtFine_instanceIds.png'],
-    'coco-panoptic-semantic': [
-        'annotations/panoptic_val2017.json',
-        'annotations/panoptic_train2017',
-        'annotations/panoptic_train2017/000000000025.png',
-    ],
-    'mapillary': [
-        'training/panoptic/panoptic_2018.json',
-        'validation/labels',
-        'validation/images/c_z.jpg',
-        'training/panoptic/b_x.png',
-    ],
-}
-
-
-@pytest.mark.parametrize(
-    ('command', 'name'), [(command, name) for command in MISSING for name in MISSING[command]]
-)
-def test_a_missing_path_is_named_and_nothing_is_written(prepare, tmp_path, command, name, capsys):
-    root = RAW[command](tmp_path)
+def remove(name: str, root: Path) -> None:
     for path in list(root.glob(name)):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    before = times_of(root)
-    assert prepare(command, root) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1
-    assert str(root / name) in error
-    assert f'expected in {root} are ' in error
-    assert times_of(root) == before
 
 
 def pack_val(root: Path) -> None:
-    shutil.rmtree(root / 'annotations/panoptic_val2017')
+    remove('annotations/panoptic_val2017', root)
     (root / 'annotations/panoptic_val2017.zip').touch()
+
+
+def spoil_an_instance(red: tuple[tuple[int, ...], ...], root: Path) -> None:
+    pixels = np.stack([canvas(*red), canvas((1, 0, 0, 2, 2)), canvas()], -1)
+    save(root / 'annotations_instance/training/ADE_train_00000001.png', pixels)
 
 
 def shrink_a_label_map(root: Path) -> None:
     save(root / 'annotations/validation/ADE_val_00000001.png', np.zeros((3, 4)))
 
 
-def spoil_an_instance(*red: tuple[int, ...], root: Path) -> None:
-    pixels = np.stack([canvas(*red), canvas((1, 0, 0, 2, 2)), canvas()], -1)
-    save(root / 'annotations_instance/training/ADE_train_00000001.png', pixels)
-
-
+MISSING = """
+ade20k-panoptic images
+ade20k-panoptic images/validation
+ade20k-panoptic annotations/training/ADE_train_00000002.png
+ade20k-instance annotations_instance/validation/ADE_val_00000001.png
+cityscapes-panoptic gtFine/val
+cityscapes-panoptic leftImg8bit/train/bochum/bochum_000000_000313_leftImg8bit.png
+cityscapes-instance gtFine/train/aachen/*_gtFine_instanceIds.png
+coco-panoptic-semantic annotations/panoptic_val2017.json
+coco-panoptic-semantic annotations/panoptic_train2017
+coco-panoptic-semantic annotations/panoptic_train2017/000000000025.png
+mapillary training/panoptic/panoptic_2018.json
+mapillary validation/labels
+mapillary validation/images/c_z.jpg
+mapillary training/panoptic/b_x.png
+"""
 COCO_VAL, LABEL_MAP = 'annotations/panoptic_val2017.json', 'training/ADE_train_00000002.png'
+swap_a_category = partial(replace, COCO_VAL, '"category_id": 92', '"category_id": 91')
+unknown_category = partial(spoil_an_instance, ((101, 0, 0, 2, 2),))
+two_categories = partial(spoil_an_instance, ((5, 0, 0, 2, 2), (6, 0, 0, 1, 1)))
+cut_a_label_map = partial(cut, f'annotations/{LABEL_MAP}', 40)
 
 
 @pytest.mark.parametrize(
     ('command', 'spoil', 'message'),
     [
+        *(
+            (command, partial(remove, name), f'/{name}')
+            for command, name in map(str.split, MISSING.strip().splitlines())
+        ),
         ('coco-panoptic-semantic', pack_val, 'panoptic_val2017.zip is there: unpack it'),
-        (
-            'coco-panoptic-semantic',
-            partial(replace, COCO_VAL, '"category_id": 92', '"category_id": 91'),
-            '0139.png has a segment of category 91',
-        ),
-        (
-            'ade20k-panoptic',
-            partial(cut, f'annotations/{LABEL_MAP}', 40),
-            f'{LABEL_MAP} cannot be read',
-        ),
+        ('coco-panoptic-semantic', swap_a_category, '0139.png has a segment of category 91'),
+        ('ade20k-panoptic', cut_a_label_map, f'{LABEL_MAP} cannot be read'),
         ('ade20k-panoptic', shrink_a_label_map, 'is of size (3, 4), its photo of (6, 8)'),
-        (
-            'ade20k-instance',
-            lambda root: spoil_an_instance((101, 0, 0, 2, 2), root=root),
-            'instance 1 has category 101; it should have one of 1 to 100',
-        ),
-        (
-            'ade20k-instance',
-            lambda root: spoil_an_instance((5, 0, 0, 2, 2), (6, 0, 0, 1, 1), root=root),
-            'instance 1 has category 6 and 5',
-        ),
+        ('ade20k-instance', unknown_category, 'instance 1 has category 101; it should have one of'),
+        ('ade20k-instance', two_categories, 'instance 1 has category 6 and 5'),
     ],
 )
-def test_impossible_files_are_refused(prepare, tmp_path, capsys, command, spoil, message):
+def test_missing_and_impossible_files_are_named(prepare, tmp_path, capsys, command, spoil, message):
     root = RAW[command](tmp_path)
     spoil(root)
+    before = times_of(root)
     assert prepare(command, root) == 2
-    assert message in capsys.readouterr().err
-    assert not list(root.glob('panoptic_semseg_*'))
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert f'{root}/' in error
+    assert message in error
+    # Nothing is written before everything was looked up.
+    if 'is missing' in error:
+        assert f'expected in {root} are ' in error
+        assert times_of(root) == before
 
 
 def test_progress_tells_rate_and_time_left(monkeypatch, capsys):

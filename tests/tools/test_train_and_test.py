@@ -106,9 +106,7 @@ def test_tta_is_for_semantic_models_with_its_settings(load_tool, row, panoptic_r
 @pytest.mark.parametrize(
     ('path', 'saver'),
     [
-        ('mask2former_r18_facade', 'SaveLabelMapsHook'),
         ('mmseg_r18_facade', 'SaveLabelMapsHook'),
-        ('mask2former_r18_facade-panoptic', 'SaveResultsHook'),
         ('mmdet_r18_facade-instance', 'SaveResultsHook'),
     ],
 )
@@ -149,17 +147,6 @@ def test_a_json_without_annotations_has_no_ground_truth(load_tool, kind, more, t
     records = [built.get_data_info(i) for i in range(len(built))]
     assert records
     assert not any(record.get('segments_info') or record.get('instances') for record in records)
-
-
-def test_known_annotations_can_be_left_alone(load_tool, panoptic_row):
-    """--format-only where the JSON has annotations: predictions and no metric."""
-    test = load_tool('test')
-    config = Config.fromfile(panoptic_row)
-    assert test.has_ground_truth(config)
-    arguments = [panoptic_row, panoptic_row.with_suffix('.pth'), '--out', 'out', '--format-only']
-    test.apply_options(config, test.create_test_parser().parse_args(map(str, arguments)))
-    assert config.test_evaluator == []
-    assert config.custom_hooks[-1] == {'type': 'mmseg_m2f.SaveResultsHook', 'out_dir': 'out'}
 
 
 def test_training_leaves_a_checkpoint_logs_and_an_eta(trained: Trained, call, tmp_path):
@@ -261,15 +248,17 @@ def test_images_alone_are_enough(trained: Trained, run_test, tmp_path):
 
 
 # Photo, ground truth if there is any, semantic, instances, panoptic.
-@pytest.mark.parametrize(('has_truth', 'panels'), [(True, 5), (False, 4)])
+@pytest.mark.parametrize(('truth', 'panels'), [('known', 5), ('none', 4), ('left alone', 5)])
 def test_one_test_of_a_panoptic_model_answers_three_questions(
-    trained_panoptic, run_test, tmp_path, has_truth, panels
+    trained_panoptic, run_test, tmp_path, truth, panels
 ):
     ann_file = f'test_dataloader.dataset.ann_file={without_annotations(tmp_path)}'
-    output = run_test(trained_panoptic, settings=[] if has_truth else [ann_file])
+    options = ['--format-only'] if truth == 'left alone' else []
+    settings = [ann_file] if truth == 'none' else []
+    output = run_test(trained_panoptic, *options, settings=settings)
     for name in ('mIoU', 'coco/segm_mAP', 'coco_panoptic/PQ'):
-        assert (name in output) == has_truth
-    assert ('no ground truth' in output) != has_truth
+        assert (name in output) == (truth == 'known')
+    assert ('no ground truth' in output) == (truth != 'known')
     assert len(json.loads((tmp_path / 'out/panoptic.json').read_text())['annotations']) == 2
     assert (tmp_path / 'out/instances.json').is_file()
     for folder in ('panoptic', 'semantic'):
