@@ -99,6 +99,11 @@ def _chosen(path: str, categories: Sequence[Json], metainfo: Mapping[str, Any]) 
     if not classes:
         return categories
     key, wanted = ('name', classes) if category_ids is None else ('id', category_ids)
+    if len(classes) != len(wanted):
+        raise ValueError(
+            f'metainfo has {len(classes)} classes and {len(wanted)} category_ids: one of each is '
+            'needed for a class'
+        )
     own = {category[key]: category for category in categories}
     missing = [value for value in wanted if value not in own]
     others = [value for value in own if value not in wanted]

@@ -159,6 +159,8 @@ def test_things_are_those_of_the_file_or_those_given(tmp_path):
     for wrong in ([3], [0, 0], [True], ['dog'], [-1]):
         with pytest.raises(ValueError, match='thing_ids must be different class indices'):
             PanopticDataset(**layout, metainfo={'thing_ids': wrong})
+    with pytest.raises(ValueError, match='3 classes and 2 category_ids'):
+        PanopticDataset(**layout, metainfo={**known, 'category_ids': (3, 2)})
 
 
 def test_label_maps_of_another_order_are_not_read(tmp_path, said):
