@@ -34,15 +34,20 @@ def reduce_config(cfg: Config, data_root: Path) -> Config:
     _reduce_backbone(cfg.model.backbone)
     head_of(cfg).update(HEAD)
     cfg.model.data_preprocessor = _shrink_lengths(cfg.model.data_preprocessor)
+    if 'tta_pipeline' in cfg:
+        cfg.tta_pipeline = _shrink_lengths(cfg.tta_pipeline)
+    cfg.default_hooks.logger.interval = 1
+    return shorten(cfg, data_root, f'work_dirs/{name}')
+
+
+def shorten(cfg: Config, data_root: Path, work_dir: str) -> Config:
+    """Let a config train two iterations and test on a small data set below ``data_root``."""
     _move_data(cfg, data_root)
     for loader in LOADERS:
         _reduce_dataloader(cfg[loader])
-    if 'tta_pipeline' in cfg:
-        cfg.tta_pipeline = _shrink_lengths(cfg.tta_pipeline)
     cfg.train_cfg.update(max_iters=2, val_interval=2)
-    cfg.default_hooks.logger.interval = 1
     cfg.vis_backends = cfg.visualizer.vis_backends = [{'type': 'LocalVisBackend'}]
-    cfg.work_dir = str(data_root / 'work_dirs' / name)
+    cfg.work_dir = str(data_root / work_dir)
     # MMEngine keeps one visualiser per name for the life of the process.
     cfg.experiment_name = cfg.visualizer.name = cfg.work_dir
     return cfg

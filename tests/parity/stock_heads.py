@@ -92,15 +92,6 @@ def segments(encoded: Tensor) -> set[tuple[int, bool, bytes]]:
     }
 
 
-class _Float64Torch:
-    """``torch`` for a module that asks for float32 whatever its input."""
-
-    float32 = torch.float64
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
 @contextmanager
 def float64_positions() -> Iterator[None]:
     """Let mmdet compute in float64 what it has in float32 in models of float64, too.
@@ -111,13 +102,14 @@ def float64_positions() -> Iterator[None]:
     from mmdet.models.layers import positional_encoding
     from mmdet.models.task_modules.prior_generators import MlvlPointGenerator
 
+    torch_of_float64 = SimpleNamespace(**{**vars(torch), 'float32': torch.float64})
     centres = MlvlPointGenerator.single_level_grid_priors
 
     def exact(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         return centres(self, *args, **{**kwargs, 'dtype': torch.float64})
 
     with (
-        mock.patch.object(positional_encoding, 'torch', _Float64Torch()),
+        mock.patch.object(positional_encoding, 'torch', torch_of_float64),
         mock.patch.object(MlvlPointGenerator, 'single_level_grid_priors', exact),
     ):
         yield

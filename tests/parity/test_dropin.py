@@ -15,7 +15,18 @@ import pytest
 
 from tests.parity.stock_heads import FLOAT32
 
+pytest.importorskip('mmdet')
+
 REPOSITORY = Path(__file__).parents[2]
+# mmseg's segmentor stays, mmdet's detector is replaced.
+MODELS = {
+    'mmseg': 'mmseg.models.segmentors.encoder_decoder',
+    'mmdet': 'mmseg_m2f.adapters.models.detector',
+}
+HEADS = {
+    'mmseg': 'adapters.models.decode_head.Mask2FormerHead',
+    'mmdet': 'adapters.models.universal_head.Mask2FormerUniversalHead',
+}
 PARTS = [
     'core.pixel_decoder.MSDeformAttnPixelDecoder',
     'core.decoder.MaskedAttentionDecoder',
@@ -25,20 +36,16 @@ PARTS = [
     'core.losses.PointMaskLoss',
     'core.losses.PointDiceLoss',
 ]
-HEADS = {
-    'mmseg': 'models.decode_head.Mask2FormerHead',
-    'mmdet': 'models.universal_head.Mask2FormerUniversalHead',
-}
 # Fewer layers than the stock configs have: five predictions.
 LOSSES = {f'{d}loss_{n}' for d in ('d0.', 'd1.', 'd2.', 'd3.', '') for n in ('cls', 'mask', 'dice')}
 # Stock configs in the packages, of which one is also run in full size.
 NUMBERS = {'mmseg': 13, 'mmdet': 11}
+of_both = pytest.mark.parametrize('package', NUMBERS)
 
 
 @pytest.fixture(scope='module')
 def seen(tmp_path_factory):
-    """Return a function that runs the configs of a package once, in a process of its own."""
-    pytest.importorskip('mmdet')
+    """Return a function that runs the configs of a package once."""
     pytest.importorskip('mmseg')
     return cache(lambda package: look(package, tmp_path_factory.mktemp(package)))
 
@@ -56,30 +63,15 @@ def look(package, folder, *blocked):
     return json.loads((folder / f'{package}.json').read_text())
 
 
-def assert_trains(package, config):
-    prefix = 'decode.' if package == 'mmseg' else ''
-    assert len(config['steps']) == 2
-    for losses in config['steps']:
-        assert {name.removeprefix(prefix) for name in losses} == LOSSES | {'loss'}
-        assert all(math.isfinite(value) for value in losses.values())
-    first, second = (losses['loss'] for losses in config['steps'])
-    assert first != second
-
-
-@pytest.mark.parametrize('package', NUMBERS)
+@of_both
 def test_every_config_builds_on_our_parts(package, seen):
-    # mmseg's segmentor stays, mmdet's detector is replaced.
-    model = {
-        'mmseg': 'mmseg.models.segmentors.encoder_decoder',
-        'mmdet': 'mmseg_m2f.adapters.models.detector',
-    }[package]
-    parts = [f'mmseg_m2f.{part}' for part in (f'adapters.{HEADS[package]}', *PARTS)]
+    parts = [f'mmseg_m2f.{part}' for part in (HEADS[package], *PARTS)]
     assert len(seen(package)) == NUMBERS[package] + 1
     for name, config in seen(package).items():
-        assert (config['model'], config['parts']) == (model, parts), name
+        assert (config['model'], config['parts']) == (MODELS[package], parts), name
 
 
-@pytest.mark.parametrize('package', NUMBERS)
+@of_both
 def test_stock_weights_give_the_stock_logits(package, seen):
     """Differences are shares of the range of the logits, in float32 as mmdet's positions are."""
     for name, config in seen(package).items():
@@ -88,25 +80,22 @@ def test_stock_weights_give_the_stock_logits(package, seen):
         assert config['attention'] < 1e-3, name
 
 
-@pytest.mark.parametrize('package', NUMBERS)
+@of_both
 def test_trains_two_iterations(package, seen):
+    """The stock optimizer decays no level embedding; the stock pixel decoder's has another name."""
+    head = 'decode_head' if package == 'mmseg' else 'panoptic_head'
+    no_decay = {f'{head}.pixel_decoder.level_embed': 0, f'{head}.decoder.level_embed.weight': 0}
     trained = [config for config in seen(package).values() if 'steps' in config]
     assert len(trained) == NUMBERS[package]
     for config in trained:
-        assert_trains(package, config)
-
-
-@pytest.mark.parametrize('package', NUMBERS)
-def test_the_stock_optimizer_does_not_decay_our_level_embeddings(package, seen):
-    """The stock head decays that of the pixel decoder, which has another name there."""
-    head = 'decode_head' if package == 'mmseg' else 'panoptic_head'
-    expected = [f'{head}.pixel_decoder.level_embed', f'{head}.decoder.level_embed.weight']
-    for config in seen(package).values():
-        assert config.get('decay', dict.fromkeys(expected, 0.0)) == dict.fromkeys(expected, 0.0)
+        assert config['decay'] == no_decay
+        for losses in config['steps']:
+            assert {name.removeprefix('decode.') for name in losses} == LOSSES | {'loss'}
+            assert all(math.isfinite(value) for value in losses.values())
+        first, second = (losses['loss'] for losses in config['steps'])
+        assert first != second
 
 
 def test_runs_to_the_end_without_mmseg(tmp_path):
     """The runner trains and tests with the stock data set, pipeline and metric."""
-    pytest.importorskip('mmdet')
-    [metrics] = look('mmdet', tmp_path, 'mmseg').values()
-    assert math.isfinite(metrics['coco/segm_mAP'])
+    assert math.isfinite(look('mmdet', tmp_path, 'mmseg')['coco/segm_mAP'])

@@ -1,5 +1,6 @@
-"""Our detector against the one mmdet has: what becomes of one set of logits, on a real image."""
+"""Our detector against mmdet's: results of the same logits, and initial weights."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,28 +10,25 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
+from mmseg_m2f import core
+from mmseg_m2f.adapters.models.samples import encode_panoptic
 from mmseg_m2f.checkpoints import to_ours
 
 pytest.importorskip('mmdet')
+from mmdet.models.seg_heads import MaskFormerFusionHead
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 
 from tests.parity.parity_weights import redraw
 from tests.parity.stock_heads import segments
-from tests.parity.trajectories import NUM_STUFF, NUM_THINGS, our_model, stock_model
+from tests.parity.trajectories import NUM_STUFF, NUM_THINGS, build, our_model, stock_model
 
 PHOTO = Path(__file__).parents[2] / 'data/tiny/coco/img/val/000000000885.jpg'
 NUM_CLASSES = NUM_THINGS + NUM_STUFF
 
-pytestmark = [
-    pytest.mark.filterwarnings('ignore:torch.meshgrid'),
-    # mmdet's own configuration.
-    pytest.mark.filterwarnings('ignore:The arguments `dropout` in MultiheadAttention'),
-]
 
-
-@pytest.fixture(scope='module')
 def predictions() -> list[DetDataSample]:
     """Both detectors' results from our logits, spread so that various segments survive."""
     init_default_scope('mmdet')
@@ -63,16 +61,14 @@ def standardised(logits: Tensor) -> Tensor:
     return (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True)
 
 
-def test_panoptic(predictions: list[DetDataSample]) -> None:
-    ours, theirs = (segments(sample.pred_panoptic_seg.sem_seg[0]) for sample in predictions)
-    assert ours == theirs
-    assert sum(is_thing for _, is_thing, _ in ours) >= 2
+def test_results_of_an_image() -> None:
+    ours, theirs = predictions()
+    found = segments(ours.pred_panoptic_seg.sem_seg[0])
+    assert found == segments(theirs.pred_panoptic_seg.sem_seg[0])
+    assert sum(is_thing for _, is_thing, _ in found) >= 2
     # Stuff beside void.
-    assert {label for label, is_thing, _ in ours if not is_thing} - {NUM_CLASSES}
-
-
-def test_instances(predictions: list[DetDataSample]) -> None:
-    ours, theirs = (sample.pred_instances for sample in predictions)
+    assert {label for label, is_thing, _ in found if not is_thing} - {NUM_CLASSES}
+    ours, theirs = ours.pred_instances, theirs.pred_instances
     assert len(ours) > 20
     order = theirs.scores.argsort(descending=True, stable=True)
     # A mean over some 1e5 pixels, which are summed pairwise in float32.
@@ -87,3 +83,64 @@ def instance_set(instances: InstanceData) -> list[tuple]:
         (label.item(), tuple(box.tolist()), mask.numpy().tobytes())
         for label, box, mask in zip(*fields, strict=True)
     )
+
+
+@pytest.mark.parametrize('within_masks', [True, False])
+def test_panoptic_segments_with_and_without_the_intersection(within_masks: bool) -> None:
+    """``filter_low_score`` of theirs is our ``panoptic_mask_intersection``."""
+    config = core.PostprocessConfig(object_mask_thr=0.3, overlap_thr=0.4)
+    test_cfg = {'object_mask_thr': 0.3, 'iou_thr': 0.4, 'filter_low_score': within_masks}
+    theirs = MaskFormerFusionHead(NUM_THINGS, NUM_STUFF, test_cfg=test_cfg)
+    is_thing, size = torch.arange(NUM_CLASSES) < NUM_THINGS, (24, 32)
+    seen = 0
+    for seed in range(60):
+        torch.manual_seed(seed)
+        class_logits = 3 * torch.randn(12, NUM_CLASSES + 1)
+        masks = F.interpolate(2 * torch.randn(12, 1, 3, 4) - 1, size, mode='bilinear')[:, 0]
+        geometry = core.ImageGeometry(size, size, size)
+        panoptic = core.panoptic(
+            class_logits, masks, geometry, is_thing, config, within_masks=within_masks
+        )
+        ours = segments(encode_panoptic(panoptic, NUM_CLASSES).sem_seg)
+        assert ours == segments(theirs.panoptic_postprocess(class_logits, masks).sem_seg)
+        seen += len(ours)
+    assert seen > 200
+
+
+def initial_matrices(init: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the head's weights of more than one dimension that are not 0: ours and theirs."""
+    theirs = to_ours(build(stock_model()).state_dict(), 'mmdet', 'panoptic_head')
+    return {
+        name.removeprefix('panoptic_head.'): (value, theirs[name])
+        for name, value in build(our_model(init=init)).state_dict().items()
+        if name.startswith('panoptic_head.') and value.dim() > 1 and value.abs().max() > 0
+    }
+
+
+def is_normal(value: Tensor) -> bool:
+    """Decide by the fourth moment: 3 variances squared for a normal law, 1.8 for a uniform one."""
+    return ((value**4).mean() / (value**2).mean() ** 2).item() > 2.4
+
+
+def test_init_has_their_laws_and_variances() -> None:
+    matrices = initial_matrices('mmdet')
+    assert len(matrices) > 40
+    for name, (ours, theirs) in matrices.items():
+        assert is_normal(ours) == is_normal(theirs), name
+        bound = 6 / math.sqrt(ours.numel())
+        assert ours.std().item() == pytest.approx(theirs.std().item(), rel=bound)
+    assert {is_normal(ours) for ours, _ in matrices.values()} == {True, False}
+
+
+def test_official_init_differs_from_theirs_in_the_law_of_attention_and_feed_forward_only() -> None:
+    matrices = initial_matrices('official')
+    differing = {name for name, pair in matrices.items() if len(set(map(is_normal, pair))) > 1}
+    attention = [f'{k}_attn.{n}' for k in ('cross', 'self') for n in ('in_proj_', 'out_proj.')]
+    feed_forward = ['ffn.linear1.', 'ffn.linear2.']
+    names = {'decoder': attention + feed_forward, 'pixel_decoder': feed_forward}
+    assert differing == {
+        f'{part}.layers.{layer}.{name}weight'
+        for part in names
+        for layer in range(3)
+        for name in names[part]
+    }

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,12 +26,7 @@ from tests.adapters.stock_models import (
 )
 from tests.parity.stock_heads import float64_positions, segments
 
-pytestmark = [
-    pytest.mark.filterwarnings('ignore:torch.meshgrid'),
-    # The stock configurations' own.
-    pytest.mark.filterwarnings('ignore:The arguments `dropout` in MultiheadAttention'),
-]
-PACKAGES = ['mmseg', 'mmdet']
+of_both = pytest.mark.parametrize('package', ['mmseg', 'mmdet'])
 # Models are compared in float64, so that rounding decides no attention mask and no match: some
 # hundred layers of 2e-16 each, and sums of up to 1e4 products.
 BOUND = 1e-10
@@ -52,8 +46,8 @@ def assert_near(ours: Tensor, theirs: Tensor) -> None:
     assert (ours - theirs).abs().max().item() <= BOUND * extent
 
 
+@of_both
 @pytest.mark.usefixtures('exact')
-@pytest.mark.parametrize('package', PACKAGES)
 def test_logits_of_all_predictions_stay(package: str) -> None:
     model, data = build(package).double(), batch(package)
     theirs = logits(model, data)
@@ -64,9 +58,9 @@ def test_logits_of_all_predictions_stay(package: str) -> None:
             assert_near(found, expected)
 
 
+@of_both
 @pytest.mark.usefixtures('exact')
 @pytest.mark.parametrize('points', ['shared', 'per_prediction'])
-@pytest.mark.parametrize('package', PACKAGES)
 def test_losses_and_their_gradients_stay(package: str, points: str) -> None:
     model, data = build(package).double().train(), batch(package)
     theirs = losses(model, data)
@@ -111,63 +105,62 @@ def test_results_of_a_detector_stay(filter_low_score: bool, rescale: bool) -> No
     model.panoptic_fusion_head.test_cfg.filter_low_score = filter_low_score
     theirs = results(model, data, rescale=rescale)
     ours = results(mmseg_m2f.accelerate(model), data, rescale=rescale)
-    for one, other in zip(ours, theirs, strict=True):
-        found, expected = (segments(s.pred_panoptic_seg.sem_seg) for s in (one, other))
+    for pair in zip(ours, theirs, strict=True):
+        found, expected = (segments(sample.pred_panoptic_seg.sem_seg) for sample in pair)
         assert found == expected
         assert len(found) > 1
-        assert_same_instances(one.pred_instances, other.pred_instances)
+        # mmdet's instances have no order.
+        instances = [sample.pred_instances for sample in pair]
+        one, other = (side[side.scores.sort(descending=True).indices] for side in instances)
+        assert len(one) == len(other) > 5
+        # Scores leave mmdet and us in float32, whatever the model.
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-6, atol=0, check_dtype=False)
+        for field in ('labels', 'masks', 'bboxes'):
+            assert torch.equal(one[field], other[field])
 
 
-def assert_same_instances(ours: Any, theirs: Any) -> None:
-    """Compare in order of the scores: mmdet's have no order."""
-    assert len(ours) == len(theirs) > 5
-    ours, theirs = (side[side.scores.sort(descending=True).indices] for side in (ours, theirs))
-    # Scores leave mmdet and us in float32, whatever the model.
-    torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-6, atol=0, check_dtype=False)
-    assert torch.equal(ours.labels, theirs.labels)
-    assert torch.equal(ours.masks, theirs.masks)
-    assert torch.equal(ours.bboxes, theirs.bboxes)
-
-
-@pytest.mark.parametrize('package', PACKAGES)
-def test_parameters_and_state_stay_what_they_are(package: str) -> None:
-    model, wrapper = build(package), nn.Module()
+@of_both
+def test_parameters_and_state_stay_what_they_are_and_restore_takes_it_back(package: str) -> None:
+    model, wrapper, data = build(package), nn.Module(), batch(package)
     wrapper.module = model
-    rng = torch.get_rng_state()
-    parameters, state = dict(model.named_parameters()), model.state_dict()
-    modules = [name for name, _ in model.named_modules()]
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    parameters, state = dict(model.named_parameters()), copy.deepcopy(model.state_dict())
+    theirs, rng = logits(model, data)[1][-1], torch.get_rng_state()
+
     assert mmseg_m2f.accelerate(wrapper) is wrapper
+    assert torch.equal(torch.get_rng_state(), rng)
     assert is_accelerated(model)
     assert is_accelerated(wrapper)
     assert not any('forward' in vars(module) for module in model.backbone.modules())
-    assert torch.equal(torch.get_rng_state(), rng)
-    assert modules == [name for name, _ in model.named_modules()]
+    assert list(attributes) == [name for name, _ in model.named_modules()]
     found = dict(model.named_parameters())
     assert list(found) == list(parameters)
     assert all(found[name] is value for name, value in parameters.items())
     assert list(model.state_dict()) == list(state)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
 
+    assert restore(model) is model
+    assert not is_accelerated(model)
+    assert attributes == {name: set(vars(module)) for name, module in model.named_modules()}
+    assert torch.equal(logits(model, data)[1][-1], theirs)
+    mmseg_m2f.accelerate(model)
 
+
+@of_both
 @pytest.mark.usefixtures('exact')
-@pytest.mark.parametrize('package', PACKAGES)
-def test_a_training_goes_on_and_its_checkpoint_is_stock(package: str, tmp_path: Path) -> None:
+def test_a_training_goes_on_and_its_checkpoint_is_stock(package: str) -> None:
     """The optimiser holds the parameters from before."""
     model, data = build(package).double(), batch(package)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     before = logits(model, data)[0][-1]
     sum(losses(mmseg_m2f.accelerate(model).train(), data).values()).backward()
     optimiser.step()
-    torch.save(model.eval().state_dict(), tmp_path / 'trained.pth')
-    after = logits(model, data)
+    after = logits(model.eval(), data)
     assert (after[0][-1] - before).abs().max() > 1e-2
-
     stock = build(package).double()
-    stock.load_state_dict(torch.load(tmp_path / 'trained.pth'))
+    stock.load_state_dict(model.state_dict())
     for ours, theirs in zip(after, logits(stock, data), strict=True):
         assert_near(ours[-1], theirs[-1])
-    state = stock.state_dict()
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.usefixtures('exact')
@@ -197,7 +190,7 @@ def test_a_copy_has_weights_of_its_own(tmp_path: Path) -> None:
     assert not torch.equal(logits(model, data)[1][-1], expected)
 
 
-@pytest.mark.parametrize('package', PACKAGES)
+@of_both
 def test_class_weights_follow_the_model_to_its_device(package: str) -> None:
     model = mmseg_m2f.accelerate(build(package))
     twin = head_of(model).forward.__self__
@@ -208,42 +201,18 @@ def test_class_weights_follow_the_model_to_its_device(package: str) -> None:
     assert {value.device.type for value in found} == {'meta'}
 
 
-@pytest.mark.parametrize('package', PACKAGES)
-def test_restore_gives_the_stock_model_back(package: str) -> None:
-    model, data = build(package), batch(package)
-    before = {name: vars(module).keys() for name, module in model.named_modules()}
-    theirs = logits(model, data)[1][-1]
-    assert restore(mmseg_m2f.accelerate(model)) is model
-    assert before == {name: vars(module).keys() for name, module in model.named_modules()}
-    assert not is_accelerated(model)
-    assert torch.equal(logits(model, data)[1][-1], theirs)
-    mmseg_m2f.accelerate(model)
-
-
 # The runner's and the stock pipeline's own.
 @pytest.mark.filterwarnings('ignore')
-def test_the_hook_in_a_config(tmp_path: Path) -> None:
+def test_the_hook_in_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run trains two iterations and tests; its checkpoint is the stock model's."""
-    cfg = segmentor_config()
+    cfg = reduced.shorten(segmentor_config(num_classes=150), tmp_path, 'run')
     cfg.custom_hooks = [{'type': 'mmseg_m2f.AccelerateHook'}, {'type': 'mmseg_m2f.HeadConfigHook'}]
-    cfg.model.decode_head.num_classes = 150
-    cfg.model.decode_head.loss_cls.class_weight = [1.0] * 150 + [0.1]
-    reduced._move_data(cfg, tmp_path)
-    for loader in reduced.LOADERS:
-        reduced._reduce_dataloader(cfg[loader])
-    cfg.train_cfg.update(max_iters=2, val_interval=2)
-    cfg.vis_backends = cfg.visualizer.vis_backends = [{'type': 'LocalVisBackend'}]
     del cfg.default_hooks.visualization
-    cfg.work_dir = cfg.experiment_name = cfg.visualizer.name = str(tmp_path / 'run')
-    seen = []
-    original = SemanticTwin.loss
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SemanticTwin, 'loss', lambda *args: seen.append(original(*args)) or seen[-1])
-        metrics = reduced.train_and_test(cfg)
-    assert len(seen) == 2
-    assert seen[0]['loss_cls'] != seen[1]['loss_cls']
-    assert 'mIoU' in metrics
+    seen, original = [], SemanticTwin.loss
+    monkeypatch.setattr(SemanticTwin, 'loss', lambda *x: seen.append(original(*x)) or seen[-1])
+    assert 'mIoU' in reduced.train_and_test(cfg)
+    first, second = seen
+    assert first['loss_cls'] != second['loss_cls']
     assert (tmp_path / 'run/head_config.json').exists()
     saved = torch.load(tmp_path / 'run/iter_2.pth', weights_only=False)['state_dict']
-    stock = build('mmseg', num_classes=150)
-    assert saved.keys() == stock.state_dict().keys()
+    assert saved.keys() == build('mmseg', num_classes=150).state_dict().keys()

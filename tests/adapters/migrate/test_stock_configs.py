@@ -14,11 +14,6 @@ pytest.importorskip('mmdet')
 from mmseg_m2f.adapters.migrate import dropin
 from tests.parity import trajectories
 
-# The stock configs' own.
-pytestmark = [
-    pytest.mark.filterwarnings('ignore:The arguments `dropout` in MultiheadAttention'),
-    pytest.mark.filterwarnings('ignore:Unnecessary conv bias before'),
-]
 NUM_CLASSES = trajectories.NUM_THINGS + trajectories.NUM_STUFF
 ENCODER, DECODER = 'pixel_decoder.encoder.layer_cfg', 'transformer_decoder.layer_cfg'
 COSTS = 'train_cfg.assigner.match_costs'
