@@ -27,7 +27,7 @@ def _is_numeric(request: pytest.FixtureRequest) -> bool:
 def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tiny tensors gain nothing from threads, and on a busy machine lose a lot by waiting."""
     num_threads = torch.get_num_threads()
-    if _is_numeric(request):
+    if _is_numeric(request) or request.path.parent.name == 'parity':
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(num_threads)

@@ -4,7 +4,6 @@ From the paper's text (arXiv:2112.01527, section 3.3 and appendix) and the publi
 nothing of the package: bilinear values are read pixel by pixel, assignments are SciPy's.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,21 +36,19 @@ class Points(NamedTuple):
     rest: Tensor
 
 
-def draw_points(
-    num_targets: int, num_queries: int, num_points: int, num_predictions: int, *, shared: bool
-) -> Points:
+def draw_points(num_targets, num_queries, num_points, num_predictions, *, shared):
     """Draw from the global generator, in float64."""
-    pairs, uncertain = min(num_targets, num_queries), int(IMPORTANCE * num_points)
+    pairs, num_uncertain = min(num_targets, num_queries), int(IMPORTANCE * num_points)
     shapes = (
         (1 if shared else num_predictions, num_points),
         (num_predictions, pairs, OVERSAMPLING * num_points),
-        (num_predictions, pairs, num_points - uncertain),
+        (num_predictions, pairs, num_points - num_uncertain),
     )
     return Points(*(torch.rand(*shape, 2, dtype=torch.float64) for shape in shapes))
 
 
-def read(image: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values (P,) of ``image`` (h, w), pixels centred at one half, zero outside."""
+def read(image, points):
+    """Bilinear values (P,) of ``image`` (h, w), pixels centered at one half, zero outside."""
     height, width = image.shape
     padded = F.pad(image, (1, 1, 1, 1))
     x, y = points[:, 0] * width + 0.5, points[:, 1] * height + 0.5
@@ -62,18 +59,16 @@ def read(image: Tensor, points: Tensor) -> Tensor:
     return upper * (1 - bottom_share) + lower * bottom_share
 
 
-def dice(probs: Tensor, truth: Tensor) -> Tensor:
+def dice(probs, truth):
     return 1 - (2 * (probs * truth).sum() + 1) / (probs.sum() + truth.sum() + 1)
 
 
-def cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
+def cross_entropy(logits, truth):
     return (F.softplus(-logits) * truth + F.softplus(logits) * (1 - truth)).mean()
 
 
 @torch.no_grad()
-def match(
-    class_logits: Tensor, masks: Tensor, target: Target, points: Tensor
-) -> list[tuple[int, int]]:
+def match(class_logits, masks, target, points):
     """Pairs (query, target) of one prediction of one image."""
     if len(target.labels) == 0:
         return []
@@ -87,20 +82,14 @@ def match(
     return [(int(q), int(n)) for q, n in zip(*linear_sum_assignment(cost), strict=True)]
 
 
-def loss_points(logits: Tensor, candidates: Tensor, rest: Tensor) -> Tensor:
+def loss_points(logits, candidates, rest):
     """Draw points for one mask: the least certain candidates for three quarters, and the rest."""
     certainty = read(logits.detach(), candidates).abs()
     num_uncertain = int(IMPORTANCE * (len(candidates) // OVERSAMPLING))
     return torch.cat([candidates[certainty.argsort()[:num_uncertain]], rest])
 
 
-def losses(
-    class_logits: Tensor,
-    mask_logits: Tensor,
-    targets: Sequence[Target],
-    points: Sequence[Points],
-    num_masks: float,
-) -> dict[str, Tensor]:
+def losses(class_logits, mask_logits, targets, points, num_masks):
     """The three weighted terms of one prediction, ``(B, Q, K+1)`` and ``(B, Q, h, w)``.
 
     Draws are those of this prediction: without the axis of the predictions.
@@ -128,12 +117,7 @@ def losses(
     }
 
 
-def all_losses(
-    predictions: Sequence[tuple[Tensor, Tensor]],
-    targets: Sequence[Target],
-    points: Sequence[Points],
-    num_masks: float | None = None,
-) -> dict[str, Tensor]:
+def all_losses(predictions, targets, points, num_masks=None):
     """Return all losses, the last without a prefix; the number of targets divides the masks'."""
     if num_masks is None:
         num_masks = max(sum(len(target.labels) for target in targets), 1)

@@ -54,15 +54,6 @@ KINDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def single_thread():
-    """Maps of a few pixels gain nothing from threads, and lose a lot on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Case(NamedTuple):
     """One batch: ``samples`` are for ours, ``targets`` for the plain loops."""
 
@@ -72,26 +63,20 @@ class Case(NamedTuple):
 
 
 def build_oracle(backbone):
-    out_features = ['stage1', 'stage2', 'stage3', 'stage4']
+    stages = {'out_features': ['stage1', 'stage2', 'stage3', 'stage4']}
     if backbone == 'resnet':
-        settings = transformers.ResNetConfig(
-            embedding_size=8, hidden_sizes=CHANNELS, out_features=out_features
-        )
+        settings = transformers.ResNetConfig(embedding_size=8, hidden_sizes=CHANNELS, **stages)
     else:
         settings = transformers.SwinConfig(
-            embed_dim=16, out_features=out_features, attn_implementation='sdpa', **SWIN
+            embed_dim=16, attn_implementation='sdpa', **stages, **SWIN
         )
     config = transformers.Mask2FormerConfig(
         backbone_config=settings,
         num_labels=NUM_CLASSES,
         num_queries=NUM_QUERIES,
-        # Counts the prediction on the learnt queries.
-        decoder_layers=NUM_LAYERS + 1,
-        feature_size=WIDTH,
-        mask_feature_size=WIDTH,
-        hidden_dim=WIDTH,
-        encoder_feedforward_dim=FFN_DIM,
-        dim_feedforward=FFN_DIM,
+        decoder_layers=NUM_LAYERS + 1,  # counts the prediction on the learnt queries
+        **dict.fromkeys(('feature_size', 'mask_feature_size', 'hidden_dim'), WIDTH),
+        **dict.fromkeys(('encoder_feedforward_dim', 'dim_feedforward'), FFN_DIM),
     )
     oracle = transformers.Mask2FormerForUniversalSegmentation(config)
     redraw(oracle)
@@ -101,7 +86,8 @@ def build_oracle(backbone):
 def build_ours(kind, backbone, oracle, points):
     """A segmentor or a detector with the oracle's weights, in training mode."""
     scope, model_type, head_name, head_type = KINDS[kind]
-    settings = BACKBONES[backbone]
+    backbone = dict(BACKBONES[backbone])
+    backbone['type'] = f'{scope}.{backbone["type"]}'
     head = {
         'type': f'mmseg_m2f.{head_type}',
         'num_classes': NUM_CLASSES,
@@ -112,8 +98,7 @@ def build_ours(kind, backbone, oracle, points):
         'matcher': {'points': points},
         'losses': {'points': {'num_points': NUM_POINTS}},
     }
-    settings = {**settings, 'type': f'{scope}.{settings["type"]}'}
-    model = MODELS.build({'type': model_type, 'backbone': settings, head_name: head})
+    model = MODELS.build({'type': model_type, 'backbone': backbone, head_name: head})
     missing, unexpected = model.load_state_dict(renamed(oracle.state_dict(), kind), strict=False)
     assert not missing
     # Tables of window positions, which are no weights.

@@ -1,12 +1,13 @@
 """Training as MMDetection does, step by step, and what each switch changes."""
 
+from functools import cache
+
 import pytest
-import torch
 
 pytest.importorskip('mmdet')
 
 from tests.parity import trajectories
-from tests.parity.trajectories import NUM_QUERIES, NUM_THINGS, change, switched
+from tests.parity.trajectories import NUM_QUERIES, NUM_THINGS, change
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore:torch.meshgrid'),
@@ -14,20 +15,7 @@ pytestmark = [
     pytest.mark.filterwarnings('ignore:The arguments `dropout` in MultiheadAttention'),
 ]
 FEW = 3
-
-
-@pytest.fixture(scope='module', autouse=True)
-def single_thread():
-    """Tiny tensors lose by threads."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture(scope='module')
-def baseline():
-    return switched(FEW)
+switched = cache(trajectories.switched)
 
 
 def test_twenty_steps_equal_mmdet_s():
@@ -46,7 +34,7 @@ def test_twenty_steps_equal_mmdet_s():
     assert theirs[-1]['loss'] < 0.9 * theirs[0]['loss']
 
 
-def test_the_normalizer_scales_the_mask_losses_of_the_first_step(baseline):
+def test_the_normalizer_scales_the_mask_losses_of_the_first_step():
     """The first batch has an empty image: mmdet counts one mask more than there are."""
     official = switched(FEW, num_masks_mode='official')
     _, (full, empty) = trajectories.batches(1)[0]
@@ -57,14 +45,14 @@ def test_the_normalizer_scales_the_mask_losses_of_the_first_step(baseline):
     assert counted != number
     for name in official[0].keys() - {'loss'}:
         factor = 1 if 'cls' in name else counted / number
-        assert official[0][name] == pytest.approx(factor * baseline[0][name], rel=1e-9)
+        assert official[0][name] == pytest.approx(factor * switched(FEW)[0][name], rel=1e-9)
 
 
-def test_each_switch_of_training_changes_the_trajectory(baseline):
-    assert max(map(abs, change(switched(FEW, init='official'), baseline))) > 1e-3
+def test_each_switch_of_training_changes_the_trajectory():
+    assert max(map(abs, change(switched(FEW, init='official'), switched(FEW)))) > 1e-3
     kept, dropped = (switched(FEW, keep_empty_gt=keep) for keep in (True, False))
     assert max(map(abs, change(kept, dropped))) > 1e-3
 
 
-def test_the_panoptic_switch_does_not_touch_training(baseline):
-    assert switched(FEW, panoptic_mask_intersection=True) == baseline
+def test_the_panoptic_switch_does_not_touch_training():
+    assert switched(FEW, panoptic_mask_intersection=True) == switched(FEW)

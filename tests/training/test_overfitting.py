@@ -27,21 +27,16 @@ SIDE = 256
 NUM_CLASSES, NUM_THINGS = 133, 80
 
 
-def annotations() -> dict[str, dict]:
-    listed = json.loads(ANNOTATIONS.read_text())['annotations']
-    return {Path(item['file_name']).stem: item for item in listed}
-
-
-def segment_masks(name: str) -> torch.Tensor:
+def segment_masks(name):
     """The image's segments, (N, H, W) bool, at the size of the file."""
+    listed = json.loads(ANNOTATIONS.read_text())['annotations']
+    (item,) = (item for item in listed if item['file_name'] == f'{name}.png')
     rgb = np.asarray(Image.open(COCO / f'panoptic/train/{name}.png').convert('RGB'), np.int64)
     ids = rgb @ [1, 256, 256**2]
-    return torch.stack(
-        [torch.from_numpy(ids == s['id']) for s in annotations()[name]['segments_info']]
-    )
+    return torch.stack([torch.from_numpy(ids == s['id']) for s in item['segments_info']])
 
 
-def best_stride4_iou(masks: torch.Tensor) -> torch.Tensor:
+def best_stride4_iou(masks):
     """IoU of each mask with the best a stride-4 map of the resized image can say about it."""
     original = masks.shape[-2:]
     factor = SIDE / max(original)
@@ -62,21 +57,28 @@ def test_the_images_can_be_said_in_stride_4(name):
     assert best_stride4_iou(masks).min() >= 0.95
 
 
-def dataset() -> dict:
-    order = [
-        Path(image['file_name']).stem for image in json.loads(ANNOTATIONS.read_text())['images']
-    ]
+def loader(batch_size, pipeline, sampler, **options):
+    listed = json.loads(ANNOTATIONS.read_text())['images']
+    order = [Path(image['file_name']).stem for image in listed]
     return {
-        'type': 'mmseg_m2f.PanopticDataset',
-        'data_root': str(COCO),
-        'ann_file': 'annotations/panoptic_train.json',
-        'data_prefix': {'img': 'img/train', 'seg': 'panoptic/train'},
-        'metadata': 'coco_panoptic',
-        'indices': [order.index(name) for name in IMAGES],
+        'batch_size': batch_size,
+        'num_workers': 0,
+        'collate_fn': {'type': 'pseudo_collate'},
+        'sampler': {'type': sampler, 'shuffle': False},
+        'dataset': {
+            'type': 'mmseg_m2f.PanopticDataset',
+            'data_root': str(COCO),
+            'ann_file': 'annotations/panoptic_train.json',
+            'data_prefix': {'img': 'img/train', 'seg': 'panoptic/train'},
+            'metadata': 'coco_panoptic',
+            'indices': [order.index(name) for name in IMAGES],
+            'pipeline': pipeline,
+            **options,
+        },
     }
 
 
-def model() -> dict:
+def model():
     return {
         'type': 'mmseg_m2f.Mask2Former',
         'data_preprocessor': {
@@ -100,35 +102,22 @@ def model() -> dict:
     }
 
 
-def config(work_dir: Path, iterations: int) -> Config:
-    resize = {
-        'type': 'mmseg_m2f.ResizeScale',
-        'min_scale': 1.0,
-        'max_scale': 1.0,
-        'target_size': (SIDE, SIDE),
-    }
+def config(work_dir, iterations):
+    scales = {'min_scale': 1.0, 'max_scale': 1.0, 'target_size': (SIDE, SIDE)}
+    resize = {'type': 'mmseg_m2f.ResizeScale', **scales}
     load, pack = {'type': 'LoadImageFromFile'}, {'type': 'mmseg_m2f.PackSegments'}
     train = [load, {'type': 'mmseg_m2f.LoadSegments'}, resize, pack]
-    loaders = {'num_workers': 0, 'collate_fn': {'type': 'pseudo_collate'}}
-    test_loader = dict(
-        batch_size=1,
-        sampler={'type': 'DefaultSampler', 'shuffle': False},
-        dataset=dict(pipeline=[load, resize, pack], test_mode=True, **dataset()),
-        **loaders,
-    )
+    by_iteration = {'by_epoch': False}
+    warm_up = {'type': 'LinearLR', 'start_factor': 0.01, 'begin': 0, 'end': 30, **by_iteration}
+    decay = {'type': 'PolyLR', 'power': 0.9, 'begin': 30, 'end': iterations + 1, **by_iteration}
     metrics = ('PanopticMetric', 'InstanceMetric', 'SemanticMetric')
     return Config(
         {
             'default_scope': 'mmdet',
             'custom_imports': {'imports': ['mmseg_m2f.adapters']},
             'model': model(),
-            'train_dataloader': dict(
-                batch_size=len(IMAGES),
-                sampler={'type': 'InfiniteSampler', 'shuffle': False},
-                dataset=dict(pipeline=train, **dataset()),
-                **loaders,
-            ),
-            'test_dataloader': test_loader,
+            'train_dataloader': loader(len(IMAGES), train, 'InfiniteSampler'),
+            'test_dataloader': loader(1, [load, resize, pack], 'DefaultSampler', test_mode=True),
             'test_evaluator': [{'type': f'mmseg_m2f.{name}'} for name in metrics],
             'train_cfg': {'type': 'IterBasedTrainLoop', 'max_iters': iterations},
             'test_cfg': {'type': 'TestLoop'},
@@ -138,24 +127,9 @@ def config(work_dir: Path, iterations: int) -> Config:
                 'constructor': 'mmseg_m2f.Mask2FormerOptimWrapperConstructor',
                 'paramwise_cfg': {'backbone_lr_mult': 1.0},
             },
-            'param_scheduler': [
-                {
-                    'type': 'LinearLR',
-                    'start_factor': 0.01,
-                    'begin': 0,
-                    'end': 30,
-                    'by_epoch': False,
-                },
-                {
-                    'type': 'PolyLR',
-                    'power': 0.9,
-                    'begin': 30,
-                    'end': iterations + 1,
-                    'by_epoch': False,
-                },
-            ],
+            'param_scheduler': [warm_up, decay],
             'default_hooks': {'checkpoint': None, 'logger': {'type': 'LoggerHook', 'interval': 25}},
-            'log_processor': {'by_epoch': False},
+            'log_processor': by_iteration,
             'randomness': {'seed': 0},
             'work_dir': str(work_dir),
             'experiment_name': work_dir.name,
