@@ -34,6 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings('ignore:The arguments `dropout` in MultiheadAttention'),
 ]
 ROOT = Path(__file__).parents[3]
+FCN = {'type': 'FCNHead', 'in_channels': 64, 'channels': 8, 'num_classes': 3}
 # Share of the range in float64: some thirty layers, each off by some 1e-15, stay far below it.
 BOUND = 1e-9
 
@@ -49,8 +50,7 @@ def build(kind: str) -> nn.Module:
     init_default_scope('mmdet' if kind == 'detector' else 'mmseg')
     config = small_models.detector() if kind == 'detector' else small_models.segmentor()
     if kind == 'fcn':
-        head = {'type': 'FCNHead', 'in_channels': 64, 'channels': 8, 'num_classes': 3}
-        config['decode_head'] = head
+        config['decode_head'] = FCN
     model = MODELS.build(ConfigDict(config))
     if kind == 'fcn':
         redraw(model)
@@ -94,14 +94,9 @@ def test_predictions_stay(kind: str, setting: str) -> None:
     assert last == (setting == 'channels_last')
 
 
-BACKBONES = [
-    (f'{package}.{name}', depth)
-    for package in ('mmseg', 'mmdet')
-    for name in FUSIBLE
-    for depth in (18, 50)
-    # The others do not exist.
-    if (package, name) != ('mmdet', 'ResNetV1c') and (name, depth) != ('ResNeXt', 18)
-]
+OF_MMDET = ['mmdet.ResNet', 'mmdet.ResNetV1d', 'mmdet.ResNeXt']
+NAMES = [f'mmseg.{name}' for name in FUSIBLE] + OF_MMDET
+BACKBONES = [(name, 50) for name in NAMES] + [(name, 18) for name in NAMES if 'ResNeXt' not in name]
 
 
 @pytest.mark.parametrize('norm', ['BN', 'SyncBN'])
@@ -148,8 +143,7 @@ def test_bfloat16_is_an_autocast_around_predict(kind: str, dtype: Any) -> None:
 def test_a_model_inside_of_ddp() -> None:
     model = build('segmentor')
     expected, _ = outputs(model)
-    store = distributed.HashStore()
-    distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+    distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
     try:
         wrapped = MMDistributedDataParallel(model).eval()
         assert mmseg_m2f.prepare_inference(wrapped, fuse_norms=True, dtype='bfloat16') is wrapped

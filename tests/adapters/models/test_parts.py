@@ -154,13 +154,13 @@ def test_foreign_costs_and_losses_plug_in(said):
     derived = type('Derived', (match_cost.DiceCost,), {})
     costs = {
         'cls': {'type': 'mmdet.FocalLossCost', 'weight': 2.0},
-        'dice': {'type': derived, 'weight': 5.0, 'pred_act': True, 'eps': 1.0},
+        'mask': {'type': derived, 'weight': 5.0, 'pred_act': True, 'eps': 1.0},
+        'dice': {'type': PlainCost},  # it does not take the weight of the loss
         'module': {'type': ModuleCost},
-        'plain': {'type': PlainCost},
     }
     mask = {'type': 'mmdet.FocalLoss', 'loss_weight': 20.0}
     head = build_head(matcher={'costs': costs}, losses={'mask': mask, **FEW_POINTS})
-    foreign = 'FocalLossCost, Derived, ModuleCost, PlainCost does not declare row_wise'
+    foreign = 'FocalLossCost, Derived, PlainCost, ModuleCost does not declare row_wise'
     assert not head.matcher.is_row_wise
     assert any(line.startswith(foreign) for line in said)
     trained(head)
