@@ -40,8 +40,7 @@ def test_category_ids_and_things():
     assert load_metadata('mapillary').thing_ids == tuple(i for r in ranges for i in range(*r))
     coco = load_metadata('coco_panoptic')
     assert load_metadata('coco_instance').category_ids == coco.category_ids[:80]
-    # The list that comes with the official sources.
-    file = Path(__file__).parents[2] / 'data/tiny/coco/classes.json'
+    file = Path(__file__).parents[2] / 'data/tiny/coco/classes.json'  # from the official sources
     rows = json.loads(file.read_text())['classes']
     found = zip(coco.category_ids, coco.classes, strict=True)
     assert list(found) == [(row['id'], row['name']) for row in rows]

@@ -53,9 +53,7 @@ def test_no_prediction_is_0_everywhere_and_every_class_is_logged(few, said):
     samples, meta = scenes.empty_samples(few), few.metainfo
     for metric in ('PanopticMetric', 'InstanceMetric'):
         assert set(evaluate(metric, samples, meta).values()) == {0.0}
-    # A label map cannot be empty: all bicycle.
-    for sample in samples:
-        sample['pred_sem_seg']['sem_seg'][:] = 1
+    # A label map cannot be empty: all rug.
     assert 0 <= evaluate('SemanticMetric', samples, meta)['mIoU'] < 1
     tables = [line.splitlines() for line in said if 'per class' in line]
     assert [len(lines) for lines in tables] == [3 + 133, 3 + 80, 3 + 133]
@@ -73,7 +71,6 @@ def test_panoptic_quality_equals_the_definition_on_real_images(few):
         truth = read_segments(sample['seg_map_path'], sample['segments_info'])
         guess = decode_panoptic(sample['pred_panoptic_seg']['sem_seg'][0].numpy(), 133)
         pairs.append((listed(truth, truth.is_crowd), listed(guess, guess.labels < 0)))
-    assert any(segment.is_crowd for truth, _ in pairs for segment in truth)
     result = evaluate('PanopticMetric', samples, meta)
     occurring = {segment.label for pair in pairs for side in pair for segment in side}
     things = {label for label in occurring if label < 80}
@@ -121,7 +118,6 @@ def test_instances_have_two_sources_and_two_libraries(few, said, monkeypatch):
     assert list(slow) == INSTANCE_KEYS
     assert slow == pytest.approx(result, abs=1e-9)
     assert len([line for line in said if 'pip install faster-coco-eval' in line]) == 1
-    assert any('by pycocotools' in line for line in said)
 
 
 def test_boundary_ap(tmp_path):
@@ -133,8 +129,7 @@ def test_boundary_ap(tmp_path):
     files = {'img_id': 1, 'height': 60, 'width': 80, 'seg_map_path': str(tmp_path / 'ids.png')}
     record = {**files, 'segments_info': [{'id': 1, 'label': 0, 'is_crowd': False}]}
     meta = {'classes': ['square'], 'thing_ids': [0]}
-    sample = scenes.sample_of(record, meta, [mask], [0])
-    result = evaluate('InstanceMetric', [sample], meta)
+    result = evaluate('InstanceMetric', [scenes.sample_of(record, meta, [mask], [0])], meta)
     assert (result['coco/segm_mAP'], result['coco/boundary_mAP']) == pytest.approx((0.7, 0.1))
 
 
