@@ -1,10 +1,10 @@
 """The GPU benchmark without a GPU: its dry run, and what it says of what is missing."""
 
 import math
-import subprocess
 import sys
 import warnings
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -20,10 +20,9 @@ from tools.benchmark.tables import read_csv
 CPU = torch.device('cpu')
 
 
-def run(*arguments: str | Path, **variables: str) -> 'subprocess.CompletedProcess[str]':
+def run(*arguments: str | Path, python: str = sys.executable) -> CompletedProcess[str]:
     script = ROOT / 'tools/benchmark/gpu.sh'
-    variables = {'PYTHON': sys.executable, 'CUDA_VISIBLE_DEVICES': '', **variables}
-    return conftest.run(script, *arguments, cwd=ROOT, **variables)
+    return conftest.run(script, *arguments, cwd=ROOT, PYTHON=python, CUDA_VISIBLE_DEVICES='')
 
 
 def check_ops(folder: Path) -> None:
@@ -72,7 +71,7 @@ def test_a_section_that_fails_is_reported_and_the_others_run(tmp_path: Path) -> 
         '#!/bin/sh\ncase "$*" in *"gpu ops"*) exit 3 ;; *"gpu models"*) echo "$@" ;; esac\n'
     )
     python.chmod(0o755)
-    result = run('--dry-run', '--only', 'models,ops', tmp_path / 'out', PYTHON=str(python))
+    result = run('--dry-run', '--only', 'models,ops', tmp_path / 'out', python=str(python))
     assert result.returncode == 1
     lines = result.stdout.splitlines()
     assert 'gpu: FAILED: ops (status 3)' in lines
@@ -125,26 +124,8 @@ def test_an_operator_that_is_wrong_fails() -> None:
         gpu.check_operator('reference', spoiled, expected)
 
 
-def test_synchronizations_are_what_torch_warns_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    modes: list[str] = []
-    for name in ('synchronize', 'reset_peak_memory_stats'):
-        monkeypatch.setattr(torch.cuda, name, lambda: None)
-    monkeypatch.setattr(torch.cuda, 'memory_allocated', lambda: 2**20)
-    monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda: 3 * 2**20)
-    monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', modes.append)
-
-    def step() -> None:
-        warnings.warn('does not yet detect all synchronizing operations', stacklevel=1)
-        for _ in range(2):
-            warnings.warn('called a synchronizing CUDA operation', stacklevel=1)
-
-    assert gpu.memory_and_synchronizations(step, torch.device('cuda')) == (2, 2)
-    assert modes == ['warn', 'default']
-    assert all(map(math.isnan, gpu.memory_and_synchronizations(step, CPU)))
-
-
-def test_times_on_a_gpu_are_those_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock stands in for a GPU whose every call takes 2 ms; each waits behind an idle GPU."""
+def test_a_gpu_is_timed_by_events_and_its_waits_are_counted(monkeypatch) -> None:
+    """A stand-in for a GPU whose every call takes 2 ms; each waits behind an idle GPU."""
     log: list[str] = []
 
     class Event:
@@ -157,13 +138,33 @@ def test_times_on_a_gpu_are_those_of_events(monkeypatch: pytest.MonkeyPatch) -> 
         def elapsed_time(self, end: 'Event') -> float:
             return 2.0
 
-    real = torch.empty
+    def step() -> None:
+        log.append('step')
+        warnings.warn('does not yet detect all synchronizing operations', stacklevel=1)
+        for _ in range(2):
+            warnings.warn('called a synchronizing CUDA operation', stacklevel=1)
+
+    real, modes = torch.empty, []
     monkeypatch.setattr(torch, 'empty', lambda size, dtype, device: real(8, dtype=dtype))
-    monkeypatch.setattr(torch.cuda, 'Event', Event)
-    monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
-    monkeypatch.setattr(torch.cuda, '_sleep', lambda cycles: log.append('sleep'))
+    stand_ins = {
+        'Event': Event,
+        'synchronize': lambda: None,
+        'reset_peak_memory_stats': lambda: None,
+        '_sleep': lambda cycles: log.append('sleep'),
+        'memory_allocated': lambda: 2**20,
+        'max_memory_allocated': lambda: 3 * 2**20,
+        'set_sync_debug_mode': modes.append,
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(gpu, 'BUDGET', 0.045)
-    seconds = gpu.times(lambda: log.append('step'), torch.device('cuda'), cold=True)
+    assert gpu.memory_and_synchronizations(step, torch.device('cuda')) == (2, 2)
+    assert modes == ['warn', 'default']
+    assert all(map(math.isnan, gpu.memory_and_synchronizations(lambda: None, CPU)))
+    log.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        seconds = gpu.times(step, torch.device('cuda'), cold=True)
     # A call is taken for 3 ms, 2 of its own and 1 of idling: 15 fit into 45 ms.
     assert seconds == [0.002] * 15
     assert log == ['sleep', 'event', 'step', 'event'] * 18
