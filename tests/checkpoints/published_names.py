@@ -40,9 +40,8 @@ def affine(name: str, *shape: int) -> Shapes:
 
 
 def batch_norm(name: str, channels: int) -> Shapes:
-    return {f'{name}.{leaf}': (channels,) for leaf in ('weight', 'bias')} | {
-        f'{name}.{leaf}': (channels,) for leaf in ('running_mean', 'running_var')
-    }
+    leaves = ('weight', 'bias', 'running_mean', 'running_var')
+    return {f'{name}.{leaf}': (channels,) for leaf in leaves}
 
 
 def _bottlenecks() -> Iterator[tuple[int, int, str, tuple[int, ...]]]:
