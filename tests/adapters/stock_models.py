@@ -1,6 +1,5 @@
 """Stock Mask2Formers of mmseg and mmdet, narrow, with real images for them."""
 
-import copy
 import importlib
 from pathlib import Path
 from typing import Any
@@ -75,15 +74,6 @@ def segmentor_config(num_classes: int = NUM_CLASSES) -> Config:
     return cfg
 
 
-def model_config(package: str) -> Any:
-    if package == 'mmseg':
-        return segmentor_config().model
-    model = trajectories.stock_model()
-    # Low enough that random weights give some of each.
-    model.test_cfg.update(instance_on=True, object_mask_thr=0.1, iou_thr=0.1, max_per_image=30)
-    return model
-
-
 def build_model(package: str, config: Any) -> Any:
     init_default_scope(package)
     return importlib.import_module(f'{package}.registry').MODELS.build(config)
@@ -91,7 +81,13 @@ def build_model(package: str, config: Any) -> Any:
 
 def build(package: str, **head: Any) -> nn.Module:
     """In evaluation mode; every weight matters. ``head`` overrides settings of the head."""
-    config = copy.deepcopy(model_config(package))
+    if package == 'mmseg':
+        config = segmentor_config().model
+    else:
+        config = trajectories.stock_model()
+        # Low enough that random weights give some of each.
+        thresholds = {'object_mask_thr': 0.1, 'iou_thr': 0.1, 'max_per_image': 30}
+        config.test_cfg.update(instance_on=True, **thresholds)
     config[HEADS[package]].update(head)
     built = build_model(package, config)
     redraw(built)

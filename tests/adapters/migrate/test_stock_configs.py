@@ -104,9 +104,9 @@ def test_a_semantic_head_has_its_own_keys():
 
 def test_what_may_be_left_out():
     config = head_config()
-    del config['train_cfg'], config.loss_cls['class_weight']
-    for key in ('num_things_classes', 'num_stuff_classes', 'num_queries', 'strides'):
-        config.pop(key)
+    del config.loss_cls['class_weight']
+    for key in ('num_things_classes', 'num_stuff_classes', 'num_queries', 'strides', 'train_cfg'):
+        del config[key]
     head = dropin.build_universal_head(**config).resolved_config()
     assert (head['num_classes'], len(head['thing_ids']), head['num_queries']) == (133, 80, 100)
     assert head['class_weight'] is None
