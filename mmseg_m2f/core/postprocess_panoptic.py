@@ -87,8 +87,10 @@ def _compete(
         product, index = probs.mul_(scores[queries, None, None]).max(0)
         leads = product > best  # a tie leaves the pixel to the earlier query
         best = torch.where(leads, product, best)
-        owner = torch.where(leads, (index + queries.start + 1).int(), owner)
+        owner = torch.where(leads, index.int() + (queries.start + 1), owner)
         is_mask = torch.where(leads, is_inside.gather(0, index[None])[0], is_mask)
+        # Of a large image each takes 100 MB: they go before those of the next chunk come.
+        del probs, is_inside, product, index, leads
     return owner, is_mask, areas
 
 
