@@ -20,9 +20,7 @@ from mmseg_m2f.adapters.training import cpu_hooks
 from mmseg_m2f.core.layers import FeedForward
 from mmseg_m2f.registry import HOOKS
 
-needs_folder = pytest.mark.skipif(
-    find_spec('mmseg_m2f.cpu') is None, reason='this folder may be deleted'
-)
+needs_folder = pytest.mark.skipif(not find_spec('mmseg_m2f.cpu'), reason='may be deleted')
 close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
 X = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 

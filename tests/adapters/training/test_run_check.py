@@ -70,15 +70,11 @@ def test_fitting_data_run(tmp_path, head, metainfo):
         (
             {'num_classes': 19},
             {'classes': NAMES},
-            r'4 classes \(road, car, sky, person\), but the head has num_classes=19\. Set num',
+            r'4 classes \(road, .* num_classes=19\. Set',
         ),
         ({'num_classes': 2}, {'classes': '0123456789'}, r'10 classes \(0, .*, 6, 7, \.\.\.\)'),
         ({'num_classes': 1, 'thing_ids': [0]}, {'classes': NAMES[:2]}, 'has 2 classes'),
-        (
-            HEAD,
-            {'classes': NAMES, 'thing_ids': [0, 1]},
-            r'in the data set: 0 road; only in the head: 3 person\. Set thing_ids=\[0, 1\] on',
-        ),
+        (HEAD, {'classes': NAMES, 'thing_ids': [0, 1]}, 'set: 0 road; only in the head: 3 person'),
         (
             HEAD,
             {'classes': NAMES, 'thing_classes': ['person']},
