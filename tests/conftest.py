@@ -35,7 +35,7 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests of core, cpu and ops find NaN in memory that nobody initialised.
+    """Tests of core, cpu and ops find NaN in memory that nobody initialized.
 
     PyTorch fills it in deterministic mode only, which lacks CUDA kernels we need: CPU tests only.
     """

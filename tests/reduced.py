@@ -48,7 +48,7 @@ def shorten(cfg: Config, data_root: Path, work_dir: str) -> Config:
     cfg.train_cfg.update(max_iters=2, val_interval=2)
     cfg.vis_backends = cfg.visualizer.vis_backends = [{'type': 'LocalVisBackend'}]
     cfg.work_dir = str(data_root / work_dir)
-    # MMEngine keeps one visualiser per name for the life of the process.
+    # MMEngine keeps one visualizer per name for the life of the process.
     cfg.experiment_name = cfg.visualizer.name = cfg.work_dir
     return cfg
 

@@ -1,7 +1,7 @@
 """Make a file to hand out from a checkpoint: python tools/publish_weights.py SRC DST.
 
 DST holds the weights and the plain part of the meta data (class names, colors, the head's
-configuration), no optimiser and no history. It loads with ``torch.load(DST, weights_only=True)``.
+configuration), no optimizer and no history. It loads with ``torch.load(DST, weights_only=True)``.
 """
 
 import argparse

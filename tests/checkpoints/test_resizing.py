@@ -108,7 +108,7 @@ def test_what_cannot_be_changed_so(call, message: str) -> None:
 
 
 def cubic_matrix(old: int, new: int) -> Tensor:
-    """``(new, old)`` weights of cubic convolution, a = -3/4, between centres of cells.
+    """``(new, old)`` weights of cubic convolution, a = -3/4, between centers of cells.
 
     Source: Keys, 1981; beyond the borders the last value goes on.
     """

@@ -153,8 +153,8 @@ def ellipses(rng, number, height, width):
     """One a map: positive inside, of either sign at some of the borders."""
     y, x = np.mgrid[:height, :width]
     shape = (number, 1, 1)
-    centre_y, centre_x = rng.uniform(0, height, shape), rng.uniform(0, width, shape)
+    center_y, center_x = rng.uniform(0, height, shape), rng.uniform(0, width, shape)
     radius_y = rng.uniform(0.1, 0.6, shape) * height
     radius_x = rng.uniform(0.1, 0.6, shape) * width
-    distance = ((y - centre_y) / radius_y) ** 2 + ((x - centre_x) / radius_x) ** 2
+    distance = ((y - center_y) / radius_y) ** 2 + ((x - center_x) / radius_x) ** 2
     return 1 - np.minimum(distance, 4) + 0.1 * rng.normal(size=(number, height, width))

@@ -211,7 +211,7 @@ def test_two_processes_equal_one(tmp_path):
     """Uneven targets, one empty process, nothing at all: no hang, and the gradients of both
     images in one process.
 
-    The mask terms' normaliser is shared, so they agree. The class term's mean is per process by
+    The mask terms' normalizer is shared, so they agree. The class term's mean is per process by
     the official rule: its equal in one process is the average of the images' own means.
     """
     averaged = averaged_gradients(tmp_path)

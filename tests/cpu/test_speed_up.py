@@ -80,7 +80,7 @@ def test_copies_and_saved_models_compute_with_their_own_weights():
 
 
 def test_a_wrapper_that_exchanges_the_class_is_obeyed():
-    """Sharding and parametrisations do this."""
+    """Sharding and parametrizations do this."""
     part, x = speed_up(FeedForward(8, 16)), torch.randn(3, 8)
     expected = part(x)
     part.__class__ = type('Sharded', (FeedForward,), {})

@@ -20,7 +20,7 @@ MUTANTS = (
         tests=('tests/adapters/data/test_transforms.py',),
     ),
     Mutant(
-        name='labels_are_taken_from_pixel_centres',
+        name='labels_are_taken_from_pixel_centers',
         breaks='A resized label map takes source pixel floor(i * old / new).',
         file='mmseg_m2f/adapters/data/resizing.py',
         old='np.arange(new) * old // new',

@@ -12,7 +12,7 @@ MUTANTS = (
         tests=('tests/core/test_layers.py',),
     ),
     Mutant(
-        name='attention_matrices_are_initialised_one_by_one',
+        name='attention_matrices_are_initialized_one_by_one',
         breaks='The projections of query, key and value start as one matrix of fan-out 3 C.',
         file='mmseg_m2f/core/layers.py',
         old='nn.init.xavier_uniform_(self.in_proj_weight)',
@@ -69,7 +69,7 @@ MUTANTS = (
     ),
     Mutant(
         name='reference_points_lie_at_pixel_corners',
-        breaks="A query's reference point is the centre of its pixel.",
+        breaks="A query's reference point is the center of its pixel.",
         file='mmseg_m2f/core/deform_attn.py',
         old='x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width',
         new='x = torch.arange(width, device=device, dtype=dtype) / width',

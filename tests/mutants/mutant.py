@@ -12,7 +12,7 @@ class Mutant:
 
     Args:
         name: lower-case words joined by underscores; no two mutants share one.
-        breaks: a sentence that says which behaviour is wrong after the change.
+        breaks: a sentence that says which behavior is wrong after the change.
         file: path from the root of the repository.
         old: text that occurs exactly once in the file.
         new: text that replaces it.

@@ -68,7 +68,7 @@ MUTANTS = (
         tests=('tests/ops/test_native.py',),
     ),
     Mutant(
-        name='assignment_maximises',
+        name='assignment_maximizes',
         breaks='The assignment is the cheapest one.',
         file='mmseg_m2f/ops/assignment/reference.py',
         old='optimize.linear_sum_assignment(cost)',

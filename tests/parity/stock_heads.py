@@ -96,17 +96,17 @@ def segments(encoded: Tensor) -> set[tuple[int, bool, bytes]]:
 def float64_positions() -> Iterator[None]:
     """Let mmdet compute in float64 what it has in float32 in models of float64, too.
 
-    These are the encoded positions and the centres of pixels. Their rounding moves a value to the
+    These are the encoded positions and the centers of pixels. Their rounding moves a value to the
     other side of a ReLU's or a bilinear sample's kink, which changes gradients by up to 1e-3.
     """
     from mmdet.models.layers import positional_encoding
     from mmdet.models.task_modules.prior_generators import MlvlPointGenerator
 
     torch_of_float64 = SimpleNamespace(**{**vars(torch), 'float32': torch.float64})
-    centres = MlvlPointGenerator.single_level_grid_priors
+    centers = MlvlPointGenerator.single_level_grid_priors
 
     def exact(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return centres(self, *args, **{**kwargs, 'dtype': torch.float64})
+        return centers(self, *args, **{**kwargs, 'dtype': torch.float64})
 
     with (
         mock.patch.object(positional_encoding, 'torch', torch_of_float64),

@@ -16,7 +16,7 @@ SCRIPTS = ROOT / 'scripts'
 
 @pytest.fixture
 def setup_env(monkeypatch):
-    """The script, which imports its neighbours by their bare names."""
+    """The script, which imports its neighbors by their bare names."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import setup_env
 

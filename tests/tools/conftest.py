@@ -124,7 +124,7 @@ def call(
 
     def run_here(script: Path, *arguments: str | Path) -> str:
         monkeypatch.chdir(tmp_path)
-        # The script finds its neighbours, as when it is run.
+        # The script finds its neighbors, as when it is run.
         monkeypatch.syspath_prepend(str(script.parent))
         monkeypatch.setattr(sys, 'argv', [script.name, *map(str, arguments)])
         with warnings.catch_warnings():

@@ -63,7 +63,7 @@ def times_of(folder: Path) -> dict[str, int]:
 
 
 # ADE20K: a bed that lies over wall and floor a column beside its place in the semantic map; an
-# unlabelled image; a person and a flag on the sky. Instances: category in red, number in green.
+# unlabeled image; a person and a flag on the sky. Instances: category in red, number in green.
 ADE20K = {
     'training/ADE_train_00000001': (
         canvas((1, 0, 0, 8, 3), (4, 0, 3, 8, 3), (8, 0, 2, 3, 3)),

@@ -18,7 +18,7 @@ from tests.tools.conftest import ROOT, TOOLS, Trained, run
 
 @pytest.fixture
 def load_tool(monkeypatch):
-    """Load a tool that can import its neighbours, as when it is run."""
+    """Load a tool that can import its neighbors, as when it is run."""
     monkeypatch.syspath_prepend(str(TOOLS))
     return lambda name: SimpleNamespace(**runpy.run_path(str(TOOLS / f'{name}.py')))
 

@@ -20,7 +20,7 @@ from tools.benchmark.measure import Agreement, Step
 HEADS, LEVELS, POINTS, HEAD_DIM = 8, 3, 4, 32
 STRIDES = (32, 16, 8)
 # Rounding errors that may add up: of a location, up to as many pixels as a level is wide, and of a
-# sum over the points of a query and their four neighbours.
+# sum over the points of a query and their four neighbors.
 SAFETY, TERMS = 4, LEVELS * POINTS * 4
 
 Operator = Callable[..., Tensor]
@@ -84,11 +84,11 @@ def draw(size: tuple[int, int], batch: int) -> Problem:
     levels = [(size[0] // stride, size[1] // stride) for stride in STRIDES]
     normal = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
     tokens = sum(height * width for height, width in levels)
-    centres = [
-        torch.stack(torch.meshgrid(_centres(w), _centres(h), indexing='xy'), -1).flatten(0, 1)
+    centers = [
+        torch.stack(torch.meshgrid(_centers(w), _centers(h), indexing='xy'), -1).flatten(0, 1)
         for h, w in levels
     ]
-    points = torch.cat(centres)
+    points = torch.cat(centers)
     offsets = _within_pixels(levels, points, 2 * normal(batch, tokens, HEADS, LEVELS, POINTS, 2))
     value = normal(batch, tokens, HEADS, HEAD_DIM)
     logits = normal(batch, tokens, HEADS, LEVELS, POINTS)
@@ -98,7 +98,7 @@ def draw(size: tuple[int, int], batch: int) -> Problem:
     return problem.to(torch.float32)
 
 
-def _centres(size: int) -> Tensor:
+def _centers(size: int) -> Tensor:
     return (torch.arange(size) + 0.5) / size
 
 
@@ -108,10 +108,10 @@ def _within_pixels(levels: list[tuple[int, int]], points: Tensor, offsets: Tenso
     The gradient of an offset jumps there, and rounding would decide the side.
     """
     extent = torch.tensor([(width, height) for height, width in levels])[:, None]
-    centre = points[:, None, None, None] * extent - 0.5
-    pixel = (centre + offsets).floor()
-    share = 0.1 + 0.8 * (centre + offsets - pixel)
-    return pixel + share - centre
+    center = points[:, None, None, None] * extent - 0.5
+    pixel = (center + offsets).floor()
+    share = 0.1 + 0.8 * (center + offsets - pixel)
+    return pixel + share - center
 
 
 def operator(implementation: str) -> Operator:

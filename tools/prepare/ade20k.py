@@ -124,7 +124,7 @@ def _read_instances(
 def _read(path: Path, size: tuple[int, int], dimensions: int) -> np.ndarray:
     pixels = read_map(path)
     if pixels.dtype.name != 'uint8' or pixels.ndim != dimensions:
-        kind = 'a grey' if dimensions == 2 else 'an RGB'
+        kind = 'a gray' if dimensions == 2 else 'an RGB'
         raise UsageError(f'{path} should be {kind} image of 8 bits')
     if pixels.shape[:2] != size:
         raise UsageError(f'{path} is of size {pixels.shape[:2]}, its photo of {size}')

@@ -98,5 +98,5 @@ def _label(value: int) -> int:
 def _read_ids(path: Path) -> np.ndarray:
     ids = read_map(path)
     if ids.ndim != 2 or ids.max() > LARGEST_ID or ids.min() < 0:
-        raise UsageError(f'{path} should be a grey image with values from 0 to {LARGEST_ID}')
+        raise UsageError(f'{path} should be a gray image with values from 0 to {LARGEST_ID}')
     return ids.astype(np.int32)

@@ -149,12 +149,12 @@ def test_parameters_and_state_stay_what_they_are_and_restore_takes_it_back(packa
 @of_both
 @pytest.mark.usefixtures('exact')
 def test_a_training_goes_on_and_its_checkpoint_is_stock(package: str) -> None:
-    """The optimiser holds the parameters from before."""
+    """The optimizer holds the parameters from before."""
     model, data = build(package).double(), batch(package)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     before = logits(model, data)[0][-1]
     sum(losses(mmseg_m2f.accelerate(model).train(), data).values()).backward()
-    optimiser.step()
+    optimizer.step()
     after = logits(model.eval(), data)
     assert (after[0][-1] - before).abs().max() > 1e-2
     stock = build(package).double()

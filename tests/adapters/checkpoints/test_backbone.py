@@ -47,7 +47,7 @@ def build(backbone: dict) -> nn.Module:
     return MODELS.build({**segmentor(), 'backbone': backbone})
 
 
-def initialised(backbone: dict, file: Path, **init: str) -> State:
+def initialized(backbone: dict, file: Path, **init: str) -> State:
     """Return the backbone's state after a runner's call of ``init_weights``."""
     init_cfg = {'type': 'Pretrained', 'checkpoint': str(file), **init}
     model = build({**backbone, 'init_cfg': init_cfg})
@@ -142,7 +142,7 @@ def test_the_file_of_a_backbone(
     name: str, makers: str, said: list[str], warned: list[str], tmp_path: Path
 ) -> None:
     source = drawn(BACKBONES[name])
-    got = initialised(BACKBONES[name], written(MAKERS[makers](source), tmp_path))
+    got = initialized(BACKBONES[name], written(MAKERS[makers](source), tmp_path))
     # A classifier has no norms of the outputs: they start as ones, and nobody needs to know.
     assert not different(got, of_backbone(source), NORMS if makers in OF_SWINS else ())
     assert 'mmdet' in name or not warned  # there MMEngine loads, and warns itself
@@ -170,18 +170,18 @@ def test_the_file_of_another_backbone(
     file = written(makers(drawn(other)), tmp_path)
     message = r'init_cfg is not of this backbone \(less than 95% match\).*--min-matched'
     with pytest.raises(CheckpointError, match=message):
-        initialised(backbone, file)
+        initialized(backbone, file)
 
 
 def test_what_stays_as_drawn_is_a_warning(warned: list[str], tmp_path: Path) -> None:
     source = drawn(swin())
     with load_rules(min_matched=0):
-        got = initialised(swin(depths=[1, 1, 3, 1]), written(microsofts(source), tmp_path))
+        got = initialized(swin(depths=[1, 1, 3, 1]), written(microsofts(source), tmp_path))
     key = 'stages.2.blocks.0.attn.w_msa.qkv.weight'
     assert torch.equal(got[key], source[f'backbone.{key}'])
     assert any('missing: backbone.stages.2.blocks.1' in line for line in warned)
     state = {**torchvisions(drawn(resnet())), 'conv1.weight': torch.ones(8, 4, 7, 7)}
-    initialised(resnet(), written(state, tmp_path))
+    initialized(resnet(), written(state, tmp_path))
     assert any('missing: backbone.conv1.weight (8x4x7x7 for' in line for line in warned)
 
 
@@ -189,14 +189,14 @@ def test_a_prefix(tmp_path: Path) -> None:
     """MMEngine takes it off before anything of ours sees the names."""
     source = drawn(resnet())
     file = written(to_theirs(source, 'detectron2'), tmp_path)
-    assert not different(initialised(resnet(), file, prefix='backbone.'), of_backbone(source))
+    assert not different(initialized(resnet(), file, prefix='backbone.'), of_backbone(source))
 
 
 @pytest.mark.parametrize('scope', ['mmseg', 'mmdet'])
 @pytest.mark.parametrize('makers', ['microsoft', 'mmseg_m2f', 'detectron2', 'hf'])
 def test_another_window(scope: str, makers: str, warned: list[str], tmp_path: Path) -> None:
     source = drawn(swin())
-    got = initialised(swin(scope, window_size=4), written(MAKERS[makers](source), tmp_path))
+    got = initialized(swin(scope, window_size=4), written(MAKERS[makers](source), tmp_path))
     source = of_backbone(source)
     leave_out = (*(NORMS if makers == 'microsoft' else ()), 'relative_position')
     assert not different(got, source, leave_out)
@@ -216,7 +216,7 @@ def test_a_conversion_for_another_window(said: list[str], tmp_path: Path) -> Non
     # The file keeps its own window, as it keeps its queries.
     table = 'backbone.stages.0.blocks.0.attn.w_msa.relative_position_bias_table'
     assert torch.equal(torch.load(out)['state_dict'][table], source[table])
-    initialised(swin(window_size=4), out)
+    initialized(swin(window_size=4), out)
 
 
 def test_mmdets_swin_alone(tmp_path: Path) -> None:
@@ -232,4 +232,4 @@ def test_mmdets_swin_alone(tmp_path: Path) -> None:
     with pytest.raises(IndexError):
         MODELS.build(swin('mmdet', init_cfg=init)).init_weights()
     with pytest.raises(CheckpointError, match=r'file\.pth of init_cfg holds no weights'):
-        initialised(swin('mmdet'), written({'epoch': 3}, tmp_path))
+        initialized(swin('mmdet'), written({'epoch': 3}, tmp_path))

@@ -133,10 +133,10 @@ def test_mmdet_draws_and_pads_the_segments(tmp_path):
     sample = pack({**results, 'num_classes': 6})
     visualizer = DetLocalVisualizer()
     visualizer.dataset_meta = {'classes': tuple('abcdef'), 'palette': [(9, 99, 199)] * 6}
-    grey = np.full((48, 64, 3), 128, np.uint8)
+    gray = np.full((48, 64, 3), 128, np.uint8)
     # A hook passes tensors, the tool for browsing passes arrays.
     for given in (sample, sample.numpy()):
-        visualizer.add_datasample('a', grey, given, draw_pred=False)
+        visualizer.add_datasample('a', gray, given, draw_pred=False)
         is_changed = (visualizer.get_image() != 128).any(-1).mean(0)
         assert is_changed[:15].min() == is_changed[33:].min() == 1
         # Void stays as it is, but for the class names of its neighbors.

@@ -262,7 +262,7 @@ def test_wrong_settings_are_refused(name, settings, message):
         # Brightness is added and cut off.
         ([1, 1, 0, 0, 0], [20.7], (0, 100, 240), (20, 120, 255)),
         ([1, 1, 0, 0, 0], [-20.5], (0, 100, 240), (0, 79, 219)),
-        # Contrast comes after brightness or at the end; the hue of a grey does not matter.
+        # Contrast comes after brightness or at the end; the hue of a gray does not matter.
         ([1, 1, 1, 0, 0], [20, 1.5], (100, 10, 200), (180, 45, 255)),
         ([1, 0, 0, 1, 5, 1], [20, 0.5], (100, 100, 100), (60, 60, 60)),
         # Pure red of 200: at half the saturation (127 of 255) blue and green become 200 * 128/255.

@@ -198,7 +198,7 @@ CROPPED = r'\(341, 512\)( pixels)? .*(truth|says) \(342, 512\)'
         ('Semantic', {'pred_sem_seg': None}, ValueError, r'885\.jpg: .*semantic_on=True'),
         ('', {'segments_info': None}, ValueError, r"885\.jpg: .*no \['segments_info'\].*meta_keys"),
         ('', {'seg_map_path': 'broken.png'}, OSError, r'the panoptic PNG .*broken\.png: '),
-        ('', {'seg_map_path': 'grey.png'}, ValueError, r'grey\.png: .* must be an RGB image'),
+        ('', {'seg_map_path': 'gray.png'}, ValueError, r'gray\.png: .* must be an RGB image'),
         ('Semantic', {'label_map_path': 'broken.png'}, OSError, r'the label map .*broken\.png'),
         ('', {'cropped': True}, ValueError, r'885\.jpg: .*' + CROPPED),
         ('Instance', {'ann_file': 'no.json'}, FileNotFoundError, r'no\.json.*not to data_root'),
@@ -213,7 +213,7 @@ def test_a_sample_or_file_that_does_not_fit_is_named(
 ):
     monkeypatch.chdir(tmp_path)
     Path('broken.png').write_bytes(b'no image')
-    Image.new('L', (2, 2)).save('grey.png')
+    Image.new('L', (2, 2)).save('gray.png')
     file = json.loads(scenes.INSTANCES.read_text())
     Path('foreign.json').write_text(json.dumps({**file, 'categories': file['categories'][1:]}))
     sample = {k: v for k, v in {**perfect[0], **changes}.items() if v is not None}

@@ -62,7 +62,7 @@ def dataset_in(folder, meta):
 
 @pytest.fixture
 def photo(tmp_path):
-    """A grey photo of 400 x 200 pixels."""
+    """A gray photo of 400 x 200 pixels."""
     path = tmp_path / 'photos/town/a.b.jpg'
     path.parent.mkdir(parents=True)
     Image.new('RGB', (400, 200), (200, 200, 200)).save(path)
