@@ -26,8 +26,8 @@ MAY_IMPORT = {
     'core': {'core', 'ops'},
     'cpu': {'core', 'cpu', 'ops'},
     'ops': {'ops'},
-    'checkpoints': {'checkpoints', 'core'},
-    'evaluation': {'evaluation', 'metadata'},
+    'checkpoints': {'checkpoints'},
+    'evaluation': {'evaluation'},
     'metadata': {'metadata'},
 }
 

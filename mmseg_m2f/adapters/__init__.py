@@ -1,4 +1,4 @@
-"""The bridge to OpenMMLab: the only package here that imports mmengine, mmcv, mmseg or mmdet.
+"""The bridge to OpenMMLab: mmengine, mmcv, mmseg and mmdet are imported here.
 
 Importing it registers every part in the scope ``mmseg_m2f``, offers mmcv's operator to ``ops``,
 puts the safe checkpoint loader in the place of MMEngine's and lets models with our heads load any

@@ -1,4 +1,4 @@
-"""Tests that tell if a faster forward may run, which does not call the modules inside."""
+"""Conditions for a faster forward, which does not call the modules inside a part."""
 
 from collections.abc import Collection
 

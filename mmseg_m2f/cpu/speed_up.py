@@ -24,7 +24,7 @@ HEAD: dict[type, Forward] = {
 }
 # Classes of both mmseg and mmdet, by their place in ``models.backbones``.
 BACKBONES: dict[str, Forward] = {
-    'resnet.BasicBlock': resnet.block,
+    'resnet.BasicBlock': resnet.block,  # the same forward as Bottleneck
     'resnet.Bottleneck': resnet.block,  # image 1.15, step 1.18
     'swin.SwinBlock': swin.block,  # image 1.25
     'swin.WindowMSA': swin.window_attention,  # image 1.30
@@ -52,7 +52,7 @@ def speed_up(model: nn.Module) -> nn.Module:
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Take back what ``speed_up`` did to a model, also to the model that it is a copy of.
+    """Take back what ``speed_up`` did to a model, or to the model that it was copied from.
 
     Returns:
         ``model`` itself.

@@ -91,7 +91,7 @@ def _backward_input(grad: Tensor, weight: Tensor) -> Tensor:
 def _backward_weight(x: Tensor, grad: Tensor) -> Tensor:
     out = x.new_empty(grad.shape[1], x.shape[1], 3, 3)
     library, sizes = LIBRARY.loaded(), _sizes(x, grad.shape[1])
-    workspace = _workspace(library.backward_weight_floats, sizes)
+    workspace = _workspace(x, library.backward_weight_floats, sizes)
     library.backward_weight(
         sizes, _pointer(x), _pointer(grad), _pointer(out), _pointers(workspace), _num_threads()
     )
@@ -103,9 +103,10 @@ def _forward(
 ) -> Tensor:
     """Convolve with the weights at an address, which have these strides, in floats."""
     bias = None if bias is None else bias.contiguous()
-    out = torch.empty(x.shape[0], channels, *x.shape[2:], memory_format=torch.channels_last)
+    shape = (x.shape[0], channels, *x.shape[2:])
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     library, sizes = LIBRARY.loaded(), _sizes(x, channels)
-    workspace = _workspace(library.forward_floats, sizes)
+    workspace = _workspace(x, library.forward_floats, sizes)
     library.forward(
         sizes,
         _pointer(x),
@@ -119,10 +120,12 @@ def _forward(
     return out
 
 
-def _workspace(write_floats: Callable[..., None], sizes: ctypes.Array) -> list[Tensor]:
+def _workspace(
+    like: Tensor, write_floats: Callable[..., None], sizes: ctypes.Array
+) -> list[Tensor]:
     floats = (ctypes.c_int64 * 3)()
     write_floats(sizes, floats)
-    return [torch.empty(number) for number in floats]
+    return [like.new_empty(number) for number in floats]
 
 
 def _sizes(x: Tensor, channels: int) -> ctypes.Array:

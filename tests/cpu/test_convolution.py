@@ -164,8 +164,14 @@ def check_winograd_at_every_border():
 
 
 @needs_winograd
-def test_winograd_at_every_border():
-    check_winograd_at_every_border()
+@pytest.mark.parametrize('default', [torch.float32, torch.float64], ids=str)
+def test_winograd_at_every_border(default):
+    """The default dtype of PyTorch changes nothing."""
+    torch.set_default_dtype(default)
+    try:
+        check_winograd_at_every_border()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @needs_winograd

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Case(NamedTuple):
-    """What is measured, and of whom.
+    """A thing to measure, and the implementations to measure it on.
 
     Attributes:
         kind: the module of this folder that builds and compares the implementations.

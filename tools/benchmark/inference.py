@@ -1,4 +1,4 @@
-"""From an image to finished results: label map, or panoptic segments and instances.
+"""Inference from an image to finished results: label map, or panoptic segments and instances.
 
 Scores (semantic) or logits (panoptic) are compared with the baseline's, and the labels of the
 finished maps. What is timed keeps no score maps.

@@ -49,7 +49,7 @@ class Agreement(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What one process measured.
+    """The measurements of one process.
 
     Attributes:
         seconds: the median of its timed steps.

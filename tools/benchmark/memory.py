@@ -1,4 +1,4 @@
-"""What large results cost: 100 queries to 4000 x 5000 pixels, 300 targets in the losses.
+"""The memory of large results: 100 queries to 4000 x 5000 pixels, 300 targets in the losses.
 
 `above_model_mib` is the peak above the inputs and above the result that is returned.
 `tests/core` compares the results with slow implementations.

@@ -37,9 +37,16 @@ CASE_HEADS = (
     'process, MiB',
     'above model, MiB',
     'of that',
-    'difference',
+    'largest difference',
 )
-MAIN_HEADS = ('', 'peer', 'ours', 'with `cpu.speed_up`', 'memory of the process', 'difference')
+MAIN_HEADS = (
+    'seconds, and times as fast as the peer',
+    'peer',
+    'ours',
+    'with `cpu.speed_up`',
+    "memory, share of the peer's",
+    'largest difference of outputs',
+)
 NOT_MEASURED = 'Not measured yet.\n'
 
 Rows = list[dict[str, str]]
@@ -83,7 +90,7 @@ def case_rows(case: str, folder: Path) -> list[list[str]]:
             columns = ('seconds', 'above_model_mib')
             shares = [f'{median(own, key) / median(baseline, key):.2f}' for key in columns]
         cells = [data.title, NAMES[name], f'{seconds:.3g} ({p25:.3g} to {p75:.3g})', shares[0]]
-        cells += [f'{peak:,.0f}', f'{above:,.0f}', shares[1], own[0]['largest_difference']]
+        cells += [f'{peak:,.0f}', f'{above:,.0f}', shares[1], _difference(own)]
         rows.append(cells)
     return rows
 
@@ -100,7 +107,12 @@ def main_rows(case: str, folder: Path) -> list[list[str]]:
     for name in ('ours', 'ours-cpu'):
         cells.append(f'{seconds[name]:.2f} s, **{seconds[peer] / seconds[name]:.1f}x**')
     shares = ' and '.join(f'{peak[name] / peak[peer]:.2f}' for name in ('ours', 'ours-cpu'))
-    return [[*cells, shares, measured['ours'][0]['largest_difference']]]
+    return [[*cells, shares, _difference(measured['ours'])]]
+
+
+def _difference(rows: Rows) -> str:
+    largest = rows[0]['largest_difference']
+    return f'{float(largest):.2g}' if largest else ''
 
 
 def _join(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -57,8 +57,8 @@ def _rows_that_matter(height: int, new_height: int, y1: int, y2: int) -> tuple[i
 def resized_labels(label_map: np.ndarray, size: Size, box: Box) -> np.ndarray:
     """Return the pixels in ``box`` of the map resized to ``size``: source ``floor(i * old / new)``.
 
-    It computes in whole numbers: OpenCV rounds some values of i * old / new that are whole to the
-    one below.
+    It computes with integers. OpenCV computes with floats, and may end one pixel too early where
+    ``i * old / new`` is a whole number.
     """
     rows, columns = (
         np.arange(new) * old // new for old, new in zip(label_map.shape[:2], size, strict=True)

@@ -1,4 +1,4 @@
-"""What ``mmseg_m2f.accelerate`` refuses, by name, and what it leaves to the stock methods."""
+"""``mmseg_m2f.accelerate`` refuses some models by name and leaves others to stock methods."""
 
 import copy
 import re
