@@ -8,8 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 # The most bytes that one intermediate tensor may take, unless a single row takes more: 32 MiB.
 # Results at full size are usually formed in several chunks, losses in one or two. With 300 targets,
-# or 100 queries in an image of 4000 x 5000 pixels, a tensor of all rows would take gigabytes. Larger
-# chunks are no faster.
+# or 100 queries in an image of 4000 x 5000 pixels, a tensor of all rows would take gigabytes.
+# Larger chunks are no faster.
 CHUNK_BYTES = 2**25
 
 
