@@ -56,7 +56,9 @@ def print_room(name: str, folders: list[str], aim: int | str, seen: set[Path]) -
             if path.suffix in SUFFIXES and path.resolve() == path and path not in seen:
                 seen.add(path)
                 inside = path.relative_to(ROOT / folder).parts[:-1]
-                part = folder if len(folders) > 1 else inside[0] if inside else 'its own files'
+                part = inside[0] if inside else 'its own files'
+                if len(folders) > 1:
+                    part = folder
                 parts[part] = parts.get(part, Counter()) + measure(path)
     size = sum(parts.values(), Counter())
     print_row(name, size, aim)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def errors_name(kind: str, path: str) -> Iterator[None]:
+def name_file_in_errors(kind: str, path: str) -> Iterator[None]:
     """Put path and kind (``'panoptic PNG'``) of a file into each error raised inside."""
     try:
         yield

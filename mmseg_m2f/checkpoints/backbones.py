@@ -15,18 +15,23 @@ _RESNET = [
     *(f'layer{{i}}.{{j}}.{layer}{n}.*' for layer in ('conv', 'bn') for n in (1, 2, 3)),
     *(f'layer{{i}}.{{j}}.downsample.{n}.*' for n in (0, 1)),
 ]
+_DETECTRON2_RESNET_BLOCK = [
+    ('conv1.weight', 'conv1.weight'),
+    ('conv2.weight', 'conv2.weight'),
+    ('conv3.weight', 'conv3.weight'),
+    ('bn1.*', 'conv1.norm.*'),
+    ('bn2.*', 'conv2.norm.*'),
+    ('bn3.*', 'conv3.norm.*'),
+    ('downsample.0.weight', 'shortcut.weight'),
+    ('downsample.1.*', 'shortcut.norm.*'),
+]
 _DETECTRON2_RESNET = [
     ('conv1.weight', 'stem.conv1.weight'),
     ('bn1.*', 'stem.conv1.norm.*'),
     *(
-        (f'layer{stage - 1}.{{i}}.{ours}', f'res{stage}.{{i}}.{theirs}')
-        for stage in range(2, 6)
-        for ours, theirs in (
-            *((f'conv{n}.weight', f'conv{n}.weight') for n in (1, 2, 3)),
-            *((f'bn{n}.*', f'conv{n}.norm.*') for n in (1, 2, 3)),
-            ('downsample.0.weight', 'shortcut.weight'),
-            ('downsample.1.*', 'shortcut.norm.*'),
-        )
+        (f'layer{stage}.{{i}}.{ours}', f'res{stage + 1}.{{i}}.{theirs}')
+        for stage in range(1, 5)
+        for ours, theirs in _DETECTRON2_RESNET_BLOCK
     ),
 ]
 # The official Mask2Former and timm have kept the names of the original Swin.

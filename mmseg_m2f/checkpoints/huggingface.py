@@ -55,18 +55,24 @@ _SWIN_BLOCK = (
     ('ffn.layers.1.*', 'output.dense.*'),
 )
 
+_RESNET_BLOCK = (
+    ('conv1', 'layer.0.convolution'),
+    ('conv2', 'layer.1.convolution'),
+    ('conv3', 'layer.2.convolution'),
+    ('bn1', 'layer.0.normalization'),
+    ('bn2', 'layer.1.normalization'),
+    ('bn3', 'layer.2.normalization'),
+    ('downsample.0', 'shortcut.convolution'),
+    ('downsample.1', 'shortcut.normalization'),
+)
+
 _RESNET = (
     ('conv1.*', 'embedder.embedder.convolution.*'),
     ('bn1.*', 'embedder.embedder.normalization.*'),
     *(
         (f'layer{stage + 1}.{{i}}.{ours}.*', f'encoder.stages.{stage}.layers.{{i}}.{theirs}.*')
         for stage in range(4)
-        for ours, theirs in (
-            *((f'conv{n + 1}', f'layer.{n}.convolution') for n in range(3)),
-            *((f'bn{n + 1}', f'layer.{n}.normalization') for n in range(3)),
-            ('downsample.0', 'shortcut.convolution'),
-            ('downsample.1', 'shortcut.normalization'),
-        )
+        for ours, theirs in _RESNET_BLOCK
     ),
 )
 

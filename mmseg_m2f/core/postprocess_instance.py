@@ -121,8 +121,8 @@ def _encoded(
 
 def _boxes(masks: Bool[Tensor, 'N H W']) -> Float[Tensor, 'N 4']:
     height, width = masks.shape[1:]
-    # The maximum of bytes says any, several times as fast.
-    in_column, in_row = masks.view(torch.uint8).amax(1), masks.view(torch.uint8).amax(2)
+    # Bytes, because argmax does not take booleans.
+    in_column, in_row = masks.any(1).byte(), masks.any(2).byte()
     sides = [
         in_column.argmax(1),
         in_row.argmax(1),

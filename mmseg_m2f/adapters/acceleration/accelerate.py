@@ -8,10 +8,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from mmseg_m2f import core
 from mmseg_m2f.adapters.acceleration.twin import Detector, SemanticTwin, UniversalTwin, warn
 from mmseg_m2f.adapters.migrate import stock_head
 from mmseg_m2f.adapters.migrate.stock_head import kind_of
+from mmseg_m2f.adapters.models.config import build_postprocess_config
 from mmseg_m2f.adapters.models.head import MaskHead
 from mmseg_m2f.registry import HOOKS
 
@@ -140,7 +140,7 @@ def _checked_detector(model: Any) -> Any:
             'predict of the model has been replaced, which would be lost (prepare_inference with a '
             'dtype does so): call accelerate first, on a model built anew'
         )
-    core.PostprocessConfig(**stock_head.read_results(fusion.test_cfg or {}))  # checks the values
+    build_postprocess_config(stock_head.read_results(fusion.test_cfg or {}))  # checks the values
     return model
 
 

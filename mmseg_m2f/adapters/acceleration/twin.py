@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmseg_m2f import core
 from mmseg_m2f.adapters.migrate.stock_head import network_modules, pair_parameters, read_results
+from mmseg_m2f.adapters.models.config import build_postprocess_config
 
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
@@ -164,7 +165,7 @@ class Detector:
         within = bool(test_cfg.get('filter_low_score', False))
         ours.compat = dataclasses.replace(ours.compat, panoptic_mask_intersection=within)
         maps, size = detector.extract_feat(batch_inputs), tuple(batch_inputs.shape[-2:])
-        config = core.PostprocessConfig(**read_results(test_cfg))
+        config = build_postprocess_config(read_results(test_cfg))
         results = ours.predict(maps, batch_data_samples, size, config)
         for sample, fields in zip(batch_data_samples, results, strict=True):
             for name, value in fields.items():

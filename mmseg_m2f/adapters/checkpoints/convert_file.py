@@ -13,7 +13,7 @@ from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from mmseg_m2f import checkpoints
-from mmseg_m2f.adapters.checkpoints import convert_on_load as loading
+from mmseg_m2f.adapters.checkpoints import convert_on_load
 from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
 from mmseg_m2f.adapters.checkpoints.fit import State
 from mmseg_m2f.adapters.checkpoints.formats import weights_of
@@ -75,13 +75,13 @@ def convert_checkpoint(
         if config is None:
             raise ValueError(f'{reorder} needs a config, whose head has thing_ids')
     checkpoint = CheckpointLoader.load_checkpoint(os.fspath(src), map_location='cpu')
-    stored = loading.unwrap(str(src), weights_of(checkpoint, str(src)))
+    stored = convert_on_load.unwrap(str(src), weights_of(checkpoint, str(src)))
     model = None if config is None else _build(config)
     is_detector = any(key.startswith('panoptic_head.') for key in stored)
     head = 'panoptic_head' if is_detector else 'decode_head'
     if model is not None:
-        head = loading.head_name(model)
-    layout, weights = loading.convert(str(src), stored, head, source)
+        head = convert_on_load.head_name(model)
+    layout, weights = convert_on_load.convert(str(src), stored, head, source)
     try:
         order = _order(reorder, model, layout, target)
         if order is not None:
@@ -117,11 +117,11 @@ def _order(
     reorder: str | Sequence[int] | None, model: nn.Module | None, layout: str, target: str
 ) -> Sequence[int] | None:
     """Return the new order of the classes; warn about or refuse one that is likely wrong."""
-    head = None if model is None else getattr(model, loading.head_name(model))
+    head = None if model is None else getattr(model, convert_on_load.head_name(model))
     if reorder is None:
         is_mixed = head is not None and not has_things_first(head)
         if is_mixed and (layout == 'mmdet') != (target == 'mmdet'):
-            message = loading.ORDER_OF_MMDET if layout == 'mmdet' else _OUR_ORDER
+            message = convert_on_load.ORDER_OF_MMDET if layout == 'mmdet' else _OUR_ORDER
             print_log(message, logger='current', level=logging.WARNING)
         return None
     if not isinstance(reorder, str):
@@ -139,8 +139,8 @@ def _order(
 
 
 def _check_fit(model: nn.Module, weights: State, rules: LoadRules) -> None:
-    if any(key.startswith(f'{loading.head_name(model)}.') for key in weights):
-        loading.weights_for(model, weights, rules)
+    if any(key.startswith(f'{convert_on_load.head_name(model)}.') for key in weights):
+        convert_on_load.weights_for(model, weights, rules)
         return
     expected = {k: v for k, v in model.state_dict().items() if k.startswith('backbone.')}
-    loading.fit_backbone('the file', expected, weights, rules)
+    convert_on_load.fit_backbone('the file', expected, weights, rules)

@@ -13,7 +13,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from mmseg_m2f.adapters.checkpoints import convert_on_load as loading
+from mmseg_m2f.adapters.checkpoints import convert_on_load
 from mmseg_m2f.adapters.checkpoints.formats import is_weights, weights_of
 from mmseg_m2f.adapters.checkpoints.rules import CURRENT_RULES
 from mmseg_m2f.adapters.models.head import MaskHead
@@ -47,7 +47,7 @@ def _before_model_loads(model: nn.Module, state_dict: dict[str, Any], prefix: st
     if not names:
         return
     state = _weights('the checkpoint', {key.removeprefix(prefix): state_dict[key] for key in names})
-    weights = loading.weights_for(model, state, CURRENT_RULES.get())
+    weights = convert_on_load.weights_for(model, state, CURRENT_RULES.get())
     for key in names:
         del state_dict[key]
     state_dict.update({prefix + key: value for key, value in weights.items()})
@@ -59,8 +59,8 @@ def _before_backbone_loads(
     # With a prefix it loads as part of a model, whose hook has done everything.
     if prefix or not state_dict:
         return
-    state = _weights(loading.file_of(backbone), state_dict)
-    weights = loading.weights_for_backbone(backbone, state, CURRENT_RULES.get())
+    state = _weights(convert_on_load.file_of(backbone), state_dict)
+    weights = convert_on_load.weights_for_backbone(backbone, state, CURRENT_RULES.get())
     state_dict.clear()
     state_dict.update(weights)
 

@@ -43,7 +43,11 @@ class _Dtype:
         dtype = np.dtype(self.code) if re.fullmatch(r'[a-zA-Z]\d*', self.code) else None
         if dtype is None or dtype.kind not in self.KINDS:
             raise pickle.UnpicklingError(f'GLOBAL numpy.dtype({self.code!r})')
-        return dtype.newbyteorder('<' if self.order == '<' else '>' if self.order == '>' else '=')
+        if self.order == '<':
+            return dtype.newbyteorder('<')
+        if self.order == '>':
+            return dtype.newbyteorder('>')
+        return dtype.newbyteorder('=')
 
 
 class _Later:

@@ -59,6 +59,11 @@ class CocoFormatDataset(BaseDataset):
     def _read(self) -> Json:
         """Read the JSON file; write its classes into ``metainfo`` and into the log."""
         coco_classes.log_once(f'reading {self.ann_file}')
+        if not osp.isfile(self.ann_file):
+            raise FileNotFoundError(
+                f'there is no annotation file {self.ann_file}; check data_root and ann_file of the '
+                'data set'
+            )
         with open(self.ann_file, 'rb') as file:
             text = file.read()
         keys = ('file_name', 'id', 'height', 'width')

@@ -8,7 +8,7 @@ from mmengine import fileio
 
 from mmseg_m2f.adapters.data.segments import InstanceShapes, SegmentMap
 from mmseg_m2f.adapters.data.transforms import Transform
-from mmseg_m2f.adapters.errors import errors_name
+from mmseg_m2f.adapters.errors import name_file_in_errors
 from mmseg_m2f.evaluation.panoptic_map import read_ids
 from mmseg_m2f.evaluation.rle import import_coco_mask
 from mmseg_m2f.registry import TRANSFORMS
@@ -42,7 +42,7 @@ class LoadSegments(Transform):
 
 def _segment_map(results: dict[str, Any]) -> SegmentMap:
     path = results['seg_map_path']
-    with errors_name('panoptic PNG', path):
+    with name_file_in_errors('panoptic PNG', path):
         ids = read_ids(BytesIO(fileio.get(path)))
     _check_size(f'its panoptic PNG {path}', ids.shape, results)
     segments = [segment for segment in results['segments_info'] if not segment['is_crowd']]

@@ -15,8 +15,17 @@ def build_semantic_dataset(metadata: str, **settings: Any) -> Any:
     Args:
         metadata: a name of ``mmseg_m2f.metadata``.
         settings: the other arguments of ``BaseSegDataset``. They override the metadata.
+
+    Raises:
+        ImportError: MMSegmentation cannot be imported.
     """
-    from mmseg.datasets import BaseSegDataset
+    try:
+        from mmseg.datasets import BaseSegDataset
+    except (ImportError, AssertionError) as error:  # mmseg asserts the version of mmcv
+        raise ImportError(
+            f'SemanticDataset needs MMSegmentation, which cannot be imported ({error}): pip '
+            'install onedl-mmsegmentation (onedl stack) or mmsegmentation (upstream).'
+        ) from error
 
     known = load_metadata(metadata)
     metainfo = {

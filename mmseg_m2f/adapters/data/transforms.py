@@ -139,7 +139,8 @@ class PadToSize(Transform):
                 f'{results.get("img_path")}. Crop to at most this size before.'
             )
         for key in ('img', *results.get('seg_fields', [])):
-            pixels, value = results[key], self.pad_value if key == 'img' else self.seg_pad_value
+            pixels = results[key]
+            value = self.pad_value if key == 'img' else self.seg_pad_value
             results[key] = np.full((*self.size, *pixels.shape[2:]), value, pixels.dtype)
             results[key][: size[0], : size[1]] = pixels
         if 'gt_segments' in results:

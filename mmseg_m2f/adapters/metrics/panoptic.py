@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from mmengine.evaluator import BaseMetric
 
-from mmseg_m2f.adapters.errors import errors_name
+from mmseg_m2f.adapters.errors import name_file_in_errors
 from mmseg_m2f.adapters.metrics import sample_fields as fields
 from mmseg_m2f.evaluation.panoptic_quality import image_statistics, panoptic_quality
 from mmseg_m2f.evaluation.summary import mean_of_defined, text_table
@@ -41,7 +41,7 @@ class PanopticMetric(BaseMetric):
         for sample in data_samples:
             truth = fields.true_segments_of(sample, self.stated_areas)
             predicted = fields.panoptic_of(sample, num_classes)
-            with errors_name('prediction', fields.source_of(sample)):
+            with name_file_in_errors('prediction', fields.source_of(sample)):
                 self.results.append(image_statistics(truth, predicted, num_classes))
 
     def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmseg_m2f.adapters.arrays import columnwise, to_array
-from mmseg_m2f.adapters.errors import errors_name
+from mmseg_m2f.adapters.errors import name_file_in_errors
 from mmseg_m2f.adapters.things import thing_ids_of
 from mmseg_m2f.evaluation import panoptic_map
 from mmseg_m2f.evaluation.rle import decode_masks
@@ -25,7 +25,7 @@ Sample = Mapping[str, Any]
 def panoptic_of(sample: Sample, num_classes: int) -> panoptic_map.Segments:
     """Return the predicted segments; ``ValueError`` if there are none, or of an unknown class."""
     encoded = to_array(_field(sample, 'pred_panoptic_seg', 'panoptic_on')['sem_seg'])
-    with errors_name('prediction', source_of(sample)):
+    with name_file_in_errors('prediction', source_of(sample)):
         return panoptic_map.decode_panoptic(encoded.squeeze(0), num_classes)
 
 
@@ -67,7 +67,7 @@ def true_segments_of(sample: Sample, stated_areas: bool = False) -> panoptic_map
             'mmseg_m2f.PanopticDataset and must be among the meta_keys of the packing transform'
         )
     path = sample['seg_map_path']
-    with errors_name('panoptic PNG', path):
+    with name_file_in_errors('panoptic PNG', path):
         file = BytesIO(get(path))
         return panoptic_map.read_segments(file, sample['segments_info'], stated_areas)
 

@@ -10,7 +10,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.fileio import get
 from PIL import Image
 
-from mmseg_m2f.adapters.errors import errors_name
+from mmseg_m2f.adapters.errors import name_file_in_errors
 from mmseg_m2f.adapters.metrics import sample_fields as fields
 from mmseg_m2f.evaluation.semantic_iou import NO_CLASS, class_areas, semantic_quality
 from mmseg_m2f.evaluation.summary import mean_of_defined, text_table
@@ -95,7 +95,7 @@ class SemanticMetric(BaseMetric):
             truth = fields.true_segments_of(sample)
             return np.append(NO_CLASS, truth.labels)[truth.segment_map]
         path = sample['label_map_path']
-        with errors_name('label map', path), Image.open(BytesIO(get(path))) as image:
+        with name_file_in_errors('label map', path), Image.open(BytesIO(get(path))) as image:
             label_map = np.asarray(image).astype(np.int64)
         has_no_class = label_map == self._ignored()
         if self.reduce_zero_label:

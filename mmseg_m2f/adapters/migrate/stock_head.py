@@ -92,8 +92,10 @@ def pair_parameters(ours: nn.Module, head: nn.Module) -> dict[str, str]:
     renamed = to_ours({f'{name}.{path}': p for path, p in stock.items()}, layout, name)
     theirs = {key.removeprefix(f'{name}.'): parameter for key, parameter in renamed.items()}
     mine = dict(ours.named_parameters())
-    if one_sided := sorted(mine.keys() ^ theirs.keys()):
-        raise ValueError(f'only the stock head or only ours has {", ".join(one_sided)}')
+    sides = {'the stock head': theirs.keys() - mine.keys(), 'ours': mine.keys() - theirs.keys()}
+    if mine.keys() != theirs.keys():
+        found = [f'only {side} has {sorted(names)}' for side, names in sides.items() if names]
+        raise ValueError('; '.join(found))
     for key, parameter in theirs.items():
         if parameter.shape != mine[key].shape:
             raise ValueError(

@@ -1,16 +1,23 @@
-"""Complete the settings of a head's parts, which share sizes, weights and numbers of points."""
+"""Check and complete the settings of a model.
+
+The parts of a head share sizes, weights and numbers of points.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from torch import nn
 
+from mmseg_m2f import core
 from mmseg_m2f.adapters.keys import check_keys
 from mmseg_m2f.adapters.models.parts import PartConfig, resolve, resolve_attention
 from mmseg_m2f.registry import MODELS, TASK_UTILS
 
 _LOSS_TYPES = {'cls': 'ClassLoss', 'mask': 'PointMaskLoss', 'dice': 'PointDiceLoss'}
 _COST_TYPES = {'cls': 'ClassCost', 'mask': 'PointMaskCost', 'dice': 'PointDiceCost'}
+# Fidelity switches that belong to the images, which a head cannot reach.
+_SWITCHES_OF_IMAGES = {'crop_offset', 'resize_backend', 'pad_value'}
 
 
 class UnknownChannelsError(ValueError):
@@ -19,6 +26,27 @@ class UnknownChannelsError(ValueError):
 
 class MissingSizesError(ValueError):
     """A pixel decoder does not tell the sizes that the decoder has to share with it."""
+
+
+def build_compat(compat: Mapping[str, Any] | None) -> core.CompatConfig:
+    """Check the keys of ``compat``, and build its settings."""
+    # MMEngine leaves the mark in place where the base config had nothing to delete.
+    given = {key: value for key, value in (compat or {}).items() if key != '_delete_'}
+    if of_images := sorted(given.keys() & _SWITCHES_OF_IMAGES):
+        raise ValueError(
+            f'compat of the head does not know {of_images}. crop_offset, resize_backend and '
+            'pad_value are settings of transforms in the pipelines: FixedSizeCrop(offsets=..., '
+            'pad_value=...), ResizeScale(backend=...) and ResizeShortestEdge(backend=...).'
+        )
+    check_keys('compat', given, [field.name for field in fields(core.CompatConfig)])
+    return core.CompatConfig(**given)
+
+
+def build_postprocess_config(test_cfg: Mapping[str, Any] | None) -> core.PostprocessConfig:
+    """Check the keys of ``test_cfg``, and build the settings of the results."""
+    given = test_cfg or {}
+    check_keys('test_cfg', given, [field.name for field in fields(core.PostprocessConfig)])
+    return core.PostprocessConfig(**given)
 
 
 def resolve_pixel_decoder(

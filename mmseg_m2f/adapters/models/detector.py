@@ -3,7 +3,6 @@
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from mmdet.models.detectors.base import BaseDetector
@@ -13,6 +12,7 @@ from torch import Tensor
 from mmseg_m2f import core
 from mmseg_m2f.adapters.keys import check_keys
 from mmseg_m2f.adapters.models.channels import with_in_channels
+from mmseg_m2f.adapters.models.config import build_postprocess_config
 from mmseg_m2f.evaluation.panoptic_map import INSTANCE_OFFSET, id2rgb
 
 _RESULTS = ('semantic_on', 'instance_on', 'panoptic_on')
@@ -59,9 +59,7 @@ class Mask2Former(BaseDetector):
     def test_cfg(self, test_cfg: Mapping[str, Any] | core.PostprocessConfig | None) -> None:
         config = test_cfg
         if not isinstance(config, core.PostprocessConfig):
-            given = config or {}
-            check_keys('test_cfg', given, [field.name for field in fields(core.PostprocessConfig)])
-            config = core.PostprocessConfig(**given)
+            config = build_postprocess_config(config)
         if not any(getattr(config, name) for name in _RESULTS):
             raise ValueError(
                 f'test_cfg switches all results off: at least one of {_RESULTS} must be True'

@@ -3,7 +3,6 @@
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from mmengine.logging import MessageHub, print_log
@@ -57,10 +56,7 @@ class MaskHead(BaseModule):
         known = [*list(inspect.signature(MaskHead).parameters)[1:-1], *own]
         check_keys(type(self).__name__, unknown, known)
         self.num_classes, self.num_queries = num_classes, num_queries
-        # MMEngine leaves the mark in place where the base config had nothing to delete.
-        given = {key: value for key, value in (compat or {}).items() if key != '_delete_'}
-        check_keys('compat', given, [field.name for field in fields(core.CompatConfig)])
-        self.compat = core.CompatConfig(**given)
+        self.compat = config.build_compat(compat)
         self._warned_of_too_few_queries = False
 
         pixel_decoder_cfg = config.resolve_pixel_decoder(pixel_decoder, in_channels)

@@ -161,4 +161,7 @@ def _category_ids(dataset: Any) -> Sequence[int]:
     for category_ids in (dataset.metainfo.get('category_ids'), getattr(dataset, 'cat_ids', None)):
         if category_ids is not None:
             return category_ids
-    raise ValueError('give the data set category_ids in its metainfo, one for each class')
+    raise ValueError(
+        f'the result files need category ids: {type(dataset).__name__} has neither category_ids in '
+        'its metainfo nor cat_ids. Give it metainfo=dict(category_ids=[...]), one for each class'
+    )

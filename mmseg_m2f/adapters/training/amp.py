@@ -64,7 +64,9 @@ class AmpOptimWrapper(OptimWrapper):
         """
         on_cpu, name, hint = self._device.type == 'cpu', self._asked, ''
         if name == 'auto':
-            name = 'float16' if not on_cpu else 'bfloat16' if has_bfloat16() else 'float32'
+            name = 'float16'
+            if on_cpu:
+                name = 'bfloat16' if has_bfloat16() else 'float32'
         elif name == 'float16' and on_cpu:
             name = 'float32'
             hint = " (float16 needs an accelerator; dtype='bfloat16' works here too)"

@@ -17,6 +17,7 @@ from mmdet.models.task_modules import ClassificationCost, DiceCost
 
 import mmseg_m2f
 from mmseg_m2f.adapters.acceleration import CannotAccelerateError, is_accelerated, restore
+from mmseg_m2f.adapters.migrate import stock_head
 from tests.adapters import small_models
 from tests.adapters.stock_models import batch, build, logits, losses, results
 
@@ -147,3 +148,16 @@ def test_models_without_a_stock_head_are_refused(make: Any, reason: str) -> None
 )
 def test_other_settings_are_refused(path: str, value: Any, reason: str) -> None:
     assert_refused(changed(path, value), reason)
+
+
+def test_parameters_that_one_side_lacks_are_named_with_the_other_side() -> None:
+    head = build('mmdet').panoptic_head
+    ours = stock_head.build_ours(head)
+    ours.register_parameter('mine', nn.Parameter(torch.zeros(1)))
+    del ours.decoder.norm
+    message = (
+        "only the stock head has ['decoder.norm.bias', 'decoder.norm.weight']; only ours has "
+        "['mine']"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        stock_head.pair_parameters(ours, head)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -290,7 +291,7 @@ def test_a_wrong_instance_file_is_named(tmp_path, keys, value, message):
 @pytest.mark.parametrize(
     ('settings', 'error', 'message'),
     [
-        ({'ann_file': 'other.json'}, FileNotFoundError, r'other\.json'),
+        ({'ann_file': 'other.json'}, FileNotFoundError, r'no annotation file .*other\.json; check'),
         ({'ann_file': 'img/0.jpg'}, ValueError, r'0\.jpg is no JSON file'),
         ({'metadata': 'cityscapes'}, ValueError, r'pan\.json does not .* lacks the ids \[7, 8'),
         ({'metadata': 'cityscape'}, ValueError, "metadata='cityscape' is not known"),
@@ -355,6 +356,12 @@ def test_mapillary_has_65_classes_and_the_unlabeled_is_ignored(tmp_path):
     assert dataset.ignore_index == 65
     # The ignored label stays what it is in the files: heads and metrics get ignore_index=65.
     assert (dataset[0]['gt_seg_map'] == labels).all()
+
+
+def test_a_semantic_dataset_without_mmseg_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmseg.datasets', None)
+    with pytest.raises(ImportError, match=r'SemanticDataset needs .* pip install onedl-mmseg'):
+        DATASETS.build({'type': 'mmseg_m2f.SemanticDataset', 'metadata': 'ade20k'})
 
 
 def test_settings_of_a_semantic_dataset_go_before_the_metadata():

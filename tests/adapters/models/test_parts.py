@@ -105,6 +105,10 @@ class PlainCost:
         ({'queries': 3}, r"does not know \['queries'\].*'num_queries'"),
         ({'decoder': {'layers': 1}}, r"decoder: .* does not know \['layers'\].*'num_layers'"),
         ({'compat': {'mode': 0}}, r"compat does not know \['mode'\]; known keys: \['init', "),
+        *(
+            ({'compat': {key: 0}}, rf"know \['{key}'\]\. .* FixedSizeCrop\(offsets=")
+            for key in ('crop_offset', 'resize_backend', 'pad_value')
+        ),
         ({'losses': {'boxes': {}}}, r"losses does not know \['boxes'\]"),
         ({'matcher': {'costs': {'mine': {}}}}, r'matcher\.costs\.mine needs a type'),
         (

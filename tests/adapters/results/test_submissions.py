@@ -118,7 +118,7 @@ def test_cityscapes_gets_its_label_ids_and_its_instance_format(tmp_path):
 
 def test_categories_of_mmdets_data_sets_are_known_and_others_must_be_told(tmp_path):
     dataset = Cityscapes()
-    with pytest.raises(ValueError, match='category_ids in its metainfo'):
+    with pytest.raises(ValueError, match='need category ids: Cityscapes has neither'):
         scenes.save(tmp_path, dataset, [city_sample()])
     dataset.cat_ids = list(range(100, 119))
     scenes.save(tmp_path, dataset, [city_sample()])
