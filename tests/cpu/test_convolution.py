@@ -126,9 +126,12 @@ def test_winograd_is_for_large_maps_stride_1_and_whole_registers():
     large, small = torch.zeros(1, 64, 64, 64), torch.zeros(1, 64, 8, 8)
     assert winograd.suits(nn.Conv2d(64, 64, 3, padding=1), large)
     assert not winograd.suits(nn.Conv2d(64, 64, 3, padding=1), small)
-    for other in ({'stride': 2}, {'padding': 0}, {'dilation': 2}, {'out_channels': 65}):
+    others = [{'stride': 2}, {'padding': 0}, {'dilation': 2}]
+    for other in (*others, {'in_channels': 65}, {'out_channels': 65}):
         settings = {'in_channels': 64, 'out_channels': 64, 'kernel_size': 3, 'padding': 1}
-        assert not winograd.suits(nn.Conv2d(**(settings | other)), large)
+        convolution = nn.Conv2d(**(settings | other))
+        x = torch.zeros(1, convolution.in_channels, 64, 64)
+        assert not winograd.suits(convolution, x)
 
 
 def check_winograd(batch, channels, out_channels, size):

@@ -74,6 +74,14 @@ def test_under_an_autocast_the_class_computes(part, check_that_the_class_compute
     check_that_the_class_computes(part, arguments(part), autocast=True)
 
 
+def test_the_back_end_that_was_chosen_is_asked(fast_calls):
+    part = speed_up(PARTS['deformable attention']())
+    part.backend = 'abacus'
+    with pytest.raises(ValueError, match='abacus'):
+        part(*arguments(part))
+    assert fast_calls
+
+
 CAPTURED = """
 import copy, torch
 from mmseg_m2f.core import MSDeformAttnPixelDecoder, PixelDecoderConfig

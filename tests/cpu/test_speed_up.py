@@ -33,11 +33,24 @@ def test_known_parts_get_a_forward_and_unknown_ones_nothing():
     assert [vars(model[1])['forward'], vars(model[2][0])['forward']] == once
 
 
-def test_restore_leaves_nothing_behind():
-    model = network()
+def check_that_restore_leaves_nothing_behind(model, known):
     before = [dict(vars(part)) for part in model.modules()]
-    assert restore(speed_up(model)) is model
+    assert with_forward(speed_up(model)) == known
+    assert restore(model) is model
     assert [dict(vars(part)) for part in model.modules()] == before
+
+
+def test_restore_leaves_nothing_behind():
+    check_that_restore_leaves_nothing_behind(network(), {'1', '2.0'})
+
+
+@pytest.mark.parametrize('package', ['mmseg', 'mmdet'])
+def test_restore_leaves_nothing_behind_in_a_backbone(package):
+    backbones = pytest.importorskip(f'{package}.models.backbones')
+    resnet, swin = backbones.resnet, backbones.swin
+    blocks = [resnet.BasicBlock(8, 8), resnet.Bottleneck(8, 2), swin.SwinBlock(8, 2, 16)]
+    known = {'0', '1', '2', '2.attn.w_msa'}
+    check_that_restore_leaves_nothing_behind(nn.Sequential(*blocks), known)
 
 
 def test_somebody_s_own_forward_and_subclasses_are_left_alone():

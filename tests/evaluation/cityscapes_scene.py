@@ -21,12 +21,12 @@ CARS = [box(0, 10), box(20, 20)]
 PERSONS = [box(60, 10)]
 
 
-def write_truth(folder: Path) -> Path:
-    """Write the file below `folder`; return what the metric calls gt_dir."""
+def write_truth(folder: Path, name: str = NAME) -> Path:
+    """Write the file of an image below `folder`; return what the metric calls gt_dir."""
     instance_ids = np.full(SIZE, ROAD, np.uint16)
     for mask, instance_id in zip(CARS + PERSONS, (26000, 26001, 24000), strict=True):
         instance_ids[mask] = instance_id
     gt_dir = folder / 'gtFine/val'
-    (gt_dir / 'ulm').mkdir(parents=True)
-    Image.fromarray(instance_ids).save(gt_dir / f'ulm/{NAME}_gtFine_instanceIds.png')
+    (gt_dir / 'ulm').mkdir(parents=True, exist_ok=True)
+    Image.fromarray(instance_ids).save(gt_dir / f'ulm/{name}_gtFine_instanceIds.png')
     return gt_dir

@@ -315,4 +315,28 @@ MUTANTS = (
         new='del token',
         tests=('tests/adapters/checkpoints/test_convert_on_load.py',),
     ),
+    Mutant(
+        name='no_things_are_the_things_of_the_file',
+        breaks='thing_ids=[] says that every class is stuff, whatever the file says.',
+        file='mmseg_m2f/adapters/data/coco_classes.py',
+        old='    if thing_ids is None:\n',
+        new='    if not thing_ids:\n',
+        tests=('tests/adapters/data/test_datasets.py',),
+    ),
+    Mutant(
+        name='masks_from_a_worker_are_transposed',
+        breaks='A mask leaves a worker process with the rows and columns that it had.',
+        file='mmseg_m2f/adapters/data/patched_masks.py',
+        old='pixels.reshape(rows, columns)',
+        new='pixels.reshape(columns, rows).T',
+        tests=('tests/adapters/data/test_packing.py',),
+    ),
+    Mutant(
+        name='cityscapes_ap_is_that_of_the_first_image',
+        breaks='The AP of Cityscapes is computed over all images.',
+        file='mmseg_m2f/adapters/metrics/cityscapes.py',
+        old='dict(ChainMap(*results))',
+        new='dict(ChainMap(*results[:1]))',
+        tests=('tests/adapters/metrics/test_metrics.py',),
+    ),
 )

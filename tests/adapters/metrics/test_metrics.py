@@ -272,6 +272,12 @@ def test_cityscapes(tmp_path, said):
         result = evaluate('CityscapesInstanceMetric', samples, meta, **files)
         assert result == pytest.approx({'cityscapes/AP': 0.7, 'cityscapes/AP50': 1.0})
     assert (tmp_path / f'out/{city.NAME}_pred.txt').is_file()
+    # A second image, in which nothing is found, halves every recall.
+    city.write_truth(tmp_path, 'ulm_000002_000019')
+    nothing = {key: values[:0] for key, values in instances.items()}
+    missed = {'img_path': 'ulm/ulm_000002_000019_leftImg8bit.png', 'pred_instances': nothing}
+    result = evaluate('CityscapesInstanceMetric', [*samples, missed], meta, **files)
+    assert result == pytest.approx({'cityscapes/AP': 0.35, 'cityscapes/AP50': 0.5})
     assert any('Cityscapes AP per class' in line for line in said)
     with pytest.raises(ValueError, match=r"Cityscapes does not have: \['cow'\]"):
         evaluate('CityscapesInstanceMetric', samples, {'classes': ['cow']}, **files)

@@ -43,7 +43,7 @@ class Pyramid(nn.Module):
 
 
 def build(package, backbone, head=None, **changes):
-    """Build our model of a package without ``in_channels``, and return its head."""
+    """Build our model of a package without ``in_channels``; return it and its head."""
     pytest.importorskip(package)
     init_default_scope(package)
     model, name = small_models.segmentor(), 'decode_head'
@@ -52,7 +52,8 @@ def build(package, backbone, head=None, **changes):
         model, name = small_models.detector(), 'panoptic_head'
     del model[name]['in_channels']
     model[name] = head or model[name]
-    return getattr(MODELS.build({**model, 'backbone': backbone, **changes}), name)
+    built = MODELS.build({**model, 'backbone': backbone, **changes})
+    return built, getattr(built, name)
 
 
 both_packages = pytest.mark.parametrize('package', ['mmseg', 'mmdet'])
@@ -72,10 +73,12 @@ both_packages = pytest.mark.parametrize('package', ['mmseg', 'mmdet'])
 )
 def test_another_backbone_is_one_entry(package, backbone, neck, expected):
     pytest.importorskip('mmdet' if neck else package)
-    head = build(package, backbone, neck=neck)
+    model, head = build(package, backbone, neck=neck)
     assert head.resolved_config()['in_channels'] == expected
-    maps = [torch.zeros(1, width, 16 >> i, 16 >> i) for i, width in enumerate(expected)]
-    assert head(maps)[0].shape == (1, 10, 4)
+    image = torch.zeros(1, 4 if backbone['type'] is Pyramid else 3, 64, 64)
+    model.eval()
+    with torch.no_grad():
+        assert model(image, mode='tensor')[0].shape == (1, 10, 4)
 
 
 def test_measuring_changes_nothing():
@@ -103,4 +106,4 @@ def test_a_backbone_that_cannot_tell_is_named(package):
 
 def test_channels_that_are_set_are_kept():
     head = {'type': 'FCNHead', 'in_channels': 8, 'channels': 4, 'num_classes': 3, 'in_index': 3}
-    assert build('mmseg', {'type': Pyramid, 'fails': True}, head).in_channels == 8
+    assert build('mmseg', {'type': Pyramid, 'fails': True}, head)[1].in_channels == 8
