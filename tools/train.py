@@ -41,10 +41,16 @@ def create_train_parser() -> argparse.ArgumentParser:
 def set_resume(config: 'Config', resume: str | None) -> None:
     if resume is None:
         return
-    config.resume = True
-    if resume != 'auto':
-        check_checkpoint(resume, 'checkpoint to resume from')
-        config.load_from = resume
+    if resume == 'auto':
+        from mmengine.runner import find_latest_checkpoint
+
+        resume = find_latest_checkpoint(config.work_dir)
+        if resume is None:
+            print(f'--resume: no checkpoint in {config.work_dir}, the training starts anew')
+            return
+    check_checkpoint(resume, 'checkpoint to resume from')
+    # Not the pre-trained weights that load_from may name.
+    config.resume, config.load_from = True, resume
 
 
 def enable_amp(config: 'Config') -> None:

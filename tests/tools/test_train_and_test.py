@@ -173,6 +173,19 @@ def test_resume_continues_with_the_next_iteration(trained: Trained, call_runner,
     output = call_runner(TOOLS / 'train.py', *arguments, settings=schedule)
     assert 'resumed epoch: 0, iter: 2' in output
     assert (tmp_path / 'iter_3.pth').is_file()
+    # Without a value it goes on from the work folder, whatever load_from says.
+    schedule = ['train_cfg.max_iters=4', 'train_cfg.val_interval=9']
+    arguments = ['--resume', '--work-dir', tmp_path]
+    settings = [*schedule, f'load_from={trained.checkpoint}']
+    output = call_runner(TOOLS / 'train.py', trained.config, *arguments, settings=settings)
+    assert 'resumed epoch: 0, iter: 3' in output
+
+
+def test_resume_without_a_checkpoint_starts_from_load_from(load_tool, tmp_path, capsys):
+    config = Config({'work_dir': str(tmp_path), 'load_from': 'pretrained.pth', 'resume': False})
+    load_tool('train').set_resume(config, 'auto')
+    assert (config.load_from, config.resume) == ('pretrained.pth', False)
+    assert 'no checkpoint' in capsys.readouterr().out
 
 
 OWN_PARTS = """

@@ -149,16 +149,24 @@ def check_resumable(model: nn.Module, checkpoint: Mapping[str, Any], file: str) 
     """Check that ``checkpoint``, read from ``file``, was left by a run with such a model.
 
     Raises:
-        CheckpointError: The state of a run is not there. Or the names are not the model's: then
-            the optimizer's state counts the parameters in another order.
+        CheckpointError: The state of a run is not there. Or a shape is not the model's. Or the
+            names are not: then the optimizer's state counts the parameters in another order.
     """
-    meta = checkpoint.get('meta') or {}
+    meta, expected = checkpoint.get('meta') or {}, model.state_dict()
     _, state = checkpoints.without_wrapper(checkpoint.get('state_dict', {}))
+    own = {key: value for key, value in state.items() if key in expected}
+    others = [key for key, value in own.items() if value.shape != expected[key].shape]
     is_ours = any(isinstance(getattr(model, name, None), MaskHead) for name in checkpoints.HEADS)
     if 'message_hub' not in checkpoint or not {'epoch', 'iter'} <= meta.keys():
         why = 'it has no optimizer state and no iteration of a training with MMEngine'
-    elif is_ours and not _has_names_of(model.state_dict(), state, head_name(model)):
+    elif is_ours and not _has_names_of(expected, state, head_name(model)):
         why = 'its optimizer state belongs to another model: the names of the weights differ'
+    elif others:
+        shapes = [tuple(tensors[others[0]].shape) for tensors in (own, expected)]
+        why = (
+            f'its optimizer state belongs to another model: {others[0]} has the shape {shapes[0]}, '
+            f'in the model {shapes[1]} (another number of classes or queries?)'
+        )
     else:
         return
     raise CheckpointError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from mmseg_m2f.adapters.keys import check_keys
+from mmseg_m2f.adapters.training.resume import check_optimizer_state
 from mmseg_m2f.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 # `_NormBase` covers every batch and instance norm, also synchronized ones.
@@ -87,6 +88,7 @@ class Mask2FormerOptimWrapperConstructor:
                 logger='current',
             )
         optimizer = OPTIMIZERS.build({**self.optimizer_cfg, 'params': groups})
+        optimizer.register_load_state_dict_pre_hook(check_optimizer_state)
         return OPTIM_WRAPPERS.build(self.wrapper_cfg, default_args={'optimizer': optimizer})
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:

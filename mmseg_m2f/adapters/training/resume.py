@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, DataLoader
 
 from mmseg_m2f.adapters.checkpoints.convert_on_load import check_resumable
+from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
 from mmseg_m2f.registry import HOOKS
 
 State = dict[str, Any]
@@ -54,8 +55,12 @@ class RandomStateHook(Hook):
             CheckpointError: the run shall resume from a file that no run of such a model saved.
         """
         if runner._resume:
+            file = runner._load_from or 'the checkpoint'
             model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-            check_resumable(model, checkpoint, runner._load_from or 'the checkpoint')
+            check_resumable(model, checkpoint, file)
+            optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+            if optimizer is not None and 'optimizer' in checkpoint:
+                check_optimizer_state(optimizer, checkpoint['optimizer'], file)
         self._saved = checkpoint.get('random_state')
 
     def before_train(self, runner: Runner) -> None:
@@ -96,6 +101,32 @@ class RandomStateHook(Hook):
         if self._before_val is not None:
             set_random_state(self._before_val)
         self._before_val = None
+
+
+def check_optimizer_state(
+    optimizer: torch.optim.Optimizer, saved: State, file: str = 'the checkpoint'
+) -> None:
+    """Compare a saved state with every parameter of an optimizer: fused kernels do not check it.
+
+    Raises:
+        CheckpointError: the number of parameters or a shape differs.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group['params']]
+    indices = [index for group in saved['param_groups'] for index in group['params']]
+    why = f'{len(indices)} parameters are saved, the model has {len(parameters)}'
+    wrong = len(indices) != len(parameters)
+    for parameter, index in zip(parameters, indices, strict=False):
+        for name, value in saved['state'].get(index, {}).items():
+            # Some optimizers keep smaller tensors for rows and columns, and a number of steps.
+            is_whole = isinstance(value, torch.Tensor) and value.dim() == parameter.dim()
+            if not wrong and is_whole and value.shape != parameter.shape:
+                wrong = True
+                why = f'{name} is {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}'
+    if wrong:
+        raise CheckpointError(
+            f'{file} cannot be resumed: its optimizer state belongs to another model: {why}. To '
+            'start a training from its weights, give it as load_from, without resume'
+        )
 
 
 class _ResumedIterator:

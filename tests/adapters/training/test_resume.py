@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
+from mmseg_m2f.adapters.checkpoints.errors import CheckpointError
 from mmseg_m2f.adapters.training.resume import RandomStateHook, random_state
 from tests.adapters.toy_runner import Noise, loader, toy_runner
 
@@ -89,6 +90,22 @@ def test_a_sampler_without_a_position_is_left_to_mmengine(tmp_path):
     )
     assert resumed.images == straight.images[3:]
     assert any('cannot set the position of this sampler' in line for line in resumed.runner.warned)
+
+
+@pytest.mark.parametrize('part', ['state_dict', 'optimizer'])
+def test_a_run_of_other_shapes_is_not_resumed(tmp_path, part):
+    train(tmp_path / 'straight', **SEED)
+    file = tmp_path / 'straight' / 'iter_3.pth'
+    checkpoint = torch.load(file, weights_only=False)  # our own file, just made
+    if part == 'state_dict':
+        name = next(iter(checkpoint['state_dict']))
+        checkpoint['state_dict'][name] = torch.zeros(7, 7)
+    else:
+        name = 'exp_avg'
+        checkpoint['optimizer']['state'][0][name] = torch.zeros(7, 7)
+    torch.save(checkpoint, file)
+    with pytest.raises(CheckpointError, match=f'iter_3.pth cannot be resumed.*{name}.*7, 7'):
+        train(tmp_path / 'resumed', load_from=str(file), resume=True, **SEED)
 
 
 def test_load_from_starts_anew(tmp_path):
