@@ -85,12 +85,15 @@ def _compete(
         is_inside = probs >= 0.5
         areas[queries] = mask_areas(is_inside)
         product, index = probs.mul_(scores[queries, None, None]).max(0)
+        # Each takes up to 160 MB for an image of 4000 x 5000: it goes before the next one comes.
+        del probs
         leads = product > best  # a tie leaves the pixel to the earlier query
         best = torch.where(leads, product, best)
-        owner = torch.where(leads, index.int() + (queries.start + 1), owner)
+        del product
         is_mask = torch.where(leads, is_inside.gather(0, index[None])[0], is_mask)
-        # Of a large image each takes 100 MB: they go before those of the next chunk come.
-        del probs, is_inside, product, index, leads
+        del is_inside
+        owner = torch.where(leads, index.add_(queries.start + 1).int(), owner)
+        del index, leads
     return owner, is_mask, areas
 
 
