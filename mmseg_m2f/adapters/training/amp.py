@@ -138,4 +138,5 @@ class AmpOptimWrapper(OptimWrapper):
 def has_bfloat16() -> bool:
     """Return True if this CPU multiplies bfloat16 in hardware; else it is slower than float32."""
     # Processors with AMX have AVX512-BF16, too.
-    return bool(getattr(torch.cpu, '_is_avx512_bf16_supported', bool)())
+    probe = getattr(torch.cpu, '_is_avx512_bf16_supported', None)
+    return probe is not None and bool(probe())

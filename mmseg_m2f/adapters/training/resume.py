@@ -111,22 +111,26 @@ def check_optimizer_state(
     Raises:
         CheckpointError: the number of parameters or a shape differs.
     """
+    if difference := _first_difference(optimizer, saved):
+        raise CheckpointError(
+            f'{file} cannot be resumed: its optimizer state belongs to another model: '
+            f'{difference}. To start a training from its weights, give it as load_from, without '
+            'resume'
+        )
+
+
+def _first_difference(optimizer: torch.optim.Optimizer, saved: State) -> str:
     parameters = [p for group in optimizer.param_groups for p in group['params']]
     indices = [index for group in saved['param_groups'] for index in group['params']]
-    why = f'{len(indices)} parameters are saved, the model has {len(parameters)}'
-    wrong = len(indices) != len(parameters)
-    for parameter, index in zip(parameters, indices, strict=False):
+    if len(indices) != len(parameters):
+        return f'{len(indices)} parameters are saved, the model has {len(parameters)}'
+    for parameter, index in zip(parameters, indices, strict=True):
         for name, value in saved['state'].get(index, {}).items():
             # Some optimizers keep smaller tensors for rows and columns, and a number of steps.
             is_whole = isinstance(value, torch.Tensor) and value.dim() == parameter.dim()
-            if not wrong and is_whole and value.shape != parameter.shape:
-                wrong = True
-                why = f'{name} is {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}'
-    if wrong:
-        raise CheckpointError(
-            f'{file} cannot be resumed: its optimizer state belongs to another model: {why}. To '
-            'start a training from its weights, give it as load_from, without resume'
-        )
+            if is_whole and value.shape != parameter.shape:
+                return f'{name} is {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}'
+    return ''
 
 
 class _ResumedIterator:
